@@ -1,0 +1,48 @@
+"""The definition of bidirectional gated linear attention: the recurrence, token by token.
+
+Slow and exact. Every other backend is checked against this one, in float64.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GATE_LOGIT_NORMALIZER = 16.0
+"""log(alpha) = logsigmoid(gate logit) / 16 (ViG, section 3.2; the value of the public models)."""
+
+
+def reference_bidirectional_gla(
+    q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor
+) -> Tensor:
+    """Run both recurrences step by step; differentiable by autograd.
+
+        S_t  = diag(alpha_f[t]) S_{t-1} + k_t v_t^T        t = 0 ... N-1
+        S'_t = diag(alpha_b[t]) S'_{t+1} + k_t v_t^T       t = N-1 ... 0
+        o_t  = K^-1/2 / 2 * (S_t + S'_t)^T q_t
+
+    Args:
+        q, k, gate_f, gate_b: ``[B, N, H, K]``; the gates are logits.
+        v: ``[B, N, H, V]``.
+
+    Returns:
+        ``[B, N, H, V]`` in the dtype of ``v``. Half precision is computed in float32.
+    """
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    out_dtype = v.dtype
+    q, k, v, gate_f, gate_b = (x.to(dtype) for x in (q, k, v, gate_f, gate_b))
+    num_tokens = q.shape[1]
+
+    def scan(gate: Tensor, order: range) -> list[Tensor]:
+        alpha = (F.logsigmoid(gate) / GATE_LOGIT_NORMALIZER).exp()
+        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+        outputs = {}
+        for t in order:
+            state = alpha[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+            outputs[t] = (q[:, t, :, :, None] * state).sum(dim=2)
+        return [outputs[t] for t in range(num_tokens)]
+
+    if num_tokens == 0:
+        return v.to(out_dtype)
+    forward = torch.stack(scan(gate_f, range(num_tokens)), dim=1)
+    backward = torch.stack(scan(gate_b, range(num_tokens - 1, -1, -1)), dim=1)
+    return ((forward + backward) * (0.5 * q.shape[-1] ** -0.5)).to(out_dtype)

@@ -1,0 +1,261 @@
+"""Reading checkpoints: public ViG files, mm files, and the renaming between the two.
+
+Public files hold the weights under ``model`` (and ``model_ema``); the names inside are those of our
+backbones, plus the head's. mm files hold them under ``state_dict``, a backbone's behind
+``backbone.`` when a whole model was saved. So conversion is a renaming of prefixes.
+"""
+
+import argparse
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from .serialization import allow_mmengine_types
+
+if TYPE_CHECKING:
+    from vig_mm.models.backbones.base import ViGBackbone
+
+PUBLIC_KEYS = ("model_ema", "model")
+"""Where public files keep weights, the preferred one first."""
+
+StateDict = dict[str, Tensor]
+
+# public name -> name in an mm classifier; what no rule names gets ``backbone.`` in front
+_TO_CLASSIFIER = (
+    (r"^classifier\.norm\.", "backbone.norm3."),
+    (r"^classifier\.head\.", "head.fc."),
+    (r"^head\.", "head.fc."),
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says which file, why, and what to do."""
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """Unpickle a checkpoint onto the CPU, with torch's weights-only protection on.
+
+    Args:
+        path: a file, or any address that mmengine's CheckpointLoader knows (``http://...``).
+
+    Raises:
+        CheckpointError: missing, not a checkpoint, truncated, or holding types that are refused.
+    """
+    path = os.fspath(path)
+    allow_mmengine_types()
+    try:
+        if "://" in path:
+            checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
+        else:
+            if not Path(path).is_file():
+                raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
+            # public training scripts keep their command line beside the weights
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path!r} is not a checkpoint that can be loaded safely (truncated, another kind of "
+            f"file, or holding Python objects besides tensors): {str(error).splitlines()[0]}"
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path!r} is not a readable torch checkpoint (truncated or another kind of file?): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path!r} holds a {type(checkpoint).__name__}, not a state dict")
+    return checkpoint
+
+
+def is_public(checkpoint: dict) -> bool:
+    """Whether this is a public ViG file rather than an mm one."""
+    return "state_dict" not in checkpoint and any(
+        isinstance(checkpoint.get(key), dict) for key in PUBLIC_KEYS
+    )
+
+
+def weights(checkpoint: dict, key: str | None = None) -> tuple[StateDict, str]:
+    """The state dict inside a checkpoint and the key it was found under ('' for a bare one).
+
+    Without ``key``: ``state_dict``, then ``model_ema``, then ``model``, then the dict itself.
+    """
+    for name in (key,) if key else ("state_dict", *PUBLIC_KEYS):
+        if isinstance(checkpoint.get(name), dict):
+            state = checkpoint[name]
+            break
+    else:
+        name, state = "", checkpoint
+    state = {k.removeprefix("module."): x for k, x in state.items() if isinstance(x, Tensor)}
+    if not state or (key and not name):
+        raise CheckpointError(
+            f"no weights{f' under {key!r}' if key else ''} in a checkpoint with the keys "
+            f"{', '.join(map(repr, list(checkpoint)[:8]))}"
+        )
+    return state, name
+
+
+def to_classifier(public: StateDict) -> StateDict:
+    """Public names -> names of an mmpretrain classifier (``backbone.``, ``head.fc.``)."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in _TO_CLASSIFIER:
+            if re.match(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return f"backbone.{name}"
+
+    return {rename(name): x for name, x in public.items()}
+
+
+def to_backbone(state: StateDict, prefix: str | None = None) -> StateDict:
+    """Any form -> a backbone's own names; heads and necks are left out.
+
+    Args:
+        prefix: take only what stands behind it (mmengine's ``init_cfg`` option).
+    """
+    if prefix is None:
+        wrapped = any(name.startswith("backbone.") for name in state)
+        if not wrapped:
+            state = to_classifier(state)
+        prefix = "backbone."
+    elif prefix and not prefix.endswith("."):
+        prefix += "."
+    return {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
+
+
+def to_public(state: StateDict) -> StateDict:
+    """An mm classifier or backbone -> public names.
+
+    Raises:
+        CheckpointError: there are parts that the public models do not have.
+    """
+    wrapped = any(name.startswith("backbone.") for name in state)
+    hierarchical = any(re.match(r"(backbone\.)?layers\.", name) for name in state)
+    head = "classifier.head." if hierarchical else "head."
+    public, foreign = {}, []
+    for name, x in state.items():
+        if name.startswith("head.fc."):
+            public[head + name.removeprefix("head.fc.")] = x
+            continue
+        bare = name.removeprefix("backbone.")
+        if (wrapped and bare == name) or re.match(r"norm[0-2]\." if hierarchical else r"norm\d", bare):
+            foreign.append(name)
+        elif hierarchical and bare.startswith("norm3."):
+            public["classifier." + bare.replace("norm3", "norm")] = x
+        else:
+            public[bare] = x
+    if foreign:
+        raise CheckpointError(
+            f"the public ViG models have no place for {len(foreign)} of these weights: "
+            f"{_some(foreign)}; only classifiers and their backbones convert back"
+        )
+    return public
+
+
+def prepare_checkpoint(path: str, work_dir: str, task: str = "classifier") -> str:
+    """A path that mmengine can load: ``path`` itself, or an mm copy of a public file.
+
+    Args:
+        work_dir: where the copy is written, as ``<name>_mm.pth``.
+        task: ``'classifier'`` or ``'backbone'``, the form of the copy.
+    """
+    if "://" in str(path):
+        return path
+    checkpoint = read_checkpoint(path)
+    if not is_public(checkpoint):
+        return path
+    state, key = weights(checkpoint)
+    state = to_classifier(state) if task == "classifier" else to_backbone(state)
+    target = Path(work_dir) / f"{Path(path).stem}_mm.pth"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": state, "meta": {}}, target)
+    print_log(f"{path} is a public ViG file: its {key!r} was written to {target}", "current")
+    return str(target)
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | None = None) -> None:
+    """Load a public or mm checkpoint into a backbone and log exactly what did not fit.
+
+    What may differ: heads (left out), output norms of stages that one of the two does not return
+    (start fresh), ``pos_embed`` of another grid (resized, bicubic). Anything else that is missing
+    is logged as a warning, name by name.
+
+    Raises:
+        CheckpointError: nothing fits, a weight has another shape, or the file has blocks that this
+            backbone lacks: a checkpoint of another model or size.
+    """
+    state, key = weights(read_checkpoint(path))
+    state = to_backbone(state, prefix)
+    own = backbone.state_dict()
+    state = backbone.fit_state_dict(state)
+
+    norm = re.compile(r"norm\d*\.")
+    matched = [k for k in own if k in state]
+    missing = [k for k in own if k not in state and not norm.match(k)]
+    fresh = [k for k in own if k not in state and norm.match(k)]
+    unexpected = [k for k in state if k not in own and not norm.match(k)]
+    reshaped = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in matched
+        if state[k].shape != own[k].shape
+    ]
+    if not any(not norm.match(k) for k in matched):
+        raise CheckpointError(
+            f"nothing in {path!r} fits {type(backbone).__name__}: its weights"
+            f"{f' (under {key!r})' if key else ''} are named {_some(list(state) or ['(none)'], 4)}. "
+            "Is it a checkpoint of another model, or is init_cfg's prefix wrong?"
+        )
+    known_top = {k.split(".")[0] for k in own}
+    extra = [k for k in unexpected if k.split(".")[0] in known_top]
+    # blocks beyond the last returned stage are not built, so a file may well have them
+    extra = [k for k in extra if not _beyond_last_output(k, own)]
+    if reshaped or extra:
+        raise CheckpointError(
+            f"{path!r} is of another size than {type(backbone).__name__}(embed_dims="
+            f"{backbone.embed_dims}): "
+            + "; ".join(
+                f"{len(names)} {what}: {_some(names, 4)}"
+                for what, names in (
+                    ("of another shape", reshaped),
+                    ("not in this backbone", extra),
+                    ("missing", missing),
+                )
+                if names
+            )
+            + ". Choose the arch that the file was trained with."
+        )
+    backbone.load_state_dict(state, strict=False)
+    where = f"{path}{f' [{key}]' if key else ''}"
+    print_log(f"{where}: loaded {len(matched)} of {len(own)} backbone weights", "current")
+    if fresh:
+        print_log(f"{where}: output norms that start fresh: {_some(fresh)}", "current")
+    left_out = [k for k in state if k not in own]
+    if left_out:
+        print_log(f"{where}: left out, not in this backbone: {_some(left_out)}", "current")
+    if missing:
+        print_log(f"{where}: MISSING, left as initialised: {', '.join(missing)}", "current", 30)
+
+
+def _beyond_last_output(name: str, own: StateDict) -> bool:
+    """Whether ``blocks.i`` / ``layers.i`` lies after the last one that the backbone built."""
+    match = re.match(r"(blocks|layers)\.(\d+)\.", name)
+    if not match:
+        return False
+    part, index = match[1], int(match[2])
+    last = max(int(k.split(".")[1]) for k in own if k.startswith(f"{part}."))
+    if part == "layers" and index == last:
+        return ".downsample." in name
+    return index > last

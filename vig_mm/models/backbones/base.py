@@ -1,0 +1,121 @@
+"""What both ViG families share as OpenMMLab backbones: sizes, initialisation, freezing, loading."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, initialize
+from mmengine.model.weight_init import PretrainedInit
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vig_mm.engine.checkpoint import load_pretrained_backbone
+
+from ..layers import GatedLinearAttention2d
+
+
+def arch_settings(archs: Mapping[str, dict], arch: str, overrides: dict) -> dict:
+    """The entries of ``arch`` with the keywords that are not None put over them."""
+    if arch not in archs:
+        raise ValueError(f"unknown arch {arch!r}; choose one of {', '.join(map(repr, archs))}")
+    return {**archs[arch], **{key: x for key, x in overrides.items() if x is not None}}
+
+
+def resolve_out_indices(out_indices: int | Sequence[int], count: int, of: str) -> tuple[int, ...]:
+    """Sorted indices in [0, count); negative ones count from the end."""
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    resolved = tuple(i + count if i < 0 else i for i in indices)
+    if not indices or any(not 0 <= i < count for i in resolved):
+        raise ValueError(
+            f"out_indices={out_indices} is out of range: this backbone has {count} {of}, "
+            f"indices 0 to {count - 1} (or -{count} to -1)"
+        )
+    if list(resolved) != sorted(set(resolved)):
+        raise ValueError(f"out_indices={out_indices} must be ascending, each index once")
+    return resolved
+
+
+class ViGBackbone(BaseModule):
+    """Base of the backbones. A subclass sets ``patch_size`` and implements the hooks below."""
+
+    patch_size: int
+
+    def __init__(self, with_cp: bool, frozen_stages: int, max_frozen: int, init_cfg) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if not -1 <= frozen_stages <= max_frozen:
+            raise ValueError(
+                f"frozen_stages={frozen_stages} is out of range: -1 (none) to {max_frozen} (all)"
+            )
+        self.with_cp = with_cp
+        self.frozen_stages = frozen_stages
+
+    def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
+        """Modules and parameters that ``frozen_stages`` freezes."""
+        raise NotImplementedError
+
+    def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adapt a state dict (own names) to this instance, e.g. to its image size."""
+        return state
+
+    def init_weights(self) -> None:
+        """Draw the weights as the public models do, then load ``init_cfg``'s checkpoint, if any.
+
+        Linear and convolution weights: truncated normal with std 0.02; inside the mixer
+        Xavier-uniform with gain 2^-2.5; biases 0, norms 1. A ``Pretrained`` checkpoint may be a
+        public ViG file or an mm file, see `load_pretrained_backbone`.
+        """
+        if self.is_init:
+            return
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, GatedLinearAttention2d):
+                module.init_weights()
+
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
+        pretrained = [c for c in cfgs if c["type"] in ("Pretrained", PretrainedInit)]
+        others = [c for c in cfgs if c not in pretrained]
+        if others:
+            initialize(self, others)
+        for cfg in pretrained:
+            load_pretrained_backbone(self, cfg["checkpoint"], prefix=cfg.get("prefix"))
+        self._is_init = True
+
+    def train(self, mode: bool = True) -> "ViGBackbone":
+        """Set the mode; frozen parts stay in eval mode and without gradients."""
+        super().train(mode)
+        for part in self.frozen_parts():
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+        return self
+
+    def run_block(self, block: nn.Module, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Apply a block, through activation checkpointing when ``with_cp`` is set."""
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, x, hw, use_reentrant=False)
+        return block(x, hw)
+
+    def check_image(self, x: Tensor) -> None:
+        """Refuse what is not an RGB batch of at least one patch."""
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"expected images [B, 3, H, W], got shape {tuple(x.shape)}")
+        if min(x.shape[2:]) < self.patch_size:
+            raise ValueError(
+                f"image {x.shape[2]}x{x.shape[3]} (HxW) is smaller than one patch of "
+                f"{self.patch_size}x{self.patch_size} pixels; resize or pad it"
+            )
+
+
+def drop_path(rate: float) -> nn.Module:
+    return DropPath(rate) if rate > 0 else nn.Identity()
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Stochastic depth, from 0 at the first block up to ``rate`` at the last one."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate={rate} must be in [0, 1)")
+    return torch.linspace(0, rate, depth).tolist()

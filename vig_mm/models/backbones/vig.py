@@ -1,0 +1,192 @@
+"""Plain ViG: one resolution, stride 16 (ViG, section 3.4)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vig_mm.registry import MODELS
+
+from ..layers import GatedLinearAttention2d, LayerNorm2d, RMSNorm, SwiGLU, to_map, to_tokens
+from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
+
+
+class PatchEmbed(nn.Module):
+    """Two convolutions, stride 8 and 2. ``[B, 3, H, W]`` -> ``[B, C, H/16, W/16]``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Conv2d(3, channels // 2, 9, stride=8, padding=1),
+            LayerNorm2d(channels // 2),
+            nn.SiLU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
+            LayerNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x.contiguous(memory_format=torch.channels_last))
+
+
+class Block(nn.Module):
+    """x += mixer(norm(x)); x += MLP(norm(x)), on tokens ``[B, N, C]``."""
+
+    def __init__(
+        self, channels: int, num_heads: int, act: bool, drop_path_rate: float, backend: str | None
+    ) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(channels)
+        self.attn = GatedLinearAttention2d(channels, num_heads, act=act, backend=backend)
+        self.mlp_norm = RMSNorm(channels)
+        self.mlp = SwiGLU(channels, multiple=256, names=("gate_proj", "down_proj"))
+        self.drop_path = drop_path(drop_path_rate)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.attn(self.attn_norm(x), hw))
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+
+@MODELS.register_module()
+class ViG(ViGBackbone):
+    """Plain ViG backbone (arXiv 2405.18425).
+
+    Args:
+        arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
+        embed_dims, depth, num_heads, mixer_act: C, number of blocks, H, and whether the mixer has
+            its SiLUs (ViG-T). None: as ``arch`` says.
+        img_size: training image size in pixels, which sets the grid of ``pos_embed``. Inputs of
+            any other size get it resized (bicubic).
+        out_indices: blocks whose output is returned, each through a norm of its own. The last
+            block's norm is ``norm`` (the public one), another block i's is ``norm{i}``.
+        drop_path_rate: stochastic depth of the last block.
+        frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
+            blocks.
+        with_cp: activation checkpointing, block by block.
+        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+
+    Raises:
+        ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
+    """
+
+    arch_zoo = {
+        "tiny": dict(embed_dims=192, depth=12, num_heads=3, mixer_act=True),
+        "small": dict(embed_dims=384, depth=12, num_heads=6, mixer_act=False),
+        "base": dict(embed_dims=768, depth=12, num_heads=12, mixer_act=False),
+    }
+    patch_size = 16
+
+    def __init__(
+        self,
+        arch: str = "tiny",
+        *,
+        embed_dims: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mixer_act: bool | None = None,
+        img_size: int | tuple[int, int] = 224,
+        out_indices: int | Sequence[int] = -1,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        backend: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        settings = arch_settings(
+            self.arch_zoo,
+            arch,
+            dict(embed_dims=embed_dims, depth=depth, num_heads=num_heads, mixer_act=mixer_act),
+        )
+        depth = settings["depth"]
+        super().__init__(with_cp, frozen_stages, depth, init_cfg)
+        self.embed_dims = settings["embed_dims"]
+        self.out_indices = resolve_out_indices(out_indices, depth, "blocks")
+
+        self.patch_embed = PatchEmbed(self.embed_dims)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.pos_grid = (height // self.patch_size, width // self.patch_size)
+        num_tokens = self.pos_grid[0] * self.pos_grid[1]
+        if num_tokens == 0:
+            raise ValueError(f"img_size={img_size} is smaller than a patch of {self.patch_size}")
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, self.embed_dims))
+        self.blocks = nn.ModuleList(
+            Block(self.embed_dims, settings["num_heads"], settings["mixer_act"], rate, backend)
+            for rate in drop_path_rates(drop_path_rate, depth)
+        )
+        # blocks after the last output would train nothing
+        self.blocks = self.blocks[: self.out_indices[-1] + 1]
+        for i in self.out_indices:
+            self.add_module(self.norm_name(i, depth), RMSNorm(self.embed_dims))
+        self.depth = depth
+        self.train(self.training)
+
+    @staticmethod
+    def norm_name(block: int, depth: int) -> str:
+        return "norm" if block == depth - 1 else f"norm{block}"
+
+    def init_weights(self) -> None:
+        if not self.is_init:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        super().init_weights()
+
+    def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize ``pos_embed`` of another training image size (bicubic)."""
+        pos = state.get("pos_embed")
+        if pos is None or pos.shape[1:] == self.pos_embed.shape[1:] or pos.dim() != 3:
+            return state
+        side = math.isqrt(pos.shape[1])
+        if side * side != pos.shape[1]:
+            raise ValueError(
+                f"the checkpoint's pos_embed has {pos.shape[1]} positions, not a square grid, and "
+                f"cannot be resized to {self.pos_grid[0]}x{self.pos_grid[1]}"
+            )
+        return {**state, "pos_embed": resize_pos_embed(pos, (side, side), self.pos_grid)}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        own = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
+        if "pos_embed" in own:
+            state_dict[f"{prefix}pos_embed"] = self.fit_state_dict(own)["pos_embed"]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.patch_embed, self.pos_embed, *self.blocks[: self.frozen_stages]]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images ``[B, 3, H, W]`` -> one map ``[B, C, h, w]`` (stride 16) per out index."""
+        self.check_image(x)
+        x = self.patch_embed(x)
+        hw = (x.shape[2], x.shape[3])
+        x = to_tokens(x) + resize_pos_embed(self.pos_embed, self.pos_grid, hw).to(x.dtype)
+        outs = []
+        for i, block in enumerate(self.blocks):
+            x = self.run_block(block, x, hw)
+            if i in self.out_indices:
+                outs.append(to_map(getattr(self, self.norm_name(i, self.depth))(x), hw))
+        return tuple(outs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Depth of a parameter for layer-wise decay, and the number of layers.
+
+        0 is the embedding, i + 1 block i; output norms and whatever does not start with
+        ``prefix`` (heads) are the last layer.
+        """
+        num_layers = self.depth + 2
+        name = param_name.removeprefix(prefix)
+        if param_name.startswith(prefix):
+            if name.startswith(("patch_embed", "pos_embed")):
+                return 0, num_layers
+            if name.startswith("blocks."):
+                return int(name.split(".")[1]) + 1, num_layers
+        return num_layers - 1, num_layers
+
+
+def resize_pos_embed(pos: Tensor, grid: tuple[int, int], hw: tuple[int, int]) -> Tensor:
+    """``[1, gh*gw, C]`` -> ``[1, h*w, C]``, bicubic in float32."""
+    if grid == hw:
+        return pos
+    resized = F.interpolate(to_map(pos.float(), grid), size=hw, mode="bicubic")
+    return to_tokens(resized)

@@ -1,0 +1,13 @@
+from .layout import to_map, to_tokens
+from .mlp import SwiGLU
+from .norm import LayerNorm2d, RMSNorm
+from .token_mixer import GatedLinearAttention2d
+
+__all__ = [
+    "GatedLinearAttention2d",
+    "LayerNorm2d",
+    "RMSNorm",
+    "SwiGLU",
+    "to_map",
+    "to_tokens",
+]

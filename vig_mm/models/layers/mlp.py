@@ -1,0 +1,27 @@
+"""The gated feed-forward of both model families."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """``w_out(silu(g) * u)`` with (g, u) the halves of ``w_in x``; no biases.
+
+    Args:
+        channels: C.
+        multiple: the hidden width is 8C/3 rounded down, then up to a multiple of this.
+        names: of the two projections; the public families call them differently.
+    """
+
+    def __init__(self, channels: int, multiple: int, names: tuple[str, str]) -> None:
+        super().__init__()
+        hidden = -(-(8 * channels // 3) // multiple) * multiple
+        self.names = names
+        self.add_module(names[0], nn.Linear(channels, 2 * hidden, bias=False))
+        self.add_module(names[1], nn.Linear(hidden, channels, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C]`` -> ``[..., C]``."""
+        w_in, w_out = (getattr(self, name) for name in self.names)
+        gate, up = w_in(x).chunk(2, dim=-1)
+        return w_out(F.silu(gate) * up)

@@ -1,0 +1,70 @@
+"""The token mixer of ViG: a depth-wise convolution, bidirectional GLA, and the gate between them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vig_mm.kernels import bidirectional_gla
+
+from .layout import to_map, to_tokens
+from .norm import RMSNorm
+
+GATE_RANK = 16
+
+
+class GatedLinearAttention2d(nn.Module):
+    """GLA with 2D gating locality injection (ViG, section 3.3).
+
+    Args:
+        channels: C; queries and keys are C/2 wide, values C.
+        num_heads: H, must divide C/2.
+        act: SiLU after the depth-wise convolution and before the output projection (ViG-T only).
+        backend: passed to `vig_mm.kernels.bidirectional_gla`.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, act: bool = False, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        if channels % (2 * num_heads):
+            raise ValueError(f"channels={channels} must be a multiple of 2 * num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.act = act
+        self.backend = backend
+        conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.in_proj = nn.Sequential(conv)
+        self.qkv_proj = nn.Linear(channels, 2 * channels, bias=False)
+        self.gk_proj = nn.Sequential(
+            nn.Linear(channels, GATE_RANK, bias=False), nn.Linear(GATE_RANK, channels)
+        )
+        self.g_proj = nn.Linear(channels, channels)
+        self.g_norm = RMSNorm(channels // num_heads)
+        self.l_norm = RMSNorm(channels // num_heads)
+        self.o_proj = nn.Linear(channels, channels, bias=False)
+
+    def init_weights(self) -> None:
+        """Xavier-uniform with gain 2^-2.5 for every projection, as the public models."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight, gain=2**-2.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """``[B, N, C]`` -> ``[B, N, C]``, N = h * w tokens in row-major order."""
+        local = to_tokens(self.in_proj(to_map(x, hw)))
+        if self.act:
+            local = F.silu(local)
+        channels = local.shape[-1]
+
+        def heads(t: Tensor) -> Tensor:
+            return t.unflatten(-1, (self.num_heads, -1))
+
+        q, k, v = self.qkv_proj(local).split((channels // 2, channels // 2, channels), dim=-1)
+        gate_f, gate_b = self.gk_proj(local).chunk(2, dim=-1)
+        o = bidirectional_gla(
+            heads(q), heads(k), heads(v), heads(gate_f), heads(gate_b), backend=self.backend
+        )
+        g = heads(torch.sigmoid(self.g_proj(local)))
+        y = torch.lerp(self.l_norm(heads(local)), self.g_norm(o), g).flatten(2)
+        return self.o_proj(F.silu(y) if self.act else y)
