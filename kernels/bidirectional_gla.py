@@ -96,7 +96,8 @@ def _upcast(*tensors: Tensor) -> list[Tensor]:
 def _forward_op(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> Tensor:
     if q.shape[0] == 0:
         return v.new_empty(v.shape)
-    return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # the products inside stay float32
+        return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(v.dtype)
 
 
 @torch.library.custom_op("vig_mm::bidirectional_gla_backward", mutates_args=())
@@ -106,7 +107,8 @@ def _backward_op(
     inputs = (q, k, v, gate_f, gate_b)
     if q.shape[0] == 0:
         return tuple(x.new_empty(x.shape) for x in inputs)
-    grads = chunked_backward(*_upcast(grad, *inputs))
+    with torch.autocast(q.device.type, enabled=False):
+        grads = chunked_backward(*_upcast(grad, *inputs))
     return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 

@@ -62,14 +62,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path!r} is not a checkpoint that can be loaded safely (truncated, another kind of "
-            f"file, or holding Python objects besides tensors): {str(error).splitlines()[0]}"
+            f"file, or holding Python objects besides tensors): {_first_line(error)}"
         ) from error
-    except (EOFError, RuntimeError) as error:
+    except (EOFError, OSError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"{path!r} is not a readable torch checkpoint (truncated or another kind of file?): "
-            f"{str(error).splitlines()[0]}"
+            f"{_first_line(error)}"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path!r} holds a {type(checkpoint).__name__}, not a state dict")
@@ -146,7 +146,8 @@ def to_public(state: StateDict) -> StateDict:
             public[head + name.removeprefix("head.fc.")] = x
             continue
         bare = name.removeprefix("backbone.")
-        if (wrapped and bare == name) or re.match(r"norm[0-2]\." if hierarchical else r"norm\d", bare):
+        dense_norm = r"norm[0-2]\." if hierarchical else r"norm\d"
+        if (wrapped and bare == name) or re.match(dense_norm, bare):
             foreign.append(name)
         elif hierarchical and bare.startswith("norm3."):
             public["classifier." + bare.replace("norm3", "norm")] = x
@@ -181,6 +182,10 @@ def prepare_checkpoint(path: str, work_dir: str, task: str = "classifier") -> st
     return str(target)
 
 
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
+
+
 def _some(names: list[str], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -198,6 +203,7 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
             backbone lacks: a checkpoint of another model or size.
     """
     state, key = weights(read_checkpoint(path))
+    named = _some(list(state), 4)
     state = to_backbone(state, prefix)
     own = backbone.state_dict()
     state = backbone.fit_state_dict(state)
@@ -215,7 +221,7 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
     if not any(not norm.match(k) for k in matched):
         raise CheckpointError(
             f"nothing in {path!r} fits {type(backbone).__name__}: its weights"
-            f"{f' (under {key!r})' if key else ''} are named {_some(list(state) or ['(none)'], 4)}. "
+            f"{f' (under {key!r})' if key else ''} are named {named}. "
             "Is it a checkpoint of another model, or is init_cfg's prefix wrong?"
         )
     known_top = {k.split(".")[0] for k in own}

@@ -24,4 +24,4 @@ class SwiGLU(nn.Module):
         """``[..., C]`` -> ``[..., C]``."""
         w_in, w_out = (getattr(self, name) for name in self.names)
         gate, up = w_in(x).chunk(2, dim=-1)
-        return w_out(F.silu(gate) * up)
+        return w_out(F.silu(gate).mul_(up))

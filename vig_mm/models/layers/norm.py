@@ -17,7 +17,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        """``[..., dim]`` -> ``[..., dim]``."""
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        # F.rms_norm is not fused on the CPU; this reads x twice instead of four times
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        return (x * scale.to(x.dtype)).mul_(self.weight.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"

@@ -1,4 +1,4 @@
-"""The token mixer of ViG: a depth-wise convolution, bidirectional GLA, and the gate between them."""
+"""The token mixer of ViG: depth-wise convolution, bidirectional GLA, and the gate between them."""
 
 import torch
 import torch.nn.functional as F

@@ -1,0 +1,37 @@
+# The built-in digits in ADE20K layout (tools/data/make_digits.py writes them to data/digits):
+# label 0 = ignored, 1 = background, 2...11 = the digits zero...nine.
+data_root = 'data/digits/ade'
+metainfo = dict(
+    classes=('background', 'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
+             'nine'),
+    palette=[[60, 60, 60], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200],
+             [245, 130, 48], [145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60],
+             [0, 128, 128]])
+
+train_dataloader = dict(
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='BaseSegDataset',
+        metainfo=metainfo,
+        reduce_zero_label=True,
+        data_root=data_root,
+        data_prefix=dict(
+            img_path='images/training', seg_map_path='annotations/training')))
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='BaseSegDataset',
+        metainfo=metainfo,
+        reduce_zero_label=True,
+        data_root=data_root,
+        data_prefix=dict(
+            img_path='images/validation', seg_map_path='annotations/validation')))
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

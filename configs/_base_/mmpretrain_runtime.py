@@ -1,0 +1,7 @@
+_base_ = './default_runtime.py'
+
+default_scope = 'mmpretrain'
+
+default_hooks = dict(visualization=dict(type='VisualizationHook', enable=False))
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)

@@ -1,0 +1,230 @@
+"""Public and mm checkpoints: what loads, what is refused, what is said about it."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import public_state
+from mmengine.logging import MMLogger
+from mmpretrain.registry import MODELS
+
+import vig_mm
+from vig_mm.engine.checkpoint import (
+    CheckpointError,
+    prepare_checkpoint,
+    read_checkpoint,
+    to_backbone,
+    to_classifier,
+    to_public,
+)
+
+CONVERT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+TINY = dict(vig_tiny=("ViG", {}), vig_h_tiny=("HierViG", dict(out_indices=(3,))))
+
+
+@pytest.fixture(scope="module", params=TINY)
+def public(request):
+    """(name, float32 public state dict) of the two tiny models."""
+    return request.param, {k: x.float() for k, x in public_state(request.param).items()}
+
+
+@pytest.fixture
+def log(caplog):
+    logger = MMLogger.get_instance("vig_mm-test", logger_name="vig_mm-test")
+    logger.propagate = True
+    logger.addHandler(caplog.handler)
+    MMLogger.get_instance("vig_mm-test")
+    with caplog.at_level(logging.INFO):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def pretrained(name, path, **kwargs):
+    family, defaults = TINY[name]
+    cfg = dict(type="Pretrained", checkpoint=str(path))
+    backbone = getattr(vig_mm, family)(**{**defaults, **kwargs}, init_cfg=cfg)
+    backbone.init_weights()
+    return backbone
+
+
+def forms(state):
+    """Every form in which the same weights may stand in a file."""
+    other = {k: torch.zeros_like(x) for k, x in state.items()}
+    classifier, backbone = to_classifier(state), to_backbone(state)
+    detector = {f"backbone.{k}": x for k, x in backbone.items()} | {"neck.w": torch.ones(1)}
+    return {
+        "public model": {"model": state, "args": argparse.Namespace(lr=1.0), "epoch": 3},
+        "public model_ema": {"model": other, "model_ema": state},
+        "public from DDP": {"model": {f"module.{k}": x for k, x in state.items()}},
+        "mm classifier": {"state_dict": classifier, "meta": {}},
+        "mm detector": {"state_dict": detector, "meta": {}},
+        "mm backbone": {"state_dict": backbone},
+        "bare backbone": backbone,
+    }
+
+
+@pytest.mark.parametrize("form", list(forms({})))
+def test_every_form_loads(public, form, tmp_path):
+    name, state = public
+    torch.save(forms(state)[form], tmp_path / "x.pth")
+    loaded = pretrained(name, tmp_path / "x.pth").state_dict()
+    expected = to_backbone(state)
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[k], expected[k]) for k in loaded)
+
+
+def test_round_trip_of_names(public):
+    _, state = public
+    for form in (to_classifier(state), to_backbone(state)):
+        back = to_public(form)
+        assert all(torch.equal(back[k], state[k]) for k in back)
+    assert set(to_public(to_classifier(state))) == set(state)
+
+
+def test_dense_outputs_start_fresh_and_it_is_said(tmp_path, log):
+    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+    torch.save({"model": state}, tmp_path / "vig_h_t.pth")
+    backbone = pretrained("vig_h_tiny", tmp_path / "vig_h_t.pth", out_indices=(0, 3))
+    assert torch.equal(backbone.norm0.weight, torch.ones(96))
+    assert torch.equal(backbone.norm3.weight, state["classifier.norm.weight"])
+    assert "output norms that start fresh: norm0.weight, norm0.bias" in log.text
+    assert "loaded 198 of 200 backbone weights" in log.text
+
+
+def test_truncated_backbone_takes_a_longer_file(tmp_path):
+    """Stages after the last output are not built; the file may have them."""
+    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    backbone = pretrained("vig_h_tiny", tmp_path / "x.pth", out_indices=(0, 1))
+    key = "layers.1.blocks.1.op.qkv_proj.weight"
+    assert torch.equal(backbone.state_dict()[key], state[key])
+
+
+def test_missing_weights_are_named(tmp_path, log):
+    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    del state["blocks.3.attn.g_proj.bias"], state["pos_embed"]
+    torch.save({"model": state}, tmp_path / "x.pth")
+    pretrained("vig_tiny", tmp_path / "x.pth")
+    warning = [r for r in log.records if r.levelno == logging.WARNING]
+    assert len(warning) == 1
+    text = warning[0].getMessage()
+    assert "MISSING" in text and "blocks.3.attn.g_proj.bias" in text and "pos_embed" in text
+
+
+def test_pos_embed_is_resized(tmp_path, log):
+    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    backbone = pretrained("vig_tiny", tmp_path / "x.pth", img_size=512)
+    expected = torch.nn.functional.interpolate(
+        state["pos_embed"].view(1, 14, 14, 192).permute(0, 3, 1, 2), size=(32, 32), mode="bicubic"
+    )
+    torch.testing.assert_close(
+        backbone.pos_embed.data, expected.permute(0, 2, 3, 1).reshape(1, 1024, 192)
+    )
+    # and through any loader: a whole classifier's state dict
+    other = MODELS.build(dict(type="vig_mm.ViG", img_size=512))
+    other.load_state_dict(to_backbone(state))
+    torch.testing.assert_close(other.pos_embed, backbone.pos_embed)
+
+
+def test_prefix(tmp_path):
+    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    torch.save({"state_dict": {f"student.{k}": x for k, x in state.items()}}, tmp_path / "x.pth")
+    cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"), prefix="student")
+    backbone = vig_mm.ViG(init_cfg=cfg)
+    backbone.init_weights()
+    assert torch.equal(backbone.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    "name, source, words",
+    [
+        ("vig_tiny", "vig_small", ["another size", "embed_dims=192", "(1, 196, 384)", "arch"]),
+        ("vig_h_tiny", "vig_h_small", ["another size", "not in this", "layers.2.blocks.5"]),
+        ("vig_h_tiny", "vig_tiny", ["nothing", "HierViG", "pos_embed"]),
+    ],
+)
+def test_another_model_is_refused(name, source, words, tmp_path):
+    state = {k: x.half() for k, x in public_state(source).items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        pretrained(name, tmp_path / "x.pth")
+    assert all(word in str(caught.value) for word in [*words, "x.pth"]), str(caught.value)
+
+
+def test_unrelated_weights_are_an_error(tmp_path):
+    torch.save({"state_dict": {"conv1.weight": torch.ones(3)}}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match="nothing in .*resnet.pth.* fits ViG.*conv1.weight"):
+        pretrained("vig_tiny", tmp_path / "resnet.pth")
+
+
+class _Payload:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "html", "directory", "payload"])
+def test_files_that_are_no_checkpoints(kind, tmp_path):
+    path, marker = tmp_path / "x.pth", tmp_path / "executed"
+    if kind == "empty":
+        path.touch()
+    elif kind == "truncated":
+        torch.save({"model": {"a": torch.ones(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:-500])
+    elif kind == "html":
+        path.write_text("<html>404 not found</html>")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "payload":
+        torch.save({"model": _Payload(marker)}, path)
+    with pytest.raises(CheckpointError, match="x.pth"):
+        read_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_prepare_checkpoint(public, tmp_path):
+    name, state = public
+    public_file, mm_file = tmp_path / "vig.pth", tmp_path / "mm.pth"
+    torch.save({"model": state}, public_file)
+    torch.save({"state_dict": to_classifier(state)}, mm_file)
+    assert prepare_checkpoint(str(mm_file), str(tmp_path / "work")) == str(mm_file)
+    converted = prepare_checkpoint(str(public_file), str(tmp_path / "work"))
+    assert Path(converted).parent == tmp_path / "work"
+    assert set(torch.load(converted)["state_dict"]) == set(to_classifier(state))
+
+
+def run_convert(*args):
+    return subprocess.run(
+        [sys.executable, CONVERT, *map(str, args)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_convert_tool_there_and_back(tmp_path):
+    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+    src, mm, back = (tmp_path / name for name in ("src.pth", "mm.pth", "back.pth"))
+    torch.save({"model": state}, src)
+    result = run_convert(src, mm)
+    assert result.returncode == 0, result.stderr
+    assert set(torch.load(mm)["state_dict"]) == set(to_classifier(state))
+    assert run_convert(mm, back).returncode == 0
+    restored = torch.load(back)["model"]
+    assert set(restored) == set(state)
+    assert all(torch.equal(restored[k], state[k]) for k in state)
+
+
+def test_convert_tool_refuses(tmp_path):
+    torch.save({"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
+               tmp_path / "detector.pth")
+    for src, word in (("missing.pth", "missing.pth"), ("detector.pth", "neck.b")):
+        result = run_convert(tmp_path / src, tmp_path / "out.pth")
+        assert result.returncode != 0
+        assert word in result.stderr and "Traceback" not in result.stderr
+        assert not (tmp_path / "out.pth").exists()

@@ -1,0 +1,231 @@
+"""The package as it is installed: what it needs, what it carries, and what its index files say."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_FOLDERS = ("mmdet", "mmseg", "mmpretrain")
+
+BLOCK_ALL_BUT_TORCH = """
+import sys
+
+BLOCKED = {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "triton", "timm", "sklearn"}
+
+class Hide:
+    '''Finds what `finder` finds, except `BLOCKED`: as if those were not installed.'''
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in BLOCKED:
+            return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
+"""
+
+
+def run_python(code: str) -> str:
+    """The standard output of `code` run where torch is the only package installed."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK_ALL_BUT_TORCH + code],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_import_is_light() -> None:
+    run_python("import vig_mm; assert vig_mm.__version__; assert 'torch' not in sys.modules")
+
+
+def test_operator_needs_torch_alone() -> None:
+    out = run_python(
+        "import torch\n"
+        "from vig_mm.kernels import bidirectional_gla\n"
+        "q = torch.ones(1, 5, 2, 4)\n"
+        "print(tuple(bidirectional_gla(q, q, q[..., :3], q, q).shape))\n"
+    )
+    assert out.strip() == "(1, 5, 2, 3)"
+
+
+def test_backbone_without_mmengine_is_one_clear_error() -> None:
+    out = run_python(
+        "import vig_mm\n"
+        "assert {'ViG', 'HierViG'} <= set(dir(vig_mm))\n"
+        "try:\n"
+        "    vig_mm.HierViG\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    assert re.match(r"vig_mm\.HierViG needs mm\w+, .*pip install 'vig-mm\[mm\]'", out), out
+
+
+def test_backbones_are_attributes() -> None:
+    import vig_mm
+    from vig_mm.models import HierViG, ViG
+
+    assert vig_mm.ViG is ViG
+    assert vig_mm.HierViG is HierViG
+    with pytest.raises(AttributeError, match="no attribute 'Vig'"):
+        vig_mm.Vig  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in the wheel that is built from the source distribution of a copy of this tree."""
+    tmp = tmp_path_factory.mktemp("wheel")
+    outside = {".git", ".venv", "data", "work_dirs", "build", "dist"}
+    shutil.copytree(
+        ROOT,
+        tmp / "tree",
+        ignore=lambda folder, names: {
+            name
+            for name in names
+            if (Path(folder) == ROOT and name in outside)
+            or name == "__pycache__"
+            or name.endswith(".egg-info")
+        },
+    )
+    build = "from setuptools import build_meta; build_meta.build_sdist('sdist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp / "tree", check=True, capture_output=True)
+    (sdist,) = (tmp / "tree" / "sdist").iterdir()
+    pip = "pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir".split()
+    subprocess.run([sys.executable, "-m", *pip, str(tmp), str(sdist)], check=True)
+    (wheel,) = tmp.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def files_under(folder: str, pattern: str = "*") -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / folder).rglob(pattern)
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_wheel_maps_kernels(wheel_names: set[str]) -> None:
+    assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"vig_mm"}
+    for name in files_under("kernels", "*.py"):
+        assert f"vig_mm/{name}" in wheel_names
+    for name in files_under("vig_mm", "*.py"):
+        assert name in wheel_names
+
+
+def test_wheel_carries_what_mim_reads(wheel_names: set[str]) -> None:
+    source = files_under("configs") | files_under("tools")
+    source |= {"model-index.yml", "dataset-index.yml"}
+    prefix = "vig_mm/.mim/"
+    carried = {name.removeprefix(prefix) for name in wheel_names if name.startswith(prefix)}
+    assert carried == source
+
+
+def index_models() -> list[dict]:
+    imported = yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
+    return [
+        model
+        for metafile in imported
+        for model in yaml.safe_load((ROOT / metafile).read_text())["Models"]
+    ]
+
+
+def test_index_loads_as_mim_loads_it() -> None:
+    from modelindex.load_model_index import load
+
+    index = load(str(ROOT / "model-index.yml"))
+    index.build_models_with_collections()
+    assert {model.name for model in index.models} == {model["Name"] for model in index_models()}
+    for name, entry in yaml.safe_load((ROOT / "dataset-index.yml").read_text()).items():
+        assert {"dataset", "download_root", "data_root"} <= entry.keys(), name
+
+
+def test_index_lists_every_config_once() -> None:
+    configs = [
+        path.relative_to(ROOT).as_posix()
+        for folder in CONFIG_FOLDERS
+        for path in (ROOT / "configs" / folder).glob("*.py")
+    ]
+    # mim finds a config by its base name alone.
+    assert len({Path(config).name for config in configs}) == len(configs)
+    models = index_models()
+    real = sorted(config for config in configs if not config.endswith("_digits.py"))
+    assert sorted(model["Config"] for model in models) == real
+    assert all(model["Name"] == Path(model["Config"]).stem for model in models)
+
+
+@pytest.mark.parametrize("entry", index_models(), ids=lambda entry: entry["Name"])
+def test_index_parameters_are_exact(entry: dict) -> None:
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    config = Config.fromfile(ROOT / entry["Config"])
+    model = MODELS.build(dict(config.model, _scope_=config.default_scope))
+    assert sum(p.numel() for p in model.parameters()) == entry["Metadata"]["Parameters"]
+
+
+def test_every_requirement_is_pinned() -> None:
+    def names(file: str) -> set[str]:
+        lines = (ROOT / "requirements" / file).read_text().splitlines()
+        found = (re.match(r"[\w.-]+", line) for line in lines)
+        return {match[0].lower().replace("_", "-") for match in found if match}
+
+    files = {path.name for path in (ROOT / "requirements").glob("*.txt")} - {"constraints.txt"}
+    wanted = set().union(*map(names, files))
+    assert wanted and wanted <= names("constraints.txt")
+
+
+def run_setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / "tools" / "setup_env.sh"), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_setup_names_what_is_missing(tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    result = run_setup("--venv", new, VIG_MM_PYTHON="no-such-python")
+    assert result.returncode == 1
+    assert "'no-such-python' is Python 3.10" in result.stderr
+
+    (tmp_path / "note.txt").touch()
+    result = run_setup("--venv", str(tmp_path))
+    assert result.returncode == 1
+    assert "something else than a virtual environment" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+    result = run_setup("--vnev", new)
+    assert result.returncode == 2
+    assert "'--vnev'" in result.stderr
+
+
+def test_no_machine_path_and_no_registry_host_is_committed() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    unwanted = re.compile(r"(?<![\w./-])/(?:work|root|home)/|pypi\.org|python[h]osted")
+    found = []
+    for name in filter(None, names.split("\0")):
+        path = ROOT / name
+        if path.suffix == ".npz" or not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if unwanted.search(line):
+                found.append(f"{name}:{number}: {line.strip()}")
+    assert not found, "\n".join(found)

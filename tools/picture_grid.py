@@ -1,0 +1,80 @@
+"""Put the first pictures that `tools/test.py --show-dir` drew into one picture.
+
+Each of them shows ground truth on its left half and the prediction on its right half.
+
+Example: python tools/picture_grid.py work_dirs/demo/pictures work_dirs/demo/predictions.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+CAPTIONS = ("ground truth", "prediction")
+GAP = 12  # pixels between pictures
+TEXT_SIZE = 18
+
+
+def picture_grid(paths: list[Path], columns: int, width: int) -> Image.Image:
+    """Lay pictures out in rows, with a caption over each half of every column.
+
+    Args:
+        paths: picture files, in reading order.
+        columns: pictures beside each other.
+        width: pixels; every picture is scaled to this width.
+    """
+    pictures = []
+    for path in paths:
+        with Image.open(path) as picture:
+            height = round(picture.height * width / picture.width)
+            pictures.append(
+                picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            )
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    header = TEXT_SIZE + GAP
+    size = (columns * (width + GAP) + GAP, header + sum(height + GAP for height in heights) + GAP)
+    grid = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(grid)
+    font = ImageFont.load_default(TEXT_SIZE)
+    for column in range(min(columns, len(pictures))):
+        for half, caption in enumerate(CAPTIONS):
+            centre = GAP + column * (width + GAP) + (2 * half + 1) * width // 4
+            draw.text((centre, header // 2), caption, fill="black", font=font, anchor="mm")
+    top = header
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            grid.paste(picture, (GAP + column * (width + GAP), top))
+        top += height + GAP
+    return grid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="folder of pictures, searched with its subfolders"
+    )
+    parser.add_argument("out", type=Path, help="picture to write")
+    parser.add_argument("--count", type=int, default=8, help="how many, in order of name (8)")
+    parser.add_argument("--columns", type=int, default=2, help="pictures beside each other (2)")
+    parser.add_argument("--width", type=int, default=640, help="pixels of each picture (640)")
+    args = parser.parse_args()
+    if min(args.count, args.columns, args.width) < 1:
+        parser.error("--count, --columns and --width must be 1 or more")
+    paths = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        sys.exit(
+            f"picture_grid.py: error: no picture under {args.folder}; draw some first with "
+            "tools/test.py --show-dir"
+        )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    picture_grid(paths[: args.count], args.columns, args.width).save(args.out)
+    print(f"{args.out}: {min(args.count, len(paths))} of {len(paths)} pictures")
+
+
+if __name__ == "__main__":
+    main()

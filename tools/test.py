@@ -1,0 +1,105 @@
+"""Test a detector, segmentor or classifier: the config's `default_scope` decides.
+
+Example: python tools/test.py CONFIG CHECKPOINT --show-dir pictures
+CHECKPOINT may also be a public ViG file.
+"""
+
+# ruff: noqa: E402
+import argparse
+import os
+
+from vig_mm.engine.environment import exit_without_mmengine
+
+exit_without_mmengine()
+
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+
+from vig_mm.engine.checkpoint import prepare_checkpoint
+from vig_mm.engine.data_check import check_data, leaves
+from vig_mm.engine.launch import (
+    UsageError,
+    add_arguments,
+    build_runner,
+    check_weights,
+    load_config,
+    run,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("checkpoint", help="checkpoint file of this config, or a public ViG file")
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation: the config's tta_pipeline"
+    )
+    parser.add_argument(
+        "--show-dir", help="write pictures of the predictions beside the ground truth here"
+    )
+    parser.add_argument("--out", metavar="FILE.pkl", help="write all predictions here")
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
+        parser.error(f"--out must end in .pkl or .pickle, not {args.out!r}")
+    return args
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model and replace the test pipeline as the config's two `tta_` entries say."""
+    absent = [key for key in ("tta_model", "tta_pipeline") if key not in cfg]
+    if absent:
+        raise UsageError(f"--tta: the config has no {' and no '.join(absent)}")
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    for _, dataset in leaves("test_dataloader.dataset", cfg.test_dataloader.dataset):
+        dataset["pipeline"] = cfg.tta_pipeline
+
+
+def draw_pictures(cfg: Config, folder: str) -> None:
+    """Switch on the library's own hook that draws predictions, for every image."""
+    hook = cfg.setdefault("default_hooks", {}).get("visualization")
+    if hook is None:
+        raise UsageError("--show-dir: the config has no default_hooks.visualization")
+    if cfg.default_scope == "mmdet":
+        hook.update(draw=True, test_out_dir=folder)
+    elif cfg.default_scope == "mmseg":
+        hook.update(draw=True, interval=1)
+        cfg.visualizer.save_dir = folder
+    else:
+        from vig_mm.engine import class_pictures
+
+        hook.update(type=class_pictures.ClassPicturesHook.__name__, enable=True, out_dir=folder)
+
+
+def dump_metric(scope: str, path: str) -> DumpResults:
+    """The metric that writes all predictions of a library to a pickle file."""
+    if scope == "mmdet":
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=path)
+    if scope == "mmseg":
+        from vig_mm.engine.seg_results import DumpSegResults
+
+        return DumpSegResults(out_file_path=path)
+    return DumpResults(out_file_path=path)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    cfg.resume = False
+    cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
+    check_data(cfg, ("test",))
+    if args.tta:
+        use_tta(cfg)
+    if args.show_dir is not None:
+        # mmdet would put a relative folder under the work dir
+        draw_pictures(cfg, os.path.abspath(args.show_dir))
+    runner = build_runner(cfg)
+    check_weights(runner.model, cfg.load_from)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(dump_metric(cfg.default_scope, args.out))
+    runner.test()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,98 @@
+"""Train a detector, segmentor or classifier: the config's `default_scope` decides.
+
+Example: python tools/train.py configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py
+"""
+
+# ruff: noqa: E402
+import argparse
+
+from vig_mm.engine.environment import exit_without_mmengine
+
+exit_without_mmengine()
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available, is_npu_available
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+
+from vig_mm.engine.checkpoint import prepare_checkpoint
+from vig_mm.engine.data_check import check_data
+from vig_mm.engine.launch import (
+    UsageError,
+    add_arguments,
+    build_runner,
+    check_weights,
+    load_config,
+    run,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from this checkpoint; without a value from the latest one in the work "
+        "dir, if there is one",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate from auto_scale_lr.base_batch_size to the real batch size",
+    )
+    parser.add_argument("--seed", type=int, help="seed of weights, data order and augmentation")
+    return parser.parse_args()
+
+
+def set_precision(cfg: Config, amp: bool) -> None:
+    """Turn mixed precision on when asked for, and off where there is no GPU for it."""
+    on_gpu = is_cuda_available() or is_npu_available()
+    if amp:
+        if not on_gpu:
+            raise UsageError("--amp needs a GPU, and none is available: leave it out")
+        if cfg.optim_wrapper.get("type", "OptimWrapper") == "OptimWrapper":
+            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    elif not on_gpu and cfg.optim_wrapper.get("type") == "AmpOptimWrapper":
+        print_log("no GPU: training in float32, not in the mixed precision of the config")
+        cfg.optim_wrapper.type = "OptimWrapper"
+        for option in ("loss_scale", "dtype", "use_fsdp"):
+            cfg.optim_wrapper.pop(option, None)
+
+
+def set_start(cfg: Config, resume: str | None) -> None:
+    """Decide what training starts from: `--resume`, else the config's `load_from`."""
+    if resume == "auto":
+        # Without a checkpoint yet (the first start of a job that is restarted), `load_from` counts.
+        resume = find_latest_checkpoint(cfg.work_dir)
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = resume
+    if cfg.get("load_from"):
+        cfg.load_from = prepare_checkpoint(cfg.load_from, cfg.work_dir)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.seed is not None:
+        cfg.randomness = {**cfg.get("randomness", {}), "seed": args.seed}
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise UsageError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
+        cfg.auto_scale_lr.enable = True
+    set_precision(cfg, args.amp)
+    set_start(cfg, args.resume)
+    check_data(cfg, ("train", "val"))
+    runner = build_runner(cfg)
+    if cfg.get("load_from"):
+        check_weights(runner.model, cfg.load_from, partly=not cfg.get("resume"))
+    runner.train()
+
+
+if __name__ == "__main__":
+    run(main)

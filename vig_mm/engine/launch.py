@@ -1,0 +1,125 @@
+"""What tools/train.py and tools/test.py share: arguments, config, checks, and the Runner."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
+from torch import nn
+
+from .checkpoint import CheckpointError, read_checkpoint, weights
+from .data_check import DataError
+from .environment import SCOPES, RequirementError, require
+
+
+class UsageError(ValueError):
+    """A command line or config that cannot be run; the message says what to change."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that train and test have in common."""
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of logs and results (default: work_dirs/CONFIG)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override entries of the config, e.g. train_dataloader.batch_size=4 "
+        'model.neck.in_channels="[96,192]" (quotes needed, no blanks inside)',
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="job launcher",
+    )
+    # Both spellings: torch.distributed.launch and mim pass one or the other.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; a mistake of its user ends in one message on stderr and exit status 1."""
+    try:
+        main()
+    except (UsageError, RequirementError, DataError, CheckpointError) as error:
+        sys.exit(f"{sys.argv[0]}: error: {error}")
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read a config, apply the common options, and see that its library is installed.
+
+    Raises:
+        UsageError: there is no such config, or it names none of the three libraries.
+        RequirementError: the environment does not fit (see `environment.require`).
+    """
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise UsageError(f"config {args.config!r} is not a file (seen from {os.getcwd()!r})")
+    # Custom modules import the library, so its check comes first.
+    cfg = Config.fromfile(args.config, import_custom_modules=False)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    scope = cfg.get("default_scope")
+    if scope not in SCOPES:
+        raise UsageError(
+            f"{args.config}: default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}"
+        )
+    require(scope)
+    if cfg.get("custom_imports"):
+        import_modules_from_strings(**cfg.custom_imports)
+
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The Runner of a config. Without `--launcher` it also turns SyncBN into BN (mmengine)."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
+    """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
+
+    Args:
+        model: A Runner's model, wrapped or not.
+        path: An mm checkpoint. Addresses with a scheme (`http://...`) are left to mmengine.
+        partly: Whether it is enough that something fits, as when fine-tuning.
+
+    Raises:
+        CheckpointError: names what is missing or of another shape.
+    """
+    if "://" in path:
+        return
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    state, _ = weights(read_checkpoint(path))
+    own = {k: x for k, x in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    missing = [name for name in own if name not in state]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    unfit = len(missing) + len(reshaped)
+    if unfit == len(own) if partly else unfit:
+        details = "; ".join(
+            f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
+            for what, names in (("missing", missing), ("of another shape", reshaped))
+            if names
+        )
+        raise CheckpointError(
+            f"{path!r} does not fit this config's model: of its {len(own)} weights {details}. "
+            "Give the checkpoint that was trained with this config, or the config it was "
+            "trained with."
+        )
