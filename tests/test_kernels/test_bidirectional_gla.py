@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
 from vig_mm.kernels import BACKENDS, bidirectional_gla
 
 LENGTHS = [1, 2, 15, 16, 17, 49, 63, 64, 65, 196, 197, 1050]

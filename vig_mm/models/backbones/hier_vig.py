@@ -99,7 +99,7 @@ class HierViG(ViGBackbone):
         heads = tuple(settings["num_heads"])
         num_stages = len(self.depths)
         if len(heads) != num_stages:
-            raise ValueError(f"num_heads={heads} must have one entry a stage, as depths={self.depths}")
+            raise ValueError(f"num_heads={heads} needs one entry a stage, as depths={self.depths}")
         super().__init__(with_cp, frozen_stages, num_stages, init_cfg)
         self.embed_dims = settings["embed_dims"]
         self.channels = tuple(self.embed_dims * 2**i for i in range(num_stages))
