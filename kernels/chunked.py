@@ -36,7 +36,7 @@ from .reference import GATE_LOGIT_NORMALIZER
 
 CHUNK = 64
 MIN_CHUNK = 4
-BLOCK = 2**17  # entries of the largest temporary: 512 KiB in float32 stay in a core's L2 cache
+BLOCK = 2**18  # entries of a temporary: 1 MiB in float32 stays in a CPU's caches
 LOG2_E = math.log2(math.e)
 OPEN_GATE_LOGIT = 200.0  # logsigmoid of it is 0 in float32: a padded token decays nothing
 
@@ -52,12 +52,14 @@ class _Chunks(NamedTuple):
     log_c: Tensor  # [B, M - 1, H, 2K]: log2 of the decay between neighbouring anchors
 
 
-def _log2_alpha(z: Tensor) -> Tensor:
-    """log2 of the gates: logsigmoid(z) / 16 in units of log 2, as exp2 is the faster one.
+def _log2_alpha(gates: tuple[Tensor, Tensor]) -> Tensor:
+    """log2 of both gates, stacked: logsigmoid(z) / 16 in units of log 2, as exp2 is the faster one.
 
     min(z, 0) - log(1 + e^-|z|) with half the passes over memory of `F.logsigmoid` on a CPU.
     """
-    scaled = z * (LOG2_E / GATE_LOGIT_NORMALIZER)
+    scaled = gates[0].new_empty(2, *gates[0].shape)
+    for gate, out in zip(gates, scaled, strict=True):
+        torch.mul(gate, LOG2_E / GATE_LOGIT_NORMALIZER, out=out)
     x = scaled.abs().mul_(-GATE_LOGIT_NORMALIZER).exp2_().log1p_()
     return scaled.clamp_(max=0).sub_(x, alpha=LOG2_E / GATE_LOGIT_NORMALIZER)
 
@@ -133,35 +135,28 @@ def _apply_gates(
     decays = q.new_empty(2, rows, size, heads, width) if keep_decays else None
     ends = q.new_empty(2, 2, rows, heads * width)  # anchor to right end, left end to anchor
     for r in _blocks(rows, size * heads * width):
-        for i, gate in enumerate(gates):
-            log_alpha = _log2_alpha(gate[r].flatten(2))
-            if shortest:
-                # 2^(-limit / 3) is nothing beside a token's own weight of 1
-                log_alpha.clamp_(min=-limit / (MIN_CHUNK - 1))
-            x = torch.empty_like(log_alpha)
-            if i == 0:
-                torch.cumsum(log_alpha, dim=1, out=x)  # P_t
-                total = x[:, -1].clone()
-            else:
-                x[:, 0] = 0
-                torch.cumsum(log_alpha[:, :-1], dim=1, out=x[:, 1:])  # E_t
-                total = x[:, -1] + log_alpha[:, -1]
-            # exponents of q: P_t - P_mid and E_mid - E_t
-            anchor = x[:, mid].clone()
-            x.sub_(anchor.unsqueeze(1))
-            if i == 1:
-                x.neg_()
-            span = (x[:, 0] - x[:, -1]).abs_().max()
-            if not shortest and not span <= limit:  # NaN ends, as NaN, with the shortest chunk
-                return None
-            ends[0, i, r] = total - anchor
-            ends[1, i, r] = anchor
-            decay = x.exp2_().unflatten(-1, (heads, width))
-            half = slice(i * width, (i + 1) * width)
-            torch.mul(q[r].transpose(1, 2), decay.transpose(1, 2), out=q2[r, ..., half])
-            torch.div(k[r].transpose(1, 2), decay.transpose(1, 2), out=k2[r, ..., half])
-            if decays is not None:
-                decays[i, r] = decay
+        log_alpha = _log2_alpha((gates[0][r].flatten(2), gates[1][r].flatten(2)))
+        if shortest:
+            # 2^(-limit / 3) is nothing beside a token's own weight of 1
+            log_alpha.clamp_(min=-limit / (MIN_CHUNK - 1))
+        sums = torch.cumsum(log_alpha, dim=2)
+        total = sums[:, :, -1].clone()
+        sums[1].sub_(log_alpha[1])  # P_t is inclusive, E_t is not
+        anchor = sums[:, :, mid].clone()
+        # exponents of q: P_t - P_mid and E_mid - E_t
+        sums.sub_(anchor.unsqueeze(2))
+        sums[1].neg_()
+        span = (sums[:, :, 0] - sums[:, :, -1]).abs_().max()
+        if not shortest and not span <= limit:  # NaN ends, as NaN, with the shortest chunk
+            return None
+        torch.sub(total, anchor, out=ends[0, :, r])
+        ends[1, :, r] = anchor
+        decay = sums.exp2_().unflatten(-1, (heads, width))
+        for i, half in enumerate((slice(0, width), slice(width, None))):
+            torch.mul(q[r].transpose(1, 2), decay[i].transpose(1, 2), out=q2[r, ..., half])
+            torch.div(k[r].transpose(1, 2), decay[i].transpose(1, 2), out=k2[r, ..., half])
+        if decays is not None:
+            decays[:, r] = decay
         v2[r] = v[r].transpose(1, 2)
     ends = ends.view(2, 2, batch, -1, heads, width)
     log_c = ends[0, :, :, :-1] + ends[1, :, :, 1:]  # [2, B, M - 1, H, K]
@@ -188,14 +183,15 @@ def _scan(x: Tensor, log_c: Tensor, y: Tensor, *, descending: bool) -> None:
         y: like x, written to.
     """
     decay = log_c.exp2().unsqueeze(-1)
-    incoming = (x[:, 1:] if descending else x[:, :-1]) * decay
-    steps = [t.unbind(1) for t in (incoming, decay)]
-    states = y.unbind(1)
     if descending:
-        steps, states = [t[::-1] for t in steps], states[::-1]
+        torch.mul(x[:, 1:], decay, out=y[:, :-1])
+        states, factors = y.unbind(1)[::-1], decay.unbind(1)[::-1]
+    else:
+        torch.mul(x[:, :-1], decay, out=y[:, 1:])
+        states, factors = y.unbind(1), decay.unbind(1)
     states[0].zero_()
-    for before, after, own, c in zip(states[:-1], states[1:], *steps, strict=True):
-        torch.addcmul(own, before, c, out=after)
+    for before, after, c in zip(states[:-1], states[1:], factors, strict=True):
+        after.addcmul_(before, c)
 
 
 def _pairs(x: Tensor, y: Tensor) -> Tensor:

@@ -211,6 +211,42 @@ def test_coco_recipe():
     assert cfg.auto_scale_lr.base_batch_size == 16
 
 
+def learning_rates(cfg: Config, epoch_length: int, iterations: int) -> list[float]:
+    """The rate of every iteration, as mmengine's hook would set it."""
+    from mmengine.optim import OptimWrapper
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=cfg.optim_wrapper.optimizer.lr)
+    schedulers = []
+    for scheduler in cfg.param_scheduler:
+        kind = PARAM_SCHEDULERS.get(scheduler.type)
+        options = {k: v for k, v in scheduler.items() if k != "type"}
+        options["optimizer"] = OptimWrapper(optimizer)
+        if options.pop("convert_to_iter_based", False):
+            schedulers.append(kind.build_iter_from_epoch(**options, epoch_length=epoch_length))
+        else:
+            schedulers.append(kind(**options))
+    rates = []
+    for iteration in range(1, iterations + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or iteration % epoch_length == 0:
+                scheduler.step()
+    return rates
+
+
+def test_learning_rates():
+    coco = learning_rates(load(COCO), 7330, 12 * 7330)
+    marks = [coco[i] for i in (0, 999, 1000, 8 * 7330 - 1, 8 * 7330, 11 * 7330)]
+    assert marks == pytest.approx([1e-7, 1e-4, 1e-4, 1e-4, 1e-5, 1e-6], rel=2e-3)
+    ade = learning_rates(load(ADE), 1, 160000)
+    marks = [ade[i] for i in (0, 1500, 80750, 159999)]
+    assert marks == pytest.approx([6e-11, 6e-5, 3e-5, 0], rel=2e-3, abs=1e-9)
+    vig = learning_rates(load(VIG_T), 50, 300 * 50)
+    marks = [vig[i] for i in (0, 20 * 50, 160 * 50, 300 * 50 - 1)]
+    assert marks == pytest.approx([1e-6, 2e-3, 1.005e-3, 1e-5], rel=2e-3)
+
+
 def test_ade20k_recipe():
     cfg = load(ADE)
     assert cfg.model.backbone.drop_path_rate == 0.2

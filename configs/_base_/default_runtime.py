@@ -1,4 +1,4 @@
-# What every task shares: hooks, processes, logging. The per-library files beside this one add the scope.
+# What every task shares: hooks, processes, logging. The files of the libraries add the scope.
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),

@@ -2,7 +2,7 @@ _base_ = './default_runtime.py'
 
 default_scope = 'mmdet'
 
-# Gives `tta_model` its `vig_mm.InstanceTTAModel`, which needs mmdet and so is no part of `vig_mm.models`.
+# Provides `vig_mm.InstanceTTAModel`, which needs mmdet and so is no part of `vig_mm.models`.
 custom_imports = dict(imports=['vig_mm.engine.instance_tta'], allow_failed_imports=False)
 
 default_hooks = dict(visualization=dict(type='DetVisualizationHook'))

@@ -1,4 +1,5 @@
-# ViG-T, ImageNet-1K, 300 epochs, 8 GPUs x 128 images, float32: the recipe of the public weights.
+# ViG-T, ImageNet-1K, 300 epochs, 8 GPUs x 128 images, float32.
+# The recipe of the public weights.
 _base_ = ['../_base_/datasets/imagenet_224.py', '../_base_/mmpretrain_runtime.py']
 
 model = dict(
@@ -24,7 +25,7 @@ model = dict(
         augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
         probs=[0.5, 0.5]))
 
-# The public learning rates (peak, first, last) are per 512 images of global batch and scale linearly.
+# The public rates (peak, first, last) are per 512 images of global batch and scale linearly.
 lr_per_512 = 1e-3
 # No decay on biases, on anything 1-D (every norm, RMSNorm included) and on pos_embed.
 optim_wrapper = dict(

@@ -287,13 +287,16 @@ class _Check:
         first, expected = next(iter(self.classes.items()))
         for where, classes in self.classes.items():
             if classes != expected:
-                only = [f"only in {first}: {_some(set(expected) - set(classes))}"]
-                only.append(f"only in {where}: {_some(set(classes) - set(expected))}")
                 if set(classes) == set(expected):
-                    only = ["the same names in another order"]
+                    difference = "the same names in another order"
+                else:
+                    difference = (
+                        f"only there: {_some([c for c in expected if c not in classes])}; "
+                        f"only here: {_some([c for c in classes if c not in expected])}"
+                    )
                 self.problems.append(
                     f"{where}: its {len(classes)} classes differ from the {len(expected)} of "
-                    f"{first} ({'; '.join(only)}): give every loader the same classes"
+                    f"{first} ({difference}): give every loader the same classes"
                 )
         for key, count in _num_classes("model", self.cfg.get("model")):
             if count != len(expected):

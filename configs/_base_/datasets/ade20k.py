@@ -1,5 +1,6 @@
 # ADE20K (150 classes), expected under data/ade/ADEChallengeData2016:
-#   images/{training,validation}/*.jpg, annotations/{training,validation}/*.png (0 = ignored, 1...150)
+#   images/{training,validation}/*.jpg
+#   annotations/{training,validation}/*.png (0 = ignored, 1...150)
 # Pipelines and batch sizes belong to the recipe and stand in the experiment's own file.
 data_root = 'data/ade/ADEChallengeData2016'
 

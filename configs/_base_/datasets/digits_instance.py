@@ -1,7 +1,8 @@
 # The built-in digits in COCO layout (tools/data/make_digits.py writes them to data/digits).
 data_root = 'data/digits/coco/'
-# Every loader gets the same classes: mmdet silently drops annotations of classes that are not listed.
-metainfo = dict(classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))
+# Every loader gets the same classes: mmdet silently drops what is not listed.
+metainfo = dict(
+    classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))
 
 train_dataloader = dict(
     num_workers=2,

@@ -1,5 +1,5 @@
-# UperNet with an auxiliary FCN head on the third stage; backbone, `in_channels` and the classes come
-# from the experiment. Outside of distributed training mmengine turns SyncBN into BN.
+# UperNet with an auxiliary FCN head on the third stage; backbone, `in_channels` and the classes
+# come from the experiment. Outside of distributed training mmengine turns SyncBN into BN.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

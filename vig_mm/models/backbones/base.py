@@ -60,14 +60,17 @@ class ViGBackbone(BaseModule):
     def init_weights(self) -> None:
         """Draw the weights as the public models do, then load ``init_cfg``'s checkpoint, if any.
 
-        Linear and convolution weights: truncated normal with std 0.02; inside the mixer
-        Xavier-uniform with gain 2^-2.5; biases 0, norms 1. A ``Pretrained`` checkpoint may be a
-        public ViG file or an mm file, see `load_pretrained_backbone`.
+        Linear weights: truncated normal with std 0.02, inside the mixer Xavier-uniform with gain
+        2^-2.5; their biases 0, norms 1. Stem and downsampling convolutions keep torch's default
+        and above all a bias: without one, zero padding stays exactly zero through every
+        LayerNorm, each of which then multiplies the gradient by 1 / sqrt(eps).
+        A ``Pretrained`` checkpoint may be a public ViG file or an mm file, see
+        `load_pretrained_backbone`.
         """
         if self.is_init:
             return
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

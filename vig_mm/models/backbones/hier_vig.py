@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
-from ..layers import GatedLinearAttention2d, LayerNorm2d, SwiGLU, to_map, to_tokens
+from ..layers import GatedLinearAttention2d, LayerNorm2d, SwiGLU, by_blocks, to_map, to_tokens
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.op(self.norm(x), hw))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.norm2(t))), x)
 
 
 @MODELS.register_module()

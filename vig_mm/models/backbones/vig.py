@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
-from ..layers import GatedLinearAttention2d, LayerNorm2d, RMSNorm, SwiGLU, to_map, to_tokens
+from ..layers import (
+    GatedLinearAttention2d,
+    LayerNorm2d,
+    RMSNorm,
+    SwiGLU,
+    by_blocks,
+    to_map,
+    to_tokens,
+)
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
@@ -45,7 +53,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.attn(self.attn_norm(x), hw))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.mlp_norm(t))), x)
 
 
 @MODELS.register_module()

@@ -1,4 +1,4 @@
-from .layout import to_map, to_tokens
+from .layout import by_blocks, to_map, to_tokens
 from .mlp import SwiGLU
 from .norm import LayerNorm2d, RMSNorm
 from .token_mixer import GatedLinearAttention2d
@@ -8,6 +8,7 @@ __all__ = [
     "LayerNorm2d",
     "RMSNorm",
     "SwiGLU",
+    "by_blocks",
     "to_map",
     "to_tokens",
 ]

@@ -1,5 +1,6 @@
 """The gated feed-forward of both model families."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class SwiGLU(nn.Module):
         self.add_module(names[1], nn.Linear(hidden, channels, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` -> ``[..., C]``."""
+        """``[B, N, C]`` -> ``[B, N, C]``."""
         w_in, w_out = (getattr(self, name) for name in self.names)
         gate, up = w_in(x).chunk(2, dim=-1)
-        return w_out(F.silu(gate).mul_(up))
+        return w_out(F.silu(gate, inplace=not torch.is_grad_enabled()).mul_(up))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vig_mm.kernels import bidirectional_gla
 
-from .layout import to_map, to_tokens
+from .layout import by_blocks, to_map, to_tokens
 from .norm import RMSNorm
 
 GATE_RANK = 16
@@ -54,7 +54,7 @@ class GatedLinearAttention2d(nn.Module):
         """``[B, N, C]`` -> ``[B, N, C]``, N = h * w tokens in row-major order."""
         local = to_tokens(self.in_proj(to_map(x, hw)))
         if self.act:
-            local = F.silu(local)
+            local = F.silu(local, inplace=not torch.is_grad_enabled())
         channels = local.shape[-1]
 
         def heads(t: Tensor) -> Tensor:
@@ -65,6 +65,10 @@ class GatedLinearAttention2d(nn.Module):
         o = bidirectional_gla(
             heads(q), heads(k), heads(v), heads(gate_f), heads(gate_b), backend=self.backend
         )
-        g = heads(torch.sigmoid(self.g_proj(local)))
-        y = torch.lerp(self.l_norm(heads(local)), self.g_norm(o), g).flatten(2)
-        return self.o_proj(F.silu(y) if self.act else y)
+
+        def inject(local: Tensor, o: Tensor) -> Tensor:
+            g = heads(torch.sigmoid(self.g_proj(local)))
+            y = torch.lerp(self.l_norm(heads(local)), self.g_norm(o), g).flatten(2)
+            return self.o_proj(F.silu(y, inplace=not torch.is_grad_enabled()) if self.act else y)
+
+        return by_blocks(inject, local, o)

@@ -1,4 +1,4 @@
-# A small ViG classifier on the built-in digits: trains from scratch on two CPU cores in minutes.
+# A small classifier on the built-in digits: trains from scratch on two CPU cores in minutes.
 # `python tools/data/make_digits.py` writes the data.
 _base_ = ['../_base_/datasets/digits_classes.py', '../_base_/mmpretrain_runtime.py']
 
@@ -11,19 +11,18 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True),
     backbone=dict(
-        type='vig_mm.ViG',
+        type='vig_mm.HierViG',
         arch='tiny',
-        embed_dims=128,
-        depth=4,
-        num_heads=2,
-        img_size=96,
-        out_indices=-1,
+        embed_dims=32,
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 4, 8),
+        out_indices=(3, ),
         drop_path_rate=0.),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=10,
-        in_channels=128,
+        in_channels=256,
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         cal_acc=False))
@@ -31,13 +30,13 @@ model = dict(
 # No flips: a mirrored digit is another digit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=96, crop_ratio_range=(0.6, 1.0)),
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.6, 1.0)),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=96, edge='short'),
-    dict(type='CenterCrop', crop_size=96),
+    dict(type='ResizeEdge', scale=64, edge='short'),
+    dict(type='CenterCrop', crop_size=64),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))
@@ -50,23 +49,19 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='ResizeEdge', scale=side, edge='short') for side in (96, 104, 112)],
-            [dict(type='CenterCrop', crop_size=96)],
+            [dict(type='ResizeEdge', scale=side, edge='short') for side in (64, 70, 76)],
+            [dict(type='CenterCrop', crop_size=64)],
             [dict(type='PackInputs')],
         ]),
 ]
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.,
-        bias_decay_mult=0.,
-        flat_decay_mult=0.,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.))))
+    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
 
-max_epochs = 20
+max_epochs = 12
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
@@ -77,7 +72,7 @@ param_scheduler = [
         end=max_epochs,
         convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=5)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
