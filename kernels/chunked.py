@@ -23,7 +23,6 @@ Only the inputs are saved for the backward pass; everything else is computed aga
 done on a few chunks at a time, small enough to stay in a CPU's cache, but for the states.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -45,28 +44,30 @@ class _Chunks(NamedTuple):
     """Operands of one call, chunk by chunk; R = B * M rows of chunks."""
 
     size: int  # C, tokens a chunk
-    q: Tensor  # [R, H, C, 2K]: q exp(P_t - P_mid) | q exp(E_mid - E_t)
+    aq: Tensor  # [R, H, C, C + 2K]: room for A | q
+    q: Tensor  # [R, H, C, 2K]: q exp(P_t - P_mid) | q exp(E_mid - E_t), view of aq
     k: Tensor  # [R, H, C, 2K]: k exp(P_mid - P_s) | k exp(E_s - E_mid)
-    v: Tensor  # [R, H, C, V]
+    vt: Tensor  # [R, H, C + 2K, V]: v above room for the states
+    v: Tensor  # [R, H, C, V], view of vt
     decays: Tensor | None  # [2, R, C, H, K]: the factors of q above, for the backward pass
     log_c: Tensor  # [B, M - 1, H, 2K]: log2 of the decay between neighbouring anchors
 
 
-def _log2_alpha(gates: tuple[Tensor, Tensor]) -> Tensor:
-    """log2 of both gates, stacked: logsigmoid(z) / 16 in units of log 2, as exp2 is the faster one.
+def _closing(gates: tuple[Tensor, Tensor], floor: float | None) -> Tensor:
+    """-log2 of both gates, stacked: log(1 + e^-z) / 16 in units of log 2, as exp2 is faster.
 
-    min(z, 0) - log(1 + e^-|z|) with half the passes over memory of `F.logsigmoid` on a CPU.
+    Half the passes over memory of `F.logsigmoid` on a CPU. Without ``floor``, logits under -88 give
+    inf in float32; with it, results are exact down to -log2(alpha) = floor.
     """
-    scaled = gates[0].new_empty(2, *gates[0].shape)
-    for gate, out in zip(gates, scaled, strict=True):
-        torch.mul(gate, LOG2_E / GATE_LOGIT_NORMALIZER, out=out)
-    x = scaled.abs().mul_(-GATE_LOGIT_NORMALIZER).exp2_().log1p_()
-    return scaled.clamp_(max=0).sub_(x, alpha=LOG2_E / GATE_LOGIT_NORMALIZER)
-
-
-@functools.lru_cache(maxsize=64)
-def _lower(size: int, device: torch.device) -> Tensor:
-    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    x = gates[0].new_empty(2, *gates[0].shape)
+    for gate, out in zip(gates, x, strict=True):
+        torch.mul(gate, -LOG2_E, out=out)
+    if floor is None:
+        return x.exp2_().log1p_().mul_(LOG2_E / GATE_LOGIT_NORMALIZER)
+    # log(1 + e^-z) = max(-z, 0) + log(1 + e^-|z|)
+    small = x.abs().neg_().exp2_().log1p_()
+    x.clamp_(min=0).add_(small, alpha=LOG2_E).div_(GATE_LOGIT_NORMALIZER)
+    return x.clamp_(max=floor)
 
 
 def _chunk_size(num_tokens: int, target: int) -> int:
@@ -130,22 +131,29 @@ def _apply_gates(
     gates = [_rows(gate, size, OPEN_GATE_LOGIT) for gate in (gate_f, gate_b)]
     mid = size // 2
     rows = q.shape[0]
-    q2, k2 = (q.new_empty(rows, heads, size, 2 * width) for _ in range(2))
-    v2 = v.new_empty(rows, heads, size, v.shape[-1])
+    # One allocation: a C library gives many middle-sized ones back to the system each time, and
+    # the page faults of getting them again cost up to a quarter of a model's time.
+    shapes = [
+        (rows, heads, size, size + 2 * width),
+        (rows, heads, size, 2 * width),
+        (rows, heads, size + 2 * width, v.shape[-1]),
+    ]
+    parts = q.new_empty(sum(map(math.prod, shapes))).split([math.prod(s) for s in shapes])
+    aq, k2, vt = (x.view(shape) for x, shape in zip(parts, shapes, strict=True))
+    q2, v2 = aq[..., size:], vt[:, :, :size]
     decays = q.new_empty(2, rows, size, heads, width) if keep_decays else None
     ends = q.new_empty(2, 2, rows, heads * width)  # anchor to right end, left end to anchor
     for r in _blocks(rows, size * heads * width):
-        log_alpha = _log2_alpha((gates[0][r].flatten(2), gates[1][r].flatten(2)))
-        if shortest:
-            # 2^(-limit / 3) is nothing beside a token's own weight of 1
-            log_alpha.clamp_(min=-limit / (MIN_CHUNK - 1))
-        sums = torch.cumsum(log_alpha, dim=2)
-        total = sums[:, :, -1].clone()
-        sums[1].sub_(log_alpha[1])  # P_t is inclusive, E_t is not
-        anchor = sums[:, :, mid].clone()
+        # 2^(-limit / 3) is nothing beside a token's own weight of 1
+        floor = limit / (MIN_CHUNK - 1) if shortest else None
+        closing = _closing((gates[0][r].flatten(2), gates[1][r].flatten(2)), floor)
+        sums = torch.cumsum(closing, dim=2)
+        total = sums[:, :, -1].neg()
+        sums[1].sub_(closing[1])  # -P_t is inclusive, -E_t is not
+        anchor = sums[:, :, mid].neg()
         # exponents of q: P_t - P_mid and E_mid - E_t
-        sums.sub_(anchor.unsqueeze(2))
-        sums[1].neg_()
+        torch.sub(-anchor[0].unsqueeze(1), sums[0], out=sums[0])
+        sums[1].add_(anchor[1].unsqueeze(1))
         span = (sums[:, :, 0] - sums[:, :, -1]).abs_().max()
         if not shortest and not span <= limit:  # NaN ends, as NaN, with the shortest chunk
             return None
@@ -161,17 +169,16 @@ def _apply_gates(
     ends = ends.view(2, 2, batch, -1, heads, width)
     log_c = ends[0, :, :, :-1] + ends[1, :, :, 1:]  # [2, B, M - 1, H, K]
     log_c = log_c.permute(1, 2, 3, 0, 4).flatten(3)
-    return _Chunks(size, q2, k2, v2, decays, log_c)
+    return _Chunks(size, aq, q2, k2, vt, v2, decays, log_c)
 
 
-def _attention(q: Tensor, k: Tensor) -> Tensor:
-    """A ``[G, C, C]`` of both directions from ``[G, C, 2K]``."""
-    width = q.shape[-1] // 2
-    a = torch.bmm(q[..., :width], k[..., :width].mT)
-    upper = torch.bmm(q[..., width:], k[..., width:].mT)
-    torch.where(_lower(a.shape[-1], a.device), a, upper, out=a)
-    a.diagonal(dim1=1, dim2=2).mul_(2)
-    return a
+def _attention(aq: Tensor, k: Tensor) -> Tensor:
+    """Fill A of both directions into its room in ``[G, C, C + 2K]`` from q there and k."""
+    width = k.shape[-1] // 2
+    a, q_f, q_b = aq.split((k.shape[1], width, width), dim=-1)
+    lower = torch.bmm(q_f, k[..., :width].mT).tril_()
+    upper = torch.bmm(q_b, k[..., width:].mT).triu_()
+    return torch.add(lower, upper, out=a)  # the diagonal counts for both directions
 
 
 def _scan(x: Tensor, log_c: Tensor, y: Tensor, *, descending: bool) -> None:
@@ -199,38 +206,33 @@ def _pairs(x: Tensor, y: Tensor) -> Tensor:
     return torch.bmm(x.flatten(0, 1).mT, y.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def _states(local: Tensor, c: _Chunks, *, reverse: bool) -> Tensor:
+def _states(local: Tensor, c: _Chunks, states: Tensor, *, reverse: bool) -> None:
     """Sum ``[R, H, 2K, V]`` up over the chunks before (forward half) and after (backward half).
 
-    ``reverse`` swaps the two, as the gradients need it.
+    ``reverse`` swaps the two, as the gradients need it. Writes to ``states``, shaped like local.
     """
     batch, width = c.log_c.shape[0], c.log_c.shape[-1]
-    states = torch.empty_like(local)
-    per_batch = (batch, -1, *local.shape[1:])
+    local, states = (x.unflatten(0, (batch, -1)) for x in (local, states))
     for half, descending in (
         (slice(0, width // 2), reverse),
         (slice(width // 2, None), not reverse),
     ):
         _scan(
-            local.view(per_batch)[..., half, :],
-            c.log_c[..., half],
-            states.view(per_batch)[..., half, :],
-            descending=descending,
+            local[..., half, :], c.log_c[..., half], states[..., half, :], descending=descending
         )
-    return states
 
 
 def chunked_forward(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> Tensor:
     """``[B, N, H, V]`` from ``[B, N, H, K]`` (q, k, gate logits) and ``[B, N, H, V]`` (v)."""
     batch, num_tokens, heads, width = q.shape
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=False)
-    states = _states(_pairs(c.k, c.v), c, reverse=False) if c.size < num_tokens else None
+    if c.size < num_tokens:
+        _states(_pairs(c.k, c.v), c, c.vt[:, :, c.size :], reverse=False)
     out = v.new_empty(c.v.shape[0], c.size, heads, v.shape[-1])
     for r in _blocks(len(out), heads * c.size**2):
-        q2, v2 = c.q[r].flatten(0, 1), c.v[r].flatten(0, 1)
-        o = torch.bmm(_attention(q2, c.k[r].flatten(0, 1)), v2)
-        if states is not None:
-            o.baddbmm_(q2, states[r].flatten(0, 1))
+        aq, vt = c.aq[r].flatten(0, 1), c.vt[r].flatten(0, 1)
+        a = _attention(aq, c.k[r].flatten(0, 1))
+        o = torch.bmm(aq, vt) if c.size < num_tokens else torch.bmm(a, vt[:, : c.size])
         o = o.unflatten(0, (-1, heads)).transpose(1, 2)
         torch.mul(o, 0.5 * width**-0.5, out=out[r])
     return _unpad(out, batch, num_tokens)
@@ -251,12 +253,13 @@ def chunked_backward(
     grad = (_rows(grad, c.size).transpose(1, 2) * (0.5 * width**-0.5)).contiguous()
     halves = (slice(0, width), slice(width, None))
 
-    states = du = None
+    states, du = c.vt[:, :, c.size :], None
     boundary = grad.new_zeros(2, batch, rows // batch, heads, width)
     if c.size < num_tokens:
-        states = _states(_pairs(c.k, c.v), c, reverse=False)
+        _states(_pairs(c.k, c.v), c, states, reverse=False)
         direct = _pairs(c.q, grad)
-        du = _states(direct, c, reverse=True)
+        du = torch.empty_like(direct)
+        _states(direct, c, du, reverse=True)
         crossing = direct.add_(du).mul_(states).sum(dim=-1).view(batch, -1, heads, 2 * width)
         boundary[0, :, :-1] = crossing[:, 1:, :, halves[0]]  # leaves chunk m to enter m + 1
         boundary[1] = crossing[..., halves[1]]  # enters chunk m from the right
@@ -269,7 +272,7 @@ def chunked_backward(
     dv = grad.new_empty(rows, c.size, heads, v.shape[-1])
     for r in _blocks(rows, heads * c.size**2):
         q2, k2, v2, g = (x[r].flatten(0, 1) for x in (c.q, c.k, c.v, grad))
-        dv2 = torch.bmm(_attention(q2, k2).mT, g)
+        dv2 = torch.bmm(_attention(c.aq[r].flatten(0, 1), k2).mT, g)
         da_b = torch.bmm(g, v2.mT)
         da_f = da_b.tril()
         da_b.triu_()
@@ -280,7 +283,7 @@ def chunked_backward(
             ((da_f, halves[0], dgate_f), (da_b, halves[1], dgate_b))
         ):
             dq2, dk2 = torch.bmm(da, k2[..., half]), torch.bmm(da.mT, q2[..., half])
-            if states is not None:
+            if du is not None:
                 dq2.baddbmm_(g, states[r, :, half].flatten(0, 1).mT)
                 dk2.baddbmm_(v2, du[r, :, half].flatten(0, 1).mT)
             u = (dq2 * q2[..., half]).addcmul_(dk2, k2[..., half], value=-1)

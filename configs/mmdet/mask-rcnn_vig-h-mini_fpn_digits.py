@@ -5,6 +5,8 @@ _base_ = [
     '../_base_/mmdet_runtime.py'
 ]
 
+# Detectors learn from scratch only with normalised heads ("Rethinking ImageNet Pre-training").
+norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
     backbone=dict(
         type='vig_mm.HierViG',
@@ -14,13 +16,25 @@ model = dict(
         num_heads=(1, 2, 4, 8),
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead',
+            num_shared_convs=2,
+            in_channels=64,
+            conv_out_channels=64,
+            fc_out_channels=256,
+            num_classes=10,
+            norm_cfg=norm_cfg),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10)),
+        mask_head=dict(
+            num_convs=2,
+            in_channels=64,
+            conv_out_channels=64,
+            num_classes=10,
+            norm_cfg=norm_cfg)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
@@ -72,7 +86,7 @@ tta_pipeline = [
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
+    clip_grad=dict(max_norm=35.0),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
 
 max_epochs = 12

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
@@ -130,7 +129,7 @@ class HierViG(ViGBackbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images ``[B, 3, H, W]`` -> maps ``[B, C * 2^i, H / 2^(i+2), W / 2^(i+2)]``."""
         self.check_image(x)
-        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed(x)
         outs = []
         for i, stage in enumerate(self.layers):
             hw = (x.shape[2], x.shape[3])

@@ -1,4 +1,5 @@
 from .layout import by_blocks, to_map, to_tokens
+from .linear import TokenLinear
 from .mlp import SwiGLU
 from .norm import LayerNorm2d, RMSNorm
 from .token_mixer import GatedLinearAttention2d
@@ -8,6 +9,7 @@ __all__ = [
     "LayerNorm2d",
     "RMSNorm",
     "SwiGLU",
+    "TokenLinear",
     "by_blocks",
     "to_map",
     "to_tokens",

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import TokenLinear
+
 
 class SwiGLU(nn.Module):
     """``w_out(silu(g) * u)`` with (g, u) the halves of ``w_in x``; no biases.
@@ -18,8 +20,8 @@ class SwiGLU(nn.Module):
         super().__init__()
         hidden = -(-(8 * channels // 3) // multiple) * multiple
         self.names = names
-        self.add_module(names[0], nn.Linear(channels, 2 * hidden, bias=False))
-        self.add_module(names[1], nn.Linear(hidden, channels, bias=False))
+        self.add_module(names[0], TokenLinear(channels, 2 * hidden, bias=False))
+        self.add_module(names[1], TokenLinear(hidden, channels, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C]`` -> ``[B, N, C]``."""

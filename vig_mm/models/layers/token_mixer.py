@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vig_mm.kernels import bidirectional_gla
 
 from .layout import by_blocks, to_map, to_tokens
+from .linear import TokenLinear
 from .norm import RMSNorm
 
 GATE_RANK = 16
@@ -33,14 +34,14 @@ class GatedLinearAttention2d(nn.Module):
         self.backend = backend
         conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.in_proj = nn.Sequential(conv)
-        self.qkv_proj = nn.Linear(channels, 2 * channels, bias=False)
+        self.qkv_proj = TokenLinear(channels, 2 * channels, bias=False)
         self.gk_proj = nn.Sequential(
             nn.Linear(channels, GATE_RANK, bias=False), nn.Linear(GATE_RANK, channels)
         )
-        self.g_proj = nn.Linear(channels, channels)
+        self.g_proj = TokenLinear(channels, channels)
         self.g_norm = RMSNorm(channels // num_heads)
         self.l_norm = RMSNorm(channels // num_heads)
-        self.o_proj = nn.Linear(channels, channels, bias=False)
+        self.o_proj = TokenLinear(channels, channels, bias=False)
 
     def init_weights(self) -> None:
         """Xavier-uniform with gain 2^-2.5 for every projection, as the public models."""
