@@ -21,7 +21,8 @@ model = dict(
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(
-            type='Shared4Conv1FCBBoxHead',
+            type='ConvFCBBoxHead',
+            num_shared_fcs=1,
             num_shared_convs=2,
             in_channels=64,
             conv_out_channels=64,

@@ -7,7 +7,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
 
 import vig_mm
-from vig_mm.models.layers import GatedLinearAttention2d
+from vig_mm.models.layers import GatedLinearAttention2d, TokenLinear
 
 SMALL = {
     "ViG": dict(embed_dims=32, depth=3, num_heads=2),
@@ -113,6 +113,33 @@ def test_frozen_stages(family, frozen, parts):
     assert {name for name, g in grads.items() if g is None} == names
 
 
+@pytest.mark.parametrize("family, size", [("ViG", (576, 528)), ("HierViG", (144, 160))])
+def test_inference_in_blocks_equals_training_at_once(family, size):
+    """Without gradients tokens are worked on in blocks of 1024: here more than one."""
+    backbone = build(family).eval()
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        blocks = backbone(x)
+    for out, whole in zip(blocks, backbone(x), strict=True):
+        torch.testing.assert_close(out, whole.detach())
+
+
+def test_token_linear_is_linear():
+    torch.manual_seed(0)
+    layer = TokenLinear(12, 7)
+    x = torch.randn(2, 600, 12, requires_grad=True)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    grad = torch.randn_like(expected)
+    inputs = (x, layer.weight, layer.bias)
+    for a, b in zip(
+        torch.autograd.grad(layer(x), inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_drop_path_acts_in_training_only():
     backbone = build("HierViG", drop_path_rate=0.9)
     x = torch.randn(2, 3, 64, 64)
@@ -137,6 +164,8 @@ def test_initialisation(family):
     block = (backbone.blocks if family == "ViG" else backbone.layers[0].blocks)[0]
     for weight in block.mlp.parameters():
         assert abs(weight.std() - 0.02) < 1e-3
+    stem = backbone.patch_embed.proj[0] if family == "ViG" else backbone.patch_embed[0]
+    assert stem.bias.abs().min() > 0
     if family == "ViG":
         assert abs(backbone.pos_embed.std() - 0.02) < 1e-3
 

@@ -47,6 +47,20 @@ def _peak_memory(name: str, size: int, threads: int) -> float:
     return (_resident("VmHWM") - before) / 1024
 
 
+def profile(size: int, out: Path) -> None:
+    """Write where ViG-T's time goes, operation by operation."""
+    model, x = build("ViG-T", size), torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        for _ in range(2):
+            model(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            model(x)
+    table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(f"ViG-T, {size}x{size}, one forward pass, {machine()}\n{table}\n")
+    print(f"written: {out}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -57,11 +71,15 @@ def main() -> None:
     parser.add_argument("--memory-size", type=int, default=1024, help="image size for peak memory")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--repeats", type=int, help="runs per figure; default: fewer where slow")
+    parser.add_argument("--profile", type=int, metavar="SIZE", help="profile ViG-T there, only")
     parser.add_argument("--out", default="work_dirs/benchmark/backbones.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
+    if args.profile:
+        profile(args.profile, Path(args.out).with_suffix(".txt"))
+        return
     data: dict = {"time": {}, "memory": {}}
     rows = []
     for size in track(args.sizes, description="sizes"):

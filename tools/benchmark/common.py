@@ -58,7 +58,7 @@ def time_interleaved(
 
 
 def report(title: str, columns: list[str], rows: list[list[str]], data: dict, out: str) -> None:
-    """Print a table and write the figures behind it, with the machine, as JSON."""
+    """Print a table; write it as markdown and the figures behind it, with the machine, as JSON."""
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -68,7 +68,11 @@ def report(title: str, columns: list[str], rows: list[list[str]], data: dict, ou
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
-    print(f"written: {path}")
+    cells = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    lines = [f"{title}. {about}.", "", *("| " + " | ".join(row) + " |" for row in cells)]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print(f"written: {path}, {path.with_suffix('.md')}")
 
 
 def milliseconds(stats: dict[str, float]) -> str:

@@ -177,7 +177,10 @@ def prepare_checkpoint(path: str, work_dir: str, task: str = "classifier") -> st
     state = to_classifier(state) if task == "classifier" else to_backbone(state)
     target = Path(work_dir) / f"{Path(path).stem}_mm.pth"
     target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "meta": {}}, target)
+    # every process of a distributed run does this: replace in one step, never half a file
+    part = target.with_suffix(f".{os.getpid()}.tmp")
+    torch.save({"state_dict": state, "meta": {}}, part)
+    os.replace(part, target)
     print_log(f"{path} is a public ViG file: its {key!r} was written to {target}", "current")
     return str(target)
 

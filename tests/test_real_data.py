@@ -1,0 +1,125 @@
+"""The project's own pipelines and evaluators on small real data, where it is at hand.
+
+The data belongs to others and is not part of the repository: these tests skip without it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import CONFIGS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def folder(name: str) -> Path:
+    path = SHARED / name
+    if not path.is_dir():
+        pytest.skip(f"{name} is not at hand")
+    return path
+
+
+# AP, AP50, AP75, small, medium, large, AR1, AR10, AR100, small, medium, large; by COCO's authors
+PUBLISHED = {
+    "bbox": (0.5045806987, 0.6969727247, 0.5729816670, 0.5856257209, 0.5193996948, 0.5013978986,
+             0.3868127796, 0.5936795763, 0.5953529829, 0.6398109626, 0.5664205979, 0.5642905983),
+    "segm": (0.3195452759, 0.5622883973, 0.2989265341, 0.3873740316, 0.3101827240, 0.3269339071,
+             0.2682297226, 0.4154486811, 0.4168394992, 0.4694498623, 0.3767592267, 0.3814715100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_evaluator_returns_the_published_scores(kind, monkeypatch):
+    """The 1x config's own CocoMetric on the COCO authors' fake detections.
+
+    It reports three digits; what it computed is read off its COCOeval.
+    """
+    from mmdet.evaluation.metrics import coco_metric
+    from mmdet.registry import METRICS
+    from pycocotools import mask as mask_utils
+    from pycocotools.coco import COCO
+
+    data = folder("coco_known_scores")
+    init_default_scope("mmdet")
+    cfg = Config.fromfile(CONFIGS / "mmdet" / "mask-rcnn_vig-h-t_fpn_1x_coco.py")
+    ann_file = str(data / "instances_val2014_100.json")
+    # published average recalls are at 1, 10 and 100 detections, mmdet's at 100, 300 and 1000
+    changes = dict(ann_file=ann_file, metric=kind, proposal_nums=(1, 10, 100))
+    metric = METRICS.build({**cfg.test_evaluator, **changes})
+    evaluations = []
+
+    class Recorded(coco_metric.COCOeval):
+        def __init__(self, *args):
+            super().__init__(*args)
+            evaluations.append(self)
+
+    monkeypatch.setattr(coco_metric, "COCOeval", Recorded)
+    truth = COCO(ann_file)
+    metric.dataset_meta = dict(classes=[c["name"] for c in truth.dataset["categories"]])
+    category = {c["id"]: i for i, c in enumerate(truth.dataset["categories"])}
+    fake = json.loads((data / f"instances_val2014_fake{kind}100_results.json").read_text())
+    for image_id in truth.getImgIds():
+        found = [x for x in fake if x["image_id"] == image_id]
+        instances = dict(
+            labels=torch.tensor([category[x["category_id"]] for x in found], dtype=torch.long),
+            scores=torch.tensor([x["score"] for x in found], dtype=torch.float64),
+        )
+        if kind == "bbox":
+            boxes = np.array([x["bbox"] for x in found], dtype=np.float64).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]  # as a detector gives them: corners
+            instances["bboxes"] = torch.from_numpy(boxes)
+        else:
+            instances["masks"] = [x["segmentation"] for x in found]
+            boxes = [mask_utils.toBbox(x) for x in instances["masks"]]
+            boxes = torch.from_numpy(np.array(boxes, dtype=np.float64).reshape(-1, 4))
+            instances["bboxes"] = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)
+        info = truth.imgs[image_id]
+        sample = dict(
+            img_id=image_id, ori_shape=(info["height"], info["width"]), pred_instances=instances
+        )
+        metric.process({}, [sample])
+    reported = metric.evaluate(size=len(truth.imgs))
+    assert len(evaluations) == 1
+    np.testing.assert_allclose(evaluations[0].stats, PUBLISHED[kind], rtol=0, atol=1e-6)
+    assert reported[f"coco/{kind}_mAP"] == round(PUBLISHED[kind][0], 3)
+
+
+def test_labels_as_predictions_are_perfect():
+    """UperNet config: its loading pipeline and IoUMetric on labels given back as predictions."""
+    from mmengine.structures import PixelData
+    from mmseg.registry import DATASETS, METRICS
+    from mmseg.structures import SegDataSample
+
+    data = folder("ade_sample")
+    init_default_scope("mmseg")
+    cfg = Config.fromfile(CONFIGS / "mmseg" / "vig-h-t_upernet_8xb2-160k_ade20k-512x512.py")
+    dataset_cfg = cfg.test_dataloader.dataset
+    dataset_cfg.data_root = str(data)
+    dataset_cfg.data_prefix = dict(img_path="images", seg_map_path="annotations")
+    dataset = DATASETS.build(dataset_cfg)
+    assert len(dataset) == 3
+    metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    ignored = 0
+    for i in range(len(dataset)):
+        sample = dataset[i]["data_samples"]
+        label = sample.gt_sem_seg.data
+        raw = np.asarray(Image.open(sample.seg_map_path))
+        # 0 is ignored (255), 1 ... 150 become 0 ... 149
+        assert np.array_equal(label[0].numpy(), np.where(raw == 0, 255, raw.astype(int) - 1))
+        ignored += int((raw == 0).sum())
+        prediction = label.clone()
+        prediction[prediction == 255] = 7  # whatever is predicted there must not count
+        out = SegDataSample(
+            gt_sem_seg=PixelData(data=label), pred_sem_seg=PixelData(data=prediction)
+        )
+        metric.process({}, [out.to_dict()])
+    assert ignored > 0
+    scores = metric.evaluate(size=3)
+    assert scores["aAcc"] == 100.0
+    assert scores["mIoU"] == 100.0  # mmseg leaves absent classes out of the mean
