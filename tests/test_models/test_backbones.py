@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mmcv.ops import roi_align
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
+from torchvision.ops import roi_align as torchvision_roi_align
 
 import vig_mm
 from vig_mm.models.layers import GatedLinearAttention2d, TokenLinear
@@ -53,6 +55,17 @@ def test_any_size(family, size, batch):
             assert abs(cells - pixels / stride) < 1
     one = backbone(torch.randn(batch, 3, *size)[:1])
     assert one[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_suit_mmcv_operators(family):
+    """RoIAlign reads memory as NCHW whatever the strides say; so do other compiled operators."""
+    out = build(family).eval()(torch.randn(2, 3, 96, 96))[0]
+    assert out.is_contiguous()
+    roi = torch.tensor([[1, 0.0, 0.0, 4.0, 4.0]])
+    aligned = roi_align(out, roi, (2, 2), 1.0, 0, "avg", True)
+    expected = torchvision_roi_align(out, roi, (2, 2), 1.0, -1, True)
+    torch.testing.assert_close(aligned, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

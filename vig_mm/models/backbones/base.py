@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vig_mm.engine.checkpoint import load_pretrained_backbone
 
-from ..layers import GatedLinearAttention2d
+from ..layers import GatedLinearAttention2d, to_map
 
 
 def arch_settings(archs: Mapping[str, dict], arch: str, overrides: dict) -> dict:
@@ -101,6 +101,15 @@ class ViGBackbone(BaseModule):
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, x, hw, use_reentrant=False)
         return block(x, hw)
+
+    @staticmethod
+    def as_output(norm: nn.Module, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Normed tokens ``[B, N, C]`` as a map ``[B, C, h, w]`` that lies in memory as NCHW.
+
+        Not as the channels-last view that it is: mmcv's operators (RoIAlign among them) take the
+        memory of their input for NCHW whatever its strides say, and would read it scrambled.
+        """
+        return to_map(norm(x), hw).contiguous()
 
     def check_image(self, x: Tensor) -> None:
         """Refuse what is not an RGB batch of at least one patch."""

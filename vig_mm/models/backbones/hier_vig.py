@@ -118,7 +118,7 @@ class HierViG(ViGBackbone):
                 stage.downsample = _downsample(self.channels[i])
             self.layers.append(stage)
         for i in self.out_indices:
-            self.add_module(f"norm{i}", LayerNorm2d(self.channels[i]))
+            self.add_module(f"norm{i}", nn.LayerNorm(self.channels[i]))
         self.train(self.training)
 
     def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
@@ -136,11 +136,10 @@ class HierViG(ViGBackbone):
             x = to_tokens(x)
             for block in stage.blocks:
                 x = self.run_block(block, x, hw)
-            x = to_map(x, hw)
             if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(x))
+                outs.append(self.as_output(getattr(self, f"norm{i}"), x, hw))
             if hasattr(stage, "downsample"):
-                x = stage.downsample(x)
+                x = stage.downsample(to_map(x, hw))
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:

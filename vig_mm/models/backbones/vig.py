@@ -173,7 +173,8 @@ class ViG(ViGBackbone):
         for i, block in enumerate(self.blocks):
             x = self.run_block(block, x, hw)
             if i in self.out_indices:
-                outs.append(to_map(getattr(self, self.norm_name(i, self.depth))(x), hw))
+                norm = getattr(self, self.norm_name(i, self.depth))
+                outs.append(self.as_output(norm, x, hw))
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
