@@ -18,6 +18,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
+from vig_mm.engine.data_check import leaves
+
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("mm*/*.py"))
 COCO = "mmdet/mask-rcnn_vig-h-t_fpn_1x_coco.py"
@@ -143,12 +145,9 @@ def test_pipelines_build_and_tta_is_there(name):
         cfg.tta_model.type == "mmpretrain.AverageClsScoreTTA"
     )
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        for pipeline in (
-            cfg.train_dataloader.dataset.pipeline,
-            cfg.val_dataloader.dataset.pipeline,
-            cfg.test_dataloader.dataset.pipeline,
-            cfg.tta_pipeline,
-        ):
+        loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+        datasets = [d for loader in loaders for _, d in leaves("dataset", loader.dataset)]
+        for pipeline in (*(dataset.pipeline for dataset in datasets), cfg.tta_pipeline):
             assert len(Compose(pipeline).transforms) == len(pipeline)
 
 

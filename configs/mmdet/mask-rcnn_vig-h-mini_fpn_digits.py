@@ -90,7 +90,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35.0),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
 
-max_epochs = 12
+max_epochs = 8
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(

@@ -51,4 +51,22 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'trainval.json')
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=scale, keep_ratio=True)
+                for scale in [(320, 240), (400, 300), (500, 375)]
+            ],
+            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
+            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
+                               'flip', 'flip_direction'))
+            ],
+        ]),
+]
