@@ -7,8 +7,9 @@ from torch.utils.flop_counter import register_flop_formula
 from .chunked import chunked_backward, chunked_forward
 from .reference import reference_bidirectional_gla
 
-BACKENDS = ("reference", "chunked")
-"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default."""
+BACKENDS = ("reference", "chunked", "triton")
+"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default. ``triton``: the fused GPU
+kernels, on request only, as they have run in Triton's interpreter but not yet on a GPU."""
 
 
 def bidirectional_gla(
@@ -36,14 +37,16 @@ def bidirectional_gla(
             one projection) are read in place.
         v: ``[B, N, H, V]``, V the value width.
         gate_f, gate_b: ``[B, N, H, K]``, gate *logits* of the forward and the backward scan.
-        backend: one of `BACKENDS`; None takes the best one for the device.
+        backend: one of `BACKENDS`; None takes the default.
 
     Returns:
         ``[B, N, H, V]``, contiguous, in the dtype of ``v``.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or q, k, v differ in dtype.
-        ValueError: shapes or devices do not fit together, or the backend is unknown.
+        ValueError: shapes or devices do not fit together, or the backend is unknown or does not
+            take these inputs.
+        ImportError: ``backend="triton"`` and there is no Triton.
     """
     _check(q, k, v, gate_f, gate_b)
     if backend is None:
@@ -52,7 +55,20 @@ def bidirectional_gla(
         return reference_bidirectional_gla(q, k, v, gate_f, gate_b)
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)} or None")
-    return _forward_op(q, k, v, gate_f, gate_b)
+    if backend == "triton":
+        _check_triton(q, v)
+    return _forward_op(q, k, v, gate_f, gate_b, backend)
+
+
+def _check_triton(q: Tensor, v: Tensor) -> None:
+    try:
+        from .triton import unsupported
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "backend='triton' needs the package triton: pip install triton, or leave backend out"
+        ) from error
+    if reason := unsupported(q, v):
+        raise ValueError(f"backend='triton': {reason}; leave backend out")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> None:
@@ -93,43 +109,58 @@ def _upcast(*tensors: Tensor) -> list[Tensor]:
 
 
 @torch.library.custom_op("vig_mm::bidirectional_gla", mutates_args=())
-def _forward_op(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> Tensor:
+def _forward_op(
+    q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, backend: str = "chunked"
+) -> Tensor:
     if q.shape[0] == 0:
         return v.new_empty(v.shape)
+    if backend == "triton":
+        from .triton import triton_forward
+
+        return triton_forward(q, k, v, gate_f, gate_b)
     with torch.autocast(q.device.type, enabled=False):  # the products inside stay float32
         return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(v.dtype)
 
 
 @torch.library.custom_op("vig_mm::bidirectional_gla_backward", mutates_args=())
 def _backward_op(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    backend: str = "chunked",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (q, k, v, gate_f, gate_b)
     if q.shape[0] == 0:
         return tuple(x.new_empty(x.shape) for x in inputs)
+    if backend == "triton":
+        from .triton import triton_backward
+
+        return triton_backward(grad, *inputs)
     with torch.autocast(q.device.type, enabled=False):
         grads = chunked_backward(*_upcast(grad, *inputs))
     return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 
 @_forward_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> Tensor:
+def _(q, k, v, gate_f, gate_b, backend="chunked"):
     return v.new_empty(v.shape)
 
 
 @_backward_op.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(grad, q, k, v, gate_f, gate_b, backend="chunked"):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, gate_f, gate_b))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad: Tensor):
-    return _backward_op(grad, *ctx.saved_tensors)
+    return *_backward_op(grad, *ctx.saved_tensors, ctx.backend), None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)

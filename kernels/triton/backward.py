@@ -1,0 +1,207 @@
+"""The gradients of one chunk, both directions at once.
+
+With dA = do v^T once for both directions, level by level as in `tile`,
+
+    dq~ = (mask dA) k~        dk~ = (mask dA)^T q~        dv = A^T do + ...
+
+and with the states S that enter and the gradients D of the states that leave,
+
+    dq_t += (gates_f up to t) S_f do_t + (gates_b from t on) S_b do_t
+    dk_s += (gates_f after s) D_f v_s + (gates_b before s) D_b v_s,     dv_s the same with k_s.
+
+The gradient of log alpha_f[j] is a sum over the pairs and states whose decay holds gate j. With
+u = q dq - k dk of the forward direction it is a running sum from the right inside the chunk,
+
+    sum_{t>=j} u_t + B,     B = c sum_v S_f D_f + sum_s k_s (gates_f after s) D_f v_s,
+
+B being what the leaving state passes on; the backward direction mirrors it. Never a sum over the
+whole sequence: its rounding error would grow with T. Products are taken of the rounded operands of
+the dots, so that what cancels in theory cancels in numbers.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import dlogit, level, load_state, load_tile, log2_alpha, store_tile, widen
+
+
+@triton.jit(do_not_specialize=["T", "M", "per_segment", "segments"])
+def gradient_kernel(
+    do,
+    q,
+    k,
+    v,
+    gate_f,
+    gate_b,
+    dq,
+    dk,
+    dv,
+    dgate_f,
+    dgate_b,
+    states,
+    decays,
+    carries,
+    dstates,
+    ddecays,
+    dcarries,
+    T,
+    H,
+    K,
+    V,
+    M,
+    per_segment,
+    segments,
+    scale,
+    do_b,
+    do_t,
+    do_h,
+    do_d,
+    q_b,
+    q_t,
+    q_h,
+    q_d,
+    k_b,
+    k_t,
+    k_h,
+    k_d,
+    v_b,
+    v_t,
+    v_h,
+    v_d,
+    gf_b,
+    gf_t,
+    gf_h,
+    gf_d,
+    gb_b,
+    gb_t,
+    gb_h,
+    gb_d,
+    STATES: tl.constexpr,
+    SEGMENTED: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BK: tl.constexpr,
+    KP: tl.constexpr,
+    VP: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Grid (B M H), heads innermost.
+
+    An instance owns one chunk of one head and writes that chunk's five gradients, the key channels
+    in blocks of BK. It reads the chunk of do, q, k, v, both gates once, and (`STATES`) the two
+    states that enter it and the gradients of the two that leave it.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    h = pid % H
+    m = (pid // H) % M
+    b = pid // (H * M)
+    bh = b * H + h
+    heads = tl.num_programs(0) // M  # B H
+    start = m * C
+    left = T - start
+    do += b * do_b + h * do_h + start * do_t
+    q += b * q_b + h * q_h + start * q_t
+    k += b * k_b + h * k_h + start * k_t
+    v += b * v_b + h * v_h + start * v_t
+    gate_f += b * gf_b + h * gf_h + start * gf_t
+    gate_b += b * gb_b + h * gb_h + start * gb_t
+    token = (b * T + start) * H + h
+    dq += token * K
+    dk += token * K
+    dgate_f += token * K
+    dgate_b += token * K
+    dv += token * V
+
+    rows = tl.arange(0, C)
+    cols_v = tl.arange(0, VP)
+    inside = (rows < left)[:, None]
+    diagonal = rows[:, None] == rows[None, :]
+    g = load_tile(do, rows, cols_v, do_t, do_d, left, V) * scale
+    vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
+    da_diagonal = (2.0 * tl.sum(g * vs, axis=1))[:, None]
+    g, vs = g.to(DOT), vs.to(DOT)
+    # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton <= 3.7)
+    da = tl.dot(g, tl.trans(vs), input_precision="tf32").to(DOT)
+    da_t = tl.dot(vs, tl.trans(g), input_precision="tf32").to(DOT)
+    a_t = tl.zeros((C, C), dtype=tl.float32)
+    dvs = tl.zeros((C, VP), dtype=tl.float32)
+    for key_block in range(0, KP // BK):
+        cols_k = key_block * BK + tl.arange(0, BK)
+        qs = load_tile(q, rows, cols_k, q_t, q_d, left, K)
+        ks = load_tile(k, rows, cols_k, k_t, k_d, left, K)
+        # read again at the end instead of being kept in registers
+        log_f = log2_alpha(load_tile(gate_f, rows, cols_k, gf_t, gf_d, left, K, AGAIN=True))
+        log_b = log2_alpha(load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K, AGAIN=True))
+        log_f = tl.where(inside, log_f, 0.0)
+        log_b = tl.where(inside, log_b, 0.0)
+        decay_f = tl.exp2(tl.sum(log_f, axis=0))
+        decay_b = tl.exp2(tl.sum(log_b, axis=0))
+        ones = tl.full((C, BK), 1.0, tl.float32)
+        prefix_f, suffix_f = tl.exp2(log_f), ones
+        prefix_b, suffix_b = ones, tl.exp2(log_b)
+        a_t += tl.where(diagonal, (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0)
+        dqs, dks = da_diagonal * ks, da_diagonal * qs
+        u_f = tl.zeros((C, BK), dtype=tl.float32)
+        u_b = tl.zeros((C, BK), dtype=tl.float32)
+        for i in range(0, LEVELS):
+            mask, right = level(rows, i)
+            q_factor = tl.where(right, prefix_f, suffix_b)
+            k_factor = tl.where(right, prefix_b, suffix_f)
+            ql, kl = (qs * q_factor).to(DOT), (ks * k_factor).to(DOT)
+            a_t += tl.where(mask, tl.dot(kl, tl.trans(ql), input_precision="tf32"), 0.0)
+            zero = tl.zeros((C, C), dtype=DOT)
+            dql = tl.dot(tl.where(mask, da, zero), kl, input_precision="tf32")
+            dkl = tl.dot(tl.where(mask, da_t, zero), ql, input_precision="tf32")
+            dqs += dql * q_factor
+            dks += dkl * k_factor
+            uq, uk = ql.to(tl.float32) * dql, -kl.to(tl.float32) * dkl
+            u_f += tl.where(right, uq, uk)
+            u_b += tl.where(right, uk, uq)
+            prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
+            prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
+        passed_f = tl.zeros((BK,), dtype=tl.float32)
+        passed_b = tl.zeros((BK,), dtype=tl.float32)
+        if STATES:
+            slot_f, slot_b = bh * M + m, (heads + bh) * M + m
+            segment = m // per_segment
+            carry_f, carry_b = bh * segments + segment, (heads + bh) * segments + segment
+            s = load_state(
+                states, decays, carries, slot_f, carry_f, cols_k, cols_v, KP, VP, SEGMENTED
+            )
+            d = load_state(
+                dstates, ddecays, dcarries, slot_f, carry_f, cols_k, cols_v, KP, VP, SEGMENTED
+            )
+            dq_s = tl.dot(g, tl.trans(s.to(DOT)), input_precision="tf32") * prefix_f
+            dk_s = tl.dot(vs, tl.trans(d.to(DOT)), input_precision="tf32") * suffix_f
+            dvs = tl.dot((ks * suffix_f).to(DOT), d.to(DOT), dvs, input_precision="tf32")
+            dqs += dq_s
+            dks += dk_s
+            kdk = ks * dk_s
+            u_f += qs * dq_s - kdk
+            passed_f = decay_f * tl.sum(s * d, axis=1) + tl.sum(kdk, axis=0)
+
+            s = load_state(
+                states, decays, carries, slot_b, carry_b, cols_k, cols_v, KP, VP, SEGMENTED
+            )
+            d = load_state(
+                dstates, ddecays, dcarries, slot_b, carry_b, cols_k, cols_v, KP, VP, SEGMENTED
+            )
+            dq_s = tl.dot(g, tl.trans(s.to(DOT)), input_precision="tf32") * suffix_b
+            dk_s = tl.dot(vs, tl.trans(d.to(DOT)), input_precision="tf32") * prefix_b
+            dvs = tl.dot((ks * prefix_b).to(DOT), d.to(DOT), dvs, input_precision="tf32")
+            dqs += dq_s
+            dks += dk_s
+            kdk = ks * dk_s
+            u_b += qs * dq_s - kdk
+            passed_b = decay_b * tl.sum(s * d, axis=1) + tl.sum(kdk, axis=0)
+        sum_f = tl.cumsum(u_f, axis=0, reverse=True) + passed_f[None, :]
+        # gate_b[j] acts between j and j + 1: on what t <= j reads from s > j
+        sum_b = tl.cumsum(u_b, axis=0) + passed_b[None, :]
+        store_tile(dq, dqs, rows, cols_k, H * K, left, K)
+        store_tile(dk, dks, rows, cols_k, H * K, left, K)
+        logit_f = load_tile(gate_f, rows, cols_k, gf_t, gf_d, left, K)
+        logit_b = load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K)
+        store_tile(dgate_f, dlogit(sum_f, logit_f), rows, cols_k, H * K, left, K)
+        store_tile(dgate_b, dlogit(sum_b, logit_b), rows, cols_k, H * K, left, K)
+    dvs = tl.dot(a_t.to(DOT), g, dvs, input_precision="tf32")
+    store_tile(dv, dvs, rows, cols_v, H * V, left, V)

@@ -1,0 +1,120 @@
+"""The output of one chunk, both directions at once.
+
+    o_t = scale * [ sum_s A[t, s] v_s + (q_t gates_f up to t) S_f + (q_t gates_b from t on) S_b ]
+
+with A of both directions in one matrix (see `tile`), so v is multiplied once.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import level, load_state, load_tile, log2_alpha, store_tile, widen
+
+
+@triton.jit(do_not_specialize=["T", "M", "per_segment", "segments"])
+def output_kernel(
+    q,
+    k,
+    v,
+    gate_f,
+    gate_b,
+    out,
+    states,
+    decays,
+    carries,
+    T,
+    H,
+    K,
+    V,
+    M,
+    per_segment,
+    segments,
+    scale,
+    q_b,
+    q_t,
+    q_h,
+    q_d,
+    k_b,
+    k_t,
+    k_h,
+    k_d,
+    v_b,
+    v_t,
+    v_h,
+    v_d,
+    gf_b,
+    gf_t,
+    gf_h,
+    gf_d,
+    gb_b,
+    gb_t,
+    gb_h,
+    gb_d,
+    STATES: tl.constexpr,
+    SEGMENTED: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BK: tl.constexpr,
+    KP: tl.constexpr,
+    VP: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Grid (B M H), heads innermost as they are neighbours in memory.
+
+    An instance owns one chunk of one head. It reads that chunk's q, k, v and both gates once, in
+    blocks of BK key channels, and (`STATES`) the two states that enter, and writes out.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    h = pid % H
+    m = (pid // H) % M
+    b = pid // (H * M)
+    bh = b * H + h
+    heads = tl.num_programs(0) // M  # B H
+    start = m * C
+    left = T - start
+    q += b * q_b + h * q_h + start * q_t
+    k += b * k_b + h * k_h + start * k_t
+    v += b * v_b + h * v_h + start * v_t
+    gate_f += b * gf_b + h * gf_h + start * gf_t
+    gate_b += b * gb_b + h * gb_h + start * gb_t
+    out += ((b * T + start) * H + h) * V
+
+    rows = tl.arange(0, C)
+    cols_v = tl.arange(0, VP)
+    a = tl.zeros((C, C), dtype=tl.float32)
+    o = tl.zeros((C, VP), dtype=tl.float32)
+    for key_block in range(0, KP // BK):
+        cols_k = key_block * BK + tl.arange(0, BK)
+        qs = load_tile(q, rows, cols_k, q_t, q_d, left, K)
+        ks = load_tile(k, rows, cols_k, k_t, k_d, left, K)
+        log_f = log2_alpha(load_tile(gate_f, rows, cols_k, gf_t, gf_d, left, K))
+        log_b = log2_alpha(load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K))
+        inside = (rows < left)[:, None]
+        # forward: the token's own gate is in the prefix; backward: in the suffix
+        ones = tl.full((C, BK), 1.0, tl.float32)
+        prefix_f, suffix_f = tl.where(inside, tl.exp2(log_f), 1.0), ones
+        prefix_b, suffix_b = ones, tl.where(inside, tl.exp2(log_b), 1.0)
+        a += tl.where(rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0)
+        for i in range(0, LEVELS):
+            mask, right = level(rows, i)
+            ql = (qs * tl.where(right, prefix_f, suffix_b)).to(DOT)
+            kl = (ks * tl.where(right, prefix_b, suffix_f)).to(DOT)
+            a += tl.where(mask, tl.dot(ql, tl.trans(kl), input_precision="tf32"), 0.0)
+            prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
+            prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
+        if STATES:
+            segment = m // per_segment
+            s_f = load_state(
+                states, decays, carries, bh * M + m, bh * segments + segment,
+                cols_k, cols_v, KP, VP, SEGMENTED,
+            )  # fmt: skip
+            s_b = load_state(
+                states, decays, carries,
+                (heads + bh) * M + m, (heads + bh) * segments + segment,
+                cols_k, cols_v, KP, VP, SEGMENTED,
+            )  # fmt: skip
+            o = tl.dot((qs * prefix_f).to(DOT), s_f.to(DOT), o, input_precision="tf32")
+            o = tl.dot((qs * suffix_b).to(DOT), s_b.to(DOT), o, input_precision="tf32")
+    vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
+    o = tl.dot(a.to(DOT), vs.to(DOT), o, input_precision="tf32")
+    store_tile(out, o * scale, rows, cols_v, H * V, left, V)

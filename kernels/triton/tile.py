@@ -1,0 +1,98 @@
+"""Device functions shared by the kernels: gates, and the tree of pairs inside a chunk.
+
+The decay between two tokens s < t of a chunk is a product of the gates in between. Anchoring it at
+one point of the chunk, exp(P_t - P_mid) exp(P_mid - P_s), overflows for strong gates. Here every
+pair has an anchor of its own between its tokens: with w = 2^i the highest bit in which t and s
+differ, both lie in the same block of 2w tokens, on different sides of its middle. So
+
+    decay(s -> t) = (gates from s to the middle) * (gates from the middle to t)
+
+where no factor is above 1: nothing overflows for any gate, nothing is floored, and what underflows
+is zero in truth. The two directions need different factors of different rows,
+
+    t right of the middle: q_t takes the forward gates, k_t the backward gates, from the middle,
+    t left of the middle:  q_t takes the backward gates, k_t the forward gates, to the middle,
+
+hence *one* product of q and k per level holds both directions, and the mask of a level,
+((t xor s) >> i) == 1, is symmetric. The levels i = 0 ... log2(C) - 1 cover each pair once; the
+diagonal needs no gate and counts for both directions. The factors of the next level follow by
+multiplying with the sibling block's product (a butterfly), so there is one exponential per gate.
+After the last level they are the factors for the states that enter and leave the chunk.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+NORMALIZER = tl.constexpr(16.0)  # GATE_LOGIT_NORMALIZER of the reference
+
+
+@triton.jit
+def log2_alpha(logit):
+    """log2(alpha) = log2(sigmoid(logit)) / 16 in float32, also where alpha is nearly 1."""
+    small = tl.exp2(-tl.abs(logit) * LOG2_E)
+    rounded = 1.0 + small
+    # log(1 + x) = log(u) x / (u - 1) with u = 1 + x rounded: the rounding error cancels
+    step = tl.where(rounded == 1.0, 1.0, rounded - 1.0)
+    log1p = tl.where(rounded == 1.0, small * LOG2_E, tl.log2(rounded) * (small / step))
+    return (tl.minimum(logit, 0.0) * LOG2_E - log1p) / NORMALIZER
+
+
+@triton.jit
+def dlogit(grad, logit):
+    """Gradient of the logit from that of log(alpha): times sigmoid(-logit) / 16."""
+    small = tl.exp2(-tl.abs(logit) * LOG2_E)
+    return grad * tl.where(logit > 0, small, 1.0) / ((1.0 + small) * NORMALIZER)
+
+
+@triton.jit
+def load_tile(
+    base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN: tl.constexpr = False
+):
+    """``[rows, cols]`` in float32, zero outside the tensor. ``AGAIN``: read again later."""
+    mask = (rows < valid_rows)[:, None] & (cols < valid_cols)[None, :]
+    pointers = base + rows[:, None] * stride_row + cols[None, :] * stride_col
+    if AGAIN:
+        x = tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_last")
+    else:
+        x = tl.load(pointers, mask=mask, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def store_tile(base, x, rows, cols, stride_row, valid_rows, valid_cols):
+    mask = (rows < valid_rows)[:, None] & (cols < valid_cols)[None, :]
+    pointers = base + rows[:, None] * stride_row + cols[None, :]
+    tl.store(pointers, x.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def level(rows, i):
+    """Mask of the pairs of level i, and which rows lie right of the middle of their block."""
+    shifted = rows >> i
+    mask = (shifted[:, None] ^ shifted[None, :]) == 1
+    right = ((shifted & 1) == 1)[:, None]
+    return mask, right
+
+
+@triton.jit
+def widen(prefix, suffix, right, rows, i):
+    """The factors of level i + 1 from those of level i, as blocks double.
+
+    prefix: product of the gates from the left end of the row's block, suffix: to its right end;
+    the row's own gate is in one of them, so prefix * suffix is the product over the block.
+    """
+    index = tl.broadcast_to((rows ^ (1 << i))[:, None], prefix.shape)
+    sibling = tl.gather(prefix * suffix, index, 0)  # over the block's other half
+    return tl.where(right, prefix * sibling, prefix), tl.where(right, suffix, suffix * sibling)
+
+
+@triton.jit
+def load_state(states, decays, carries, slot, carry_slot, cols_k, cols_v, KP, VP, SEGMENTED):
+    """A state ``[BK, VP]``: in-segment part plus the decayed state that entered the segment."""
+    inside = cols_k[:, None] * VP + cols_v[None, :]
+    state = tl.load(states + slot * KP * VP + inside)
+    if SEGMENTED:
+        decay = tl.exp2(tl.load(decays + slot * KP + cols_k))
+        state += decay[:, None] * tl.load(carries + carry_slot * KP * VP + inside)
+    return state
