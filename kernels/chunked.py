@@ -49,6 +49,7 @@ class _Chunks(NamedTuple):
     k: Tensor  # [R, H, C, 2K]: k exp(P_mid - P_s) | k exp(E_s - E_mid)
     vt: Tensor  # [R, H, C + 2K, V]: v above room for the states
     v: Tensor  # [R, H, C, V], view of vt
+    local: Tensor  # [R, H, 2K, V]: room for U
     decays: Tensor | None  # [2, R, C, H, K]: the factors of q above, for the backward pass
     log_c: Tensor  # [B, M - 1, H, 2K]: log2 of the decay between neighbouring anchors
 
@@ -137,9 +138,10 @@ def _apply_gates(
         (rows, heads, size, size + 2 * width),
         (rows, heads, size, 2 * width),
         (rows, heads, size + 2 * width, v.shape[-1]),
+        (rows, heads, 2 * width, v.shape[-1]),
     ]
     parts = q.new_empty(sum(map(math.prod, shapes))).split([math.prod(s) for s in shapes])
-    aq, k2, vt = (x.view(shape) for x, shape in zip(parts, shapes, strict=True))
+    aq, k2, vt, local = (x.view(shape) for x, shape in zip(parts, shapes, strict=True))
     q2, v2 = aq[..., size:], vt[:, :, :size]
     decays = q.new_empty(2, rows, size, heads, width) if keep_decays else None
     ends = q.new_empty(2, 2, rows, heads * width)  # anchor to right end, left end to anchor
@@ -169,7 +171,7 @@ def _apply_gates(
     ends = ends.view(2, 2, batch, -1, heads, width)
     log_c = ends[0, :, :, :-1] + ends[1, :, :, 1:]  # [2, B, M - 1, H, K]
     log_c = log_c.permute(1, 2, 3, 0, 4).flatten(3)
-    return _Chunks(size, aq, q2, k2, vt, v2, decays, log_c)
+    return _Chunks(size, aq, q2, k2, vt, v2, local, decays, log_c)
 
 
 def _attention(aq: Tensor, k: Tensor) -> Tensor:
@@ -201,9 +203,10 @@ def _scan(x: Tensor, log_c: Tensor, y: Tensor, *, descending: bool) -> None:
         after.addcmul_(before, c)
 
 
-def _pairs(x: Tensor, y: Tensor) -> Tensor:
+def _pairs(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     """sum_t x_t y_t^T in each chunk: ``[R, H, C, 2K]``, ``[R, H, C, V]`` -> ``[R, H, 2K, V]``."""
-    return torch.bmm(x.flatten(0, 1).mT, y.flatten(0, 1)).unflatten(0, x.shape[:2])
+    torch.bmm(x.flatten(0, 1).mT, y.flatten(0, 1), out=out.flatten(0, 1))
+    return out
 
 
 def _states(local: Tensor, c: _Chunks, states: Tensor, *, reverse: bool) -> None:
@@ -227,7 +230,7 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Ten
     batch, num_tokens, heads, width = q.shape
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=False)
     if c.size < num_tokens:
-        _states(_pairs(c.k, c.v), c, c.vt[:, :, c.size :], reverse=False)
+        _states(_pairs(c.k, c.v, c.local), c, c.vt[:, :, c.size :], reverse=False)
     out = v.new_empty(c.v.shape[0], c.size, heads, v.shape[-1])
     for r in _blocks(len(out), heads * c.size**2):
         aq, vt = c.aq[r].flatten(0, 1), c.vt[r].flatten(0, 1)
@@ -256,8 +259,8 @@ def chunked_backward(
     states, du = c.vt[:, :, c.size :], None
     boundary = grad.new_zeros(2, batch, rows // batch, heads, width)
     if c.size < num_tokens:
-        _states(_pairs(c.k, c.v), c, states, reverse=False)
-        direct = _pairs(c.q, grad)
+        _states(_pairs(c.k, c.v, c.local), c, states, reverse=False)
+        direct = _pairs(c.q, grad, c.local)  # U itself is not needed any more
         du = torch.empty_like(direct)
         _states(direct, c, du, reverse=True)
         crossing = direct.add_(du).mul_(states).sum(dim=-1).view(batch, -1, heads, 2 * width)
