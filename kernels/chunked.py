@@ -19,8 +19,9 @@ from other chunks is carried by one state per direction and chunk, seen from the
 with U[m] = sum_s k_s exp(..) v_s^T and c[m] the decay between the anchors of chunks m and m+1. The
 gradients of T obey the same recurrence with the direction reversed, so one scan serves all four.
 
-Only the inputs are saved for the backward pass; everything else is computed again. All work is
-done on a few chunks at a time, small enough to stay in a CPU's cache, but for the states.
+Only the inputs are saved for the backward pass; everything else is computed again. Gates and A are
+made for a few chunks at a time, small enough for a CPU's cache; the gated q and k, a copy of v and
+the states are held for all chunks.
 """
 
 import math

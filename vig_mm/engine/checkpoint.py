@@ -161,12 +161,12 @@ def to_public(state: StateDict) -> StateDict:
     return public
 
 
-def prepare_checkpoint(path: str, work_dir: str, task: str = "classifier") -> str:
+def prepare_checkpoint(path: str, work_dir: str) -> str:
     """A path that mmengine can load: ``path`` itself, or an mm copy of a public file.
 
     Args:
-        work_dir: where the copy is written, as ``<name>_mm.pth``.
-        task: ``'classifier'`` or ``'backbone'``, the form of the copy.
+        work_dir: where the copy, a classifier's, is written as ``<name>_mm.pth``. Detectors and
+            segmentors take the ``backbone.`` part of it.
     """
     if "://" in str(path):
         return path
@@ -174,7 +174,7 @@ def prepare_checkpoint(path: str, work_dir: str, task: str = "classifier") -> st
     if not is_public(checkpoint):
         return path
     state, key = weights(checkpoint)
-    state = to_classifier(state) if task == "classifier" else to_backbone(state)
+    state = to_classifier(state)
     target = Path(work_dir) / f"{Path(path).stem}_mm.pth"
     target.parent.mkdir(parents=True, exist_ok=True)
     # every process of a distributed run does this: replace in one step, never half a file
