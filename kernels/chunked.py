@@ -91,9 +91,18 @@ def _rows(x: Tensor, size: int, value: float = 0.0) -> Tensor:
     return x.reshape(-1, size, *x.shape[2:])
 
 
-def _unpad(x: Tensor, batch: int, num_tokens: int) -> Tensor:
-    """``[R, C, H, D]`` -> contiguous ``[B, N, H, D]``."""
-    return x.view(batch, -1, *x.shape[2:])[:, :num_tokens].contiguous()
+def _room(x: Tensor, size: int) -> Tensor:
+    """``[R, C, H, D]`` to write a result shaped like x into: x itself unless padding is needed."""
+    batch, num_tokens, *rest = x.shape
+    if num_tokens % size == 0:
+        return x.view(-1, size, *rest)
+    return x.new_empty(batch * math.ceil(num_tokens / size), size, *rest)
+
+
+def _unpad(room: Tensor, x: Tensor) -> None:
+    """Bring into x what was written to its room."""
+    if room.data_ptr() != x.data_ptr():
+        x.copy_(room.view(x.shape[0], -1, *x.shape[2:])[:, : x.shape[1]])
 
 
 def _blocks(rows: int, entries_a_row: int) -> Iterator[slice]:
@@ -221,25 +230,32 @@ def _states(local: Tensor, c: _Chunks, states: Tensor, *, reverse: bool) -> None
         (slice(0, width // 2), reverse),
         (slice(width // 2, None), not reverse),
     ):
-        _scan(
-            local[..., half, :], c.log_c[..., half], states[..., half, :], descending=descending
-        )
+        _scan(local[..., half, :], c.log_c[..., half], states[..., half, :], descending=descending)
 
 
 def chunked_forward(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> Tensor:
     """``[B, N, H, V]`` from ``[B, N, H, K]`` (q, k, gate logits) and ``[B, N, H, V]`` (v)."""
-    batch, num_tokens, heads, width = q.shape
+    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    with torch.inference_mode():  # hundreds of small calls: autograd's bookkeeping costs a tenth
+        _forward(q, k, v, gate_f, gate_b, out)
+    return out
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, result: Tensor
+) -> None:
+    num_tokens, heads, width = q.shape[1:]
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=False)
     if c.size < num_tokens:
         _states(_pairs(c.k, c.v, c.local), c, c.vt[:, :, c.size :], reverse=False)
-    out = v.new_empty(c.v.shape[0], c.size, heads, v.shape[-1])
+    out = _room(result, c.size)
     for r in _blocks(len(out), heads * c.size**2):
         aq, vt = c.aq[r].flatten(0, 1), c.vt[r].flatten(0, 1)
         a = _attention(aq, c.k[r].flatten(0, 1))
         o = torch.bmm(aq, vt) if c.size < num_tokens else torch.bmm(a, vt[:, : c.size])
         o = o.unflatten(0, (-1, heads)).transpose(1, 2)
         torch.mul(o, 0.5 * width**-0.5, out=out[r])
-    return _unpad(out, batch, num_tokens)
+    _unpad(out, result)
 
 
 def chunked_backward(
@@ -251,34 +267,51 @@ def chunked_backward(
     running sum from the right over q * dq - k * dk, plus what the state that leaves the chunk
     carries on, sum_v T * dT: chunk-local, so its error does not grow with N.
     """
+    inputs = (q, k, v, gate_f, gate_b)
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    with torch.inference_mode():
+        _backward(grad, *inputs, grads)
+    return grads
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    results: tuple[Tensor, ...],
+) -> None:
     batch, num_tokens, heads, width = q.shape
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=True)
     rows = c.v.shape[0]
-    grad = (_rows(grad, c.size).transpose(1, 2) * (0.5 * width**-0.5)).contiguous()
+    g = torch.mul(_rows(grad, c.size).transpose(1, 2), 0.5 * width**-0.5, out=torch.empty_like(c.v))
     halves = (slice(0, width), slice(width, None))
 
     states, du = c.vt[:, :, c.size :], None
-    boundary = grad.new_zeros(2, batch, rows // batch, heads, width)
+    boundary = g.new_zeros(2, batch, rows // batch, heads, width)
     if c.size < num_tokens:
         _states(_pairs(c.k, c.v, c.local), c, states, reverse=False)
-        direct = _pairs(c.q, grad, c.local)  # U itself is not needed any more
+        direct = _pairs(c.q, g, c.local)  # U itself is not needed any more
         du = torch.empty_like(direct)
         _states(direct, c, du, reverse=True)
         crossing = direct.add_(du).mul_(states).sum(dim=-1).view(batch, -1, heads, 2 * width)
         boundary[0, :, :-1] = crossing[:, 1:, :, halves[0]]  # leaves chunk m to enter m + 1
         boundary[1] = crossing[..., halves[1]]  # enters chunk m from the right
-    boundary = boundary.view(2, rows, 1, heads * width)
+    # d log(alpha) / dz = sigmoid(-z) / 16; the constant is taken into the sums
+    boundary = boundary.view(2, rows, 1, heads * width).div_(GATE_LOGIT_NORMALIZER)
     # dP = q dq - k dk and the forward sum is inclusive; dE = -(..) and the backward is exclusive
-    ones = torch.ones(c.size, c.size, dtype=grad.dtype, device=grad.device)
+    ones = torch.full((c.size, c.size), 1 / GATE_LOGIT_NORMALIZER, dtype=g.dtype, device=g.device)
     sums = (ones.triu(), -ones.triu(1))
 
-    dq, dk, dgate_f, dgate_b = (grad.new_empty(rows, c.size, heads, width) for _ in range(4))
-    dv = grad.new_empty(rows, c.size, heads, v.shape[-1])
+    rooms = [_room(x, c.size) for x in results]
+    dq, dk, dv, dgate_f, dgate_b = rooms
     for r in _blocks(rows, heads * c.size**2):
-        q2, k2, v2, g = (x[r].flatten(0, 1) for x in (c.q, c.k, c.v, grad))
-        dv2 = torch.bmm(_attention(c.aq[r].flatten(0, 1), k2).mT, g)
-        da_b = torch.bmm(g, v2.mT)
-        da_f = da_b.tril()
+        q2, k2, v2, g2 = (x[r].flatten(0, 1) for x in (c.q, c.k, c.v, g))
+        dv2 = torch.bmm(_attention(c.aq[r].flatten(0, 1), k2).mT, g2)
+        da_b = torch.bmm(g2, v2.mT)
+        da_f = da_b.clone().tril_()  # in place: the other form is slower
         da_b.triu_()
         if du is not None:
             dv2.baddbmm_(k2, du[r].flatten(0, 1))
@@ -288,13 +321,14 @@ def chunked_backward(
         ):
             dq2, dk2 = torch.bmm(da, k2[..., half]), torch.bmm(da.mT, q2[..., half])
             if du is not None:
-                dq2.baddbmm_(g, states[r, :, half].flatten(0, 1).mT)
+                dq2.baddbmm_(g2, states[r, :, half].flatten(0, 1).mT)
                 dk2.baddbmm_(v2, du[r, :, half].flatten(0, 1).mT)
-            u = (dq2 * q2[..., half]).addcmul_(dk2, k2[..., half], value=-1)
-            u, dq2, dk2 = (x.unflatten(0, (-1, heads)).transpose(1, 2) for x in (u, dq2, dk2))
+            dq2, dk2 = (x.unflatten(0, (-1, heads)).transpose(1, 2) for x in (dq2, dk2))
+            u = torch.mul(dq2, c.q[r, ..., half].transpose(1, 2), out=g.new_empty(dq[r].shape))
+            u.addcmul_(dk2, c.k[r, ..., half].transpose(1, 2), value=-1)
             edge = boundary[i, r].expand(-1, c.size, -1)
-            matrix = sums[i].expand(u.shape[0], -1, -1)
-            dgate[r] = torch.baddbmm(edge, matrix, u.flatten(2)).view_as(u)
+            matrix = sums[i].expand(len(u), -1, -1)
+            torch.baddbmm(edge, matrix, u.flatten(2), out=dgate[r].flatten(2))
             if i == 0:
                 torch.mul(dq2, c.decays[i, r], out=dq[r])
                 torch.div(dk2, c.decays[i, r], out=dk[r])
@@ -302,9 +336,7 @@ def chunked_backward(
                 dq[r].addcmul_(dq2, c.decays[i, r])
                 dk[r].addcdiv_(dk2, c.decays[i, r])
 
-    dq, dk, dv, dgate_f, dgate_b = (
-        _unpad(x, batch, num_tokens) for x in (dq, dk, dv, dgate_f, dgate_b)
-    )
-    for dgate, gate in ((dgate_f, gate_f), (dgate_b, gate_b)):
-        dgate.mul_(torch.sigmoid(-gate).div_(GATE_LOGIT_NORMALIZER))
-    return dq, dk, dv, dgate_f, dgate_b
+    for room, result in zip(rooms, results, strict=True):
+        _unpad(room, result)
+    for dgate, gate in zip(results[3:], (gate_f, gate_b), strict=True):
+        dgate.mul_(gate.neg().sigmoid_())
