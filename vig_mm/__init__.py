@@ -1,6 +1,6 @@
 """ViG visual backbones (gated linear attention) for mmdet, mmseg and mmpretrain.
 
-`import vig_mm` is light: it loads nothing but this file. The backbones are imported on first use,
+`import vig_mm` is light: it loads nothing but this file. The models are imported on first use,
 so the operator `vig_mm.kernels` works where only torch is installed. A config needs no import at
 all: `type='vig_mm.ViG'` makes mmengine import `vig_mm.registry` by itself.
 """
@@ -10,20 +10,20 @@ from typing import Any
 
 from .version import __version__
 
-_BACKBONES = ("ViG", "HierViG")
+_MODELS = ("HierViG", "SimplePyramid", "ViG", "ViGAdapter")
 _MM_PACKAGES = ("mmengine", "mmcv")  # all that vig_mm.models may import of OpenMMLab
 
-__all__ = ["__version__", *_BACKBONES]
+__all__ = ["__version__", *_MODELS]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a backbone when it is first asked for (PEP 562).
+    """Import a model when it is first asked for (PEP 562).
 
     Raises:
         AttributeError: there is no such name.
-        ImportError: an OpenMMLab package that the backbones build on is not installed.
+        ImportError: an OpenMMLab package that the models build on is not installed.
     """
-    if name not in _BACKBONES:
+    if name not in _MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         value = getattr(import_module(f"{__name__}.models"), name)
@@ -40,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_BACKBONES})
+    return sorted({*globals(), *_MODELS})

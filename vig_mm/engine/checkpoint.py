@@ -146,8 +146,8 @@ def to_public(state: StateDict) -> StateDict:
             public[head + name.removeprefix("head.fc.")] = x
             continue
         bare = name.removeprefix("backbone.")
-        dense_norm = r"norm[0-2]\." if hierarchical else r"norm\d"
-        if (wrapped and bare == name) or re.match(dense_norm, bare):
+        dense = r"norm[0-2]\." if hierarchical else r"norm\d|adapter\."
+        if (wrapped and bare == name) or re.match(dense, bare):
             foreign.append(name)
         elif hierarchical and bare.startswith("norm3."):
             public["classifier." + bare.replace("norm3", "norm")] = x
@@ -198,8 +198,8 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
     """Load a public or mm checkpoint into a backbone and log exactly what did not fit.
 
     What may differ: heads (left out), output norms of stages that one of the two does not return
-    (start fresh), ``pos_embed`` of another grid (resized, bicubic). Anything else that is missing
-    is logged as a warning, name by name.
+    (start fresh), the adapter of `ViGAdapter` (starts fresh as a whole), ``pos_embed`` of another
+    grid (resized, bicubic). Anything else that is missing is logged as a warning, name by name.
 
     Raises:
         CheckpointError: nothing fits, a weight has another shape, or the file has blocks that this
@@ -213,7 +213,10 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
 
     norm = re.compile(r"norm\d*\.")
     matched = [k for k in own if k in state]
-    missing = [k for k in own if k not in state and not norm.match(k)]
+    added = [k for k in own if k.startswith(backbone.added_parts)]
+    if any(k in state for k in added):
+        added = []  # the file has this part, too: what it lacks of it is missing
+    missing = [k for k in own if k not in state and k not in added and not norm.match(k)]
     fresh = [k for k in own if k not in state and norm.match(k)]
     unexpected = [k for k in state if k not in own and not norm.match(k)]
     reshaped = [
@@ -229,6 +232,7 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
         )
     known_top = {k.split(".")[0] for k in own}
     extra = [k for k in unexpected if k.split(".")[0] in known_top]
+    extra = [k for k in extra if not k.startswith(backbone.added_parts)]
     # blocks beyond the last returned stage are not built, so a file may well have them
     extra = [k for k in extra if not _beyond_last_output(k, own)]
     if reshaped or extra:
@@ -251,6 +255,9 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
     print_log(f"{where}: loaded {len(matched)} of {len(own)} backbone weights", "current")
     if fresh:
         print_log(f"{where}: output norms that start fresh: {_some(fresh)}", "current")
+    if added:
+        parts = ", ".join(f"{prefix}*" for prefix in backbone.added_parts)
+        print_log(f"{where}: {parts} starts fresh: {len(added)} weights not in the file", "current")
     left_out = [k for k in state if k not in own]
     if left_out:
         print_log(f"{where}: left out, not in this backbone: {_some(left_out)}", "current")

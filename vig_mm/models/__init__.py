@@ -1,5 +1,6 @@
-"""The backbones; importing this registers them in `vig_mm.registry.MODELS`."""
+"""Backbones and necks; importing this registers them in `vig_mm.registry.MODELS`."""
 
-from .backbones import HierViG, ViG
+from .backbones import HierViG, ViG, ViGAdapter
+from .necks import SimplePyramid
 
-__all__ = ["HierViG", "ViG"]
+__all__ = ["HierViG", "SimplePyramid", "ViG", "ViGAdapter"]

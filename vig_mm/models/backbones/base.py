@@ -39,6 +39,8 @@ class ViGBackbone(BaseModule):
     """Base of the backbones. A subclass sets ``patch_size`` and implements the hooks below."""
 
     patch_size: int
+    added_parts: tuple[str, ...] = ()
+    """Prefixes of names that no public checkpoint has."""
 
     def __init__(self, with_cp: bool, frozen_stages: int, max_frozen: int, init_cfg) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -57,18 +59,14 @@ class ViGBackbone(BaseModule):
         """Adapt a state dict (own names) to this instance, e.g. to its image size."""
         return state
 
-    def init_weights(self) -> None:
-        """Draw the weights as the public models do, then load ``init_cfg``'s checkpoint, if any.
+    def draw_weights(self) -> None:
+        """Draw the weights as the public models do.
 
         Linear weights: truncated normal with std 0.02, inside the mixer Xavier-uniform with gain
         2^-2.5; their biases 0, norms 1. Stem and downsampling convolutions keep torch's default
         and above all a bias: without one, zero padding stays exactly zero through every
         LayerNorm, each of which then multiplies the gradient by 1 / sqrt(eps).
-        A ``Pretrained`` checkpoint may be a public ViG file or an mm file, see
-        `load_pretrained_backbone`.
         """
-        if self.is_init:
-            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -78,6 +76,15 @@ class ViGBackbone(BaseModule):
             if isinstance(module, GatedLinearAttention2d):
                 module.init_weights()
 
+    def init_weights(self) -> None:
+        """Draw the weights, then load ``init_cfg``'s checkpoint, if any.
+
+        A ``Pretrained`` checkpoint may be a public ViG file or an mm file, see
+        `load_pretrained_backbone`.
+        """
+        if self.is_init:
+            return
+        self.draw_weights()
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or ())
         pretrained = [c for c in cfgs if c["type"] in ("Pretrained", PretrainedInit)]
         others = [c for c in cfgs if c not in pretrained]
@@ -96,11 +103,11 @@ class ViGBackbone(BaseModule):
                 part.eval()
         return self
 
-    def run_block(self, block: nn.Module, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def run_block(self, block: nn.Module, *inputs) -> Tensor:
         """Apply a block, through activation checkpointing when ``with_cp`` is set."""
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, x, hw, use_reentrant=False)
-        return block(x, hw)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     @staticmethod
     def as_output(norm: nn.Module, x: Tensor, hw: tuple[int, int]) -> Tensor:

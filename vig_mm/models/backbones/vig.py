@@ -134,10 +134,9 @@ class ViG(ViGBackbone):
     def norm_name(block: int, depth: int) -> str:
         return "norm" if block == depth - 1 else f"norm{block}"
 
-    def init_weights(self) -> None:
-        if not self.is_init:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        super().init_weights()
+    def draw_weights(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        super().draw_weights()
 
     def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resize ``pos_embed`` of another training image size (bicubic)."""
@@ -163,12 +162,17 @@ class ViG(ViGBackbone):
             return []
         return [self.patch_embed, self.pos_embed, *self.blocks[: self.frozen_stages]]
 
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images ``[B, 3, H, W]`` -> tokens ``[B, h * w, C]`` with their positions, and (h, w)."""
+        x = self.patch_embed(x)
+        hw = (x.shape[2], x.shape[3])
+        pos = resize_pos_embed(self.pos_embed, self.pos_grid, hw)
+        return to_tokens(x) + pos.to(x.dtype), hw
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images ``[B, 3, H, W]`` -> one map ``[B, C, h, w]`` (stride 16) per out index."""
         self.check_image(x)
-        x = self.patch_embed(x)
-        hw = (x.shape[2], x.shape[3])
-        x = to_tokens(x) + resize_pos_embed(self.pos_embed, self.pos_grid, hw).to(x.dtype)
+        x, hw = self.embed(x)
         outs = []
         for i, block in enumerate(self.blocks):
             x = self.run_block(block, x, hw)

@@ -1,3 +1,4 @@
+from .adapter import Adapter, Geometry
 from .layout import by_blocks, to_map, to_tokens
 from .linear import TokenLinear
 from .mlp import SwiGLU
@@ -5,7 +6,9 @@ from .norm import LayerNorm2d, RMSNorm
 from .token_mixer import GatedLinearAttention2d
 
 __all__ = [
+    "Adapter",
     "GatedLinearAttention2d",
+    "Geometry",
     "LayerNorm2d",
     "RMSNorm",
     "SwiGLU",

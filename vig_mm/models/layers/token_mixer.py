@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vig_mm.kernels import bidirectional_gla
+from vig_mm.kernels import bidirectional_gla, locality_gate
 
 from .layout import by_blocks, to_map, to_tokens
 from .linear import TokenLinear
@@ -20,7 +20,7 @@ class GatedLinearAttention2d(nn.Module):
         channels: C; queries and keys are C/2 wide, values C.
         num_heads: H, must divide C/2.
         act: SiLU after the depth-wise convolution and before the output projection (ViG-T only).
-        backend: passed to `vig_mm.kernels.bidirectional_gla`.
+        backend: of `vig_mm.kernels.bidirectional_gla`; the locality gate follows it.
     """
 
     def __init__(
@@ -66,6 +66,19 @@ class GatedLinearAttention2d(nn.Module):
         o = bidirectional_gla(
             heads(q), heads(k), heads(v), heads(gate_f), heads(gate_b), backend=self.backend
         )
+
+        if o.is_cuda or self.backend == "triton":
+            y = locality_gate(
+                o,
+                heads(local),
+                heads(self.g_proj(local)),
+                self.g_norm.weight,
+                self.l_norm.weight,
+                eps=self.g_norm.eps,
+                act=self.act,
+                backend=self.backend if self.backend in (None, "triton") else "torch",
+            )
+            return self.o_proj(y.flatten(2))
 
         def inject(local: Tensor, o: Tensor) -> Tensor:
             g = heads(torch.sigmoid(self.g_proj(local)))

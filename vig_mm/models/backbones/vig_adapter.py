@@ -1,0 +1,149 @@
+"""Plain ViG with ViT-Adapter (arXiv 2205.08534): four maps, strides 4 to 32."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vig_mm.registry import MODELS
+
+from ..layers import Adapter, Geometry
+from .base import arch_settings, resolve_out_indices
+from .vig import ViG
+
+STRIDE = 32  # of the coarsest map; images are padded to a multiple of it
+
+
+@MODELS.register_module()
+class ViGAdapter(ViG):
+    """Plain ViG backbone for dense prediction.
+
+    Images of any size from one patch up are padded with zeros, on the right and below, to a
+    multiple of 32. The maps returned are cut back to ceil(H / s) x ceil(W / s) at stride s: the
+    sizes that a pyramid of strided convolutions gives (`HierViG`, ResNet), which FPN and the heads
+    of mmdet and mmseg expect.
+
+    Public ViG checkpoints load as they are. All that the adapter adds has names that start with
+    ``adapter.`` and counts as the last layer for layer-wise decay. ViG's last norm is not there: as
+    in the paper, the last block's output goes into the maps as it is.
+
+    Args:
+        arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
+        embed_dims, depth, num_heads, mixer_act: as for `ViG`. None: as ``arch`` says.
+        deform_heads, deform_ratio: heads of the deformable attention, which must divide its value
+            width C * deform_ratio. None: as ``arch`` says.
+        n_points: places that a head of it reads in each map.
+        conv_inplane: channels of the convolutional stem.
+        cffn_ratio: width of the extractors' feed-forward / C.
+        num_interactions: groups that the blocks are split into, evenly; an injector comes before
+            each group and an extractor after it (three after the last one).
+        norm_cfg: of the stem and the four outputs. None: SyncBN, as in the paper, where there is a
+            GPU, else BN, because SyncBN cannot train on several CPU processes. The two have the
+            same parameters; on one device SyncBN computes what BN does.
+        img_size: training image size in pixels, which sets the grid of ``pos_embed``.
+        out_indices: of the maps of strides 4, 8, 16, 32 that are returned.
+        drop_path_rate: stochastic depth of the last block and of every extractor.
+        frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
+            blocks. The adapter always learns.
+        with_cp: activation checkpointing, by block, injector and extractor.
+        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+
+    Raises:
+        ValueError: unknown arch, indices or rates out of range, widths or depths that do not
+            divide, an image smaller than a patch.
+        ImportError: mmcv was installed without its operators.
+    """
+
+    arch_zoo = {
+        "tiny": dict(ViG.arch_zoo["tiny"], deform_heads=6, deform_ratio=1.0),
+        "small": dict(ViG.arch_zoo["small"], deform_heads=6, deform_ratio=1.0),
+        "base": dict(ViG.arch_zoo["base"], deform_heads=12, deform_ratio=0.5),
+    }
+    added_parts = ("adapter.",)
+
+    def __init__(
+        self,
+        arch: str = "tiny",
+        *,
+        embed_dims: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mixer_act: bool | None = None,
+        deform_heads: int | None = None,
+        deform_ratio: float | None = None,
+        n_points: int = 4,
+        conv_inplane: int = 64,
+        cffn_ratio: float = 0.25,
+        num_interactions: int = 4,
+        norm_cfg: dict | None = None,
+        img_size: int | tuple[int, int] = 224,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        backend: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            arch,
+            embed_dims=embed_dims,
+            depth=depth,
+            num_heads=num_heads,
+            mixer_act=mixer_act,
+            img_size=img_size,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            backend=backend,
+            init_cfg=init_cfg,
+        )
+        del self.norm
+        settings = arch_settings(
+            self.arch_zoo, arch, dict(deform_heads=deform_heads, deform_ratio=deform_ratio)
+        )
+        heads, ratio = settings["deform_heads"], settings["deform_ratio"]
+        if int(self.embed_dims * ratio) % heads:
+            raise ValueError(
+                f"embed_dims={self.embed_dims} * deform_ratio={ratio} must be a multiple of "
+                f"deform_heads={heads}"
+            )
+        if num_interactions < 1 or self.depth % num_interactions:
+            raise ValueError(
+                f"depth={self.depth} must be a multiple of num_interactions={num_interactions}"
+            )
+        self.out_indices = resolve_out_indices(out_indices, 4, "maps")
+        self.adapter = Adapter(
+            self.embed_dims,
+            num_interactions=num_interactions,
+            inplanes=conv_inplane,
+            cffn_ratio=cffn_ratio,
+            drop_path_rate=drop_path_rate,
+            out_indices=self.out_indices,
+            norm_cfg=norm_cfg or dict(type="SyncBN" if torch.cuda.is_available() else "BN"),
+            num_heads=heads,
+            num_points=n_points,
+            value_ratio=ratio,
+        )
+
+    def draw_weights(self) -> None:
+        super().draw_weights()
+        self.adapter.init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images ``[B, 3, H, W]`` -> maps ``[B, C, ceil(H / s), ceil(W / s)]``, s = 4 ... 32."""
+        self.check_image(x)
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
+        finest, pyramid = self.adapter.start(x)
+        x, hw = self.embed(x)
+        geometry = Geometry.of(hw, x)
+        size = self.depth // len(self.adapter.interactions)
+        for i, interaction in enumerate(self.adapter.interactions):
+            x = self.run_block(interaction.injector, x, pyramid, geometry)
+            for block in self.blocks[i * size : (i + 1) * size]:
+                x = self.run_block(block, x, hw)
+            for extractor in interaction.extractors:
+                pyramid = self.run_block(extractor, pyramid, x, geometry)
+        return self.adapter.outputs(finest, pyramid, x, geometry, (height, width))
