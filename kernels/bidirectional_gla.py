@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .checks import check_shape, check_tokens
 from .chunked import chunked_backward, chunked_forward
+from .dispatch import select_backend
 from .reference import reference_bidirectional_gla
 
 BACKENDS = ("reference", "chunked", "triton")
-"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default. ``triton``: the fused GPU
-kernels, on request only, as they have run in Triton's interpreter but not yet on a GPU."""
+"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default on a CPU and in exported
+graphs. ``triton``: the fused kernels, the default on a GPU. They have been tested in Triton's
+interpreter and compiled for three GPU architectures, but not yet run on a GPU."""
 
 
 def bidirectional_gla(
@@ -37,7 +40,10 @@ def bidirectional_gla(
             one projection) are read in place.
         v: ``[B, N, H, V]``, V the value width.
         gate_f, gate_b: ``[B, N, H, K]``, gate *logits* of the forward and the backward scan.
-        backend: one of `BACKENDS`; None takes the default.
+        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors and ``chunked`` for all
+            others, in exported graphs (torch.export, ONNX, torch.jit.trace), and, with one warning
+            that says why, where Triton is missing or does not take these inputs (float64, K or V
+            above 128, a GPU older than compute capability 8.0).
 
     Returns:
         ``[B, N, H, V]``, contiguous, in the dtype of ``v``.
@@ -49,52 +55,20 @@ def bidirectional_gla(
         ImportError: ``backend="triton"`` and there is no Triton.
     """
     _check(q, k, v, gate_f, gate_b)
-    if backend is None:
-        backend = "chunked"
+    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v)
     if backend == "reference":
         return reference_bidirectional_gla(q, k, v, gate_f, gate_b)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)} or None")
-    if backend == "triton":
-        _check_triton(q, v)
     return _forward_op(q, k, v, gate_f, gate_b, backend)
 
 
-def _check_triton(q: Tensor, v: Tensor) -> None:
-    try:
-        from .triton import unsupported
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "backend='triton' needs the package triton: pip install triton, or leave backend out"
-        ) from error
-    if reason := unsupported(q, v):
-        raise ValueError(f"backend='triton': {reason}; leave backend out")
-
-
 def _check(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> None:
-    named = {"q": q, "k": k, "v": v, "gate_f": gate_f, "gate_b": gate_b}
-    for name, x in named.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
-        if x.dim() != 4:
-            raise ValueError(f"{name} must be [B, N, H, width], got shape {tuple(x.shape)}")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q on {q.device}; put all on one device")
-    for name in ("k", "gate_f", "gate_b"):
-        if named[name].shape != q.shape:
-            raise ValueError(
-                f"{name} must have q's shape {tuple(q.shape)}, got {tuple(named[name].shape)}"
-            )
+    check_tokens(q=q, k=k, v=v, gate_f=gate_f, gate_b=gate_b)
+    for name, x in (("k", k), ("gate_f", gate_f), ("gate_b", gate_b)):
+        check_shape(name, x, "q", q)
     if v.shape[:3] != q.shape[:3]:
         raise ValueError(
             f"v must be {(*q.shape[:3], 'V')} to fit q {tuple(q.shape)}, got {tuple(v.shape)}"
         )
-    for name in ("q", "v"):
-        for size, meaning in zip(named[name].shape[1:], ("tokens", "heads", "width"), strict=True):
-            if size == 0:
-                raise ValueError(f"{name} needs {meaning} >= 1, got {tuple(named[name].shape)}")
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if gate_f.dtype != gate_b.dtype:

@@ -22,7 +22,58 @@ the dots, so that what cancels in theory cancels in numbers.
 import triton
 import triton.language as tl
 
-from .tile import dlogit, level, load_state, load_tile, log2_alpha, store_tile, widen
+from .tile import (
+    ACC,
+    dlogit,
+    dot,
+    level,
+    load_log_gate,
+    load_state,
+    load_tile,
+    own_factors,
+    place,
+    store_tile,
+    widen,
+)
+
+
+@triton.jit
+def through_states(
+    states,
+    decays,
+    carries,
+    dstates,
+    ddecays,
+    dcarries,
+    slot,
+    carry_slot,
+    cols_k,
+    cols_v,
+    qs,
+    ks,
+    vs,
+    g,
+    dvs,
+    q_factor,
+    k_factor,
+    decay,
+    KP: tl.constexpr,
+    VP: tl.constexpr,
+    SEGMENTED: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """What one direction's states add: to dq, dk, (all of) dv and u, and B of its gate.
+
+    q_factor, k_factor: the gates between the token and the state that enters or leaves; decay: of
+    the whole chunk.
+    """
+    s = load_state(states, decays, carries, slot, carry_slot, cols_k, cols_v, KP, VP, SEGMENTED)
+    d = load_state(dstates, ddecays, dcarries, slot, carry_slot, cols_k, cols_v, KP, VP, SEGMENTED)
+    dq = dot(g, tl.trans(s.to(DOT))) * q_factor
+    dk = dot(vs, tl.trans(d.to(DOT))) * k_factor
+    dvs = dot((ks * k_factor).to(DOT), d.to(DOT), dvs)
+    kdk = ks * dk
+    return dq, dk, dvs, qs * dq - kdk, decay * tl.sum(s * d, axis=1) + tl.sum(kdk, axis=0)
 
 
 @triton.jit(do_not_specialize=["T", "M", "per_segment", "segments"])
@@ -85,16 +136,13 @@ def gradient_kernel(
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B M H), heads innermost.
+    """Grid (B M H), see `place`.
 
     An instance owns one chunk of one head and writes that chunk's five gradients, the key channels
     in blocks of BK. It reads the chunk of do, q, k, v, both gates once, and (`STATES`) the two
     states that enter it and the gradients of the two that leave it.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    h = pid % H
-    m = (pid // H) % M
-    b = pid // (H * M)
+    b, m, h = place(M, H)
     bh = b * H + h
     heads = tl.num_programs(0) // M  # B H
     start = m * C
@@ -114,86 +162,66 @@ def gradient_kernel(
 
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
-    inside = (rows < left)[:, None]
     diagonal = rows[:, None] == rows[None, :]
     g = load_tile(do, rows, cols_v, do_t, do_d, left, V) * scale
     vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
     da_diagonal = (2.0 * tl.sum(g * vs, axis=1))[:, None]
     g, vs = g.to(DOT), vs.to(DOT)
     # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton <= 3.7)
-    da = tl.dot(g, tl.trans(vs), input_precision="tf32").to(DOT)
-    da_t = tl.dot(vs, tl.trans(g), input_precision="tf32").to(DOT)
-    a_t = tl.zeros((C, C), dtype=tl.float32)
-    dvs = tl.zeros((C, VP), dtype=tl.float32)
+    da = dot(g, tl.trans(vs)).to(DOT)
+    da_t = dot(vs, tl.trans(g)).to(DOT)
+    a_t = tl.zeros((C, C), dtype=ACC)
+    dvs = tl.zeros((C, VP), dtype=ACC)
     for key_block in range(0, KP // BK):
         cols_k = key_block * BK + tl.arange(0, BK)
         qs = load_tile(q, rows, cols_k, q_t, q_d, left, K)
         ks = load_tile(k, rows, cols_k, k_t, k_d, left, K)
         # read again at the end instead of being kept in registers
-        log_f = log2_alpha(load_tile(gate_f, rows, cols_k, gf_t, gf_d, left, K, AGAIN=True))
-        log_b = log2_alpha(load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K, AGAIN=True))
-        log_f = tl.where(inside, log_f, 0.0)
-        log_b = tl.where(inside, log_b, 0.0)
+        log_f = load_log_gate(gate_f, rows, cols_k, gf_t, gf_d, left, K, AGAIN=True)
+        log_b = load_log_gate(gate_b, rows, cols_k, gb_t, gb_d, left, K, AGAIN=True)
         decay_f = tl.exp2(tl.sum(log_f, axis=0))
         decay_b = tl.exp2(tl.sum(log_b, axis=0))
-        ones = tl.full((C, BK), 1.0, tl.float32)
-        prefix_f, suffix_f = tl.exp2(log_f), ones
-        prefix_b, suffix_b = ones, tl.exp2(log_b)
+        prefix_f, suffix_f, prefix_b, suffix_b = own_factors(log_f, log_b)
         a_t += tl.where(diagonal, (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0)
         dqs, dks = da_diagonal * ks, da_diagonal * qs
-        u_f = tl.zeros((C, BK), dtype=tl.float32)
-        u_b = tl.zeros((C, BK), dtype=tl.float32)
+        u_f = tl.zeros((C, BK), dtype=ACC)
+        u_b = tl.zeros((C, BK), dtype=ACC)
         for i in range(0, LEVELS):
             mask, right = level(rows, i)
             q_factor = tl.where(right, prefix_f, suffix_b)
             k_factor = tl.where(right, prefix_b, suffix_f)
             ql, kl = (qs * q_factor).to(DOT), (ks * k_factor).to(DOT)
-            a_t += tl.where(mask, tl.dot(kl, tl.trans(ql), input_precision="tf32"), 0.0)
+            a_t += tl.where(mask, dot(kl, tl.trans(ql)), 0.0)
             zero = tl.zeros((C, C), dtype=DOT)
-            dql = tl.dot(tl.where(mask, da, zero), kl, input_precision="tf32")
-            dkl = tl.dot(tl.where(mask, da_t, zero), ql, input_precision="tf32")
+            dql = dot(tl.where(mask, da, zero), kl)
+            dkl = dot(tl.where(mask, da_t, zero), ql)
             dqs += dql * q_factor
             dks += dkl * k_factor
-            uq, uk = ql.to(tl.float32) * dql, -kl.to(tl.float32) * dkl
+            uq, uk = ql.to(ACC) * dql, -kl.to(ACC) * dkl
             u_f += tl.where(right, uq, uk)
             u_b += tl.where(right, uk, uq)
             prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
             prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
-        passed_f = tl.zeros((BK,), dtype=tl.float32)
-        passed_b = tl.zeros((BK,), dtype=tl.float32)
+        passed_f = tl.zeros((BK,), dtype=ACC)
+        passed_b = tl.zeros((BK,), dtype=ACC)
         if STATES:
-            slot_f, slot_b = bh * M + m, (heads + bh) * M + m
             segment = m // per_segment
-            carry_f, carry_b = bh * segments + segment, (heads + bh) * segments + segment
-            s = load_state(
-                states, decays, carries, slot_f, carry_f, cols_k, cols_v, KP, VP, SEGMENTED
-            )
-            d = load_state(
-                dstates, ddecays, dcarries, slot_f, carry_f, cols_k, cols_v, KP, VP, SEGMENTED
-            )
-            dq_s = tl.dot(g, tl.trans(s.to(DOT)), input_precision="tf32") * prefix_f
-            dk_s = tl.dot(vs, tl.trans(d.to(DOT)), input_precision="tf32") * suffix_f
-            dvs = tl.dot((ks * suffix_f).to(DOT), d.to(DOT), dvs, input_precision="tf32")
+            dq_s, dk_s, dvs, u, passed_f = through_states(
+                states, decays, carries, dstates, ddecays, dcarries,
+                bh * M + m, bh * segments + segment, cols_k, cols_v,
+                qs, ks, vs, g, dvs, prefix_f, suffix_f, decay_f, KP, VP, SEGMENTED, DOT,
+            )  # fmt: skip
             dqs += dq_s
             dks += dk_s
-            kdk = ks * dk_s
-            u_f += qs * dq_s - kdk
-            passed_f = decay_f * tl.sum(s * d, axis=1) + tl.sum(kdk, axis=0)
-
-            s = load_state(
-                states, decays, carries, slot_b, carry_b, cols_k, cols_v, KP, VP, SEGMENTED
-            )
-            d = load_state(
-                dstates, ddecays, dcarries, slot_b, carry_b, cols_k, cols_v, KP, VP, SEGMENTED
-            )
-            dq_s = tl.dot(g, tl.trans(s.to(DOT)), input_precision="tf32") * suffix_b
-            dk_s = tl.dot(vs, tl.trans(d.to(DOT)), input_precision="tf32") * prefix_b
-            dvs = tl.dot((ks * prefix_b).to(DOT), d.to(DOT), dvs, input_precision="tf32")
+            u_f += u
+            dq_s, dk_s, dvs, u, passed_b = through_states(
+                states, decays, carries, dstates, ddecays, dcarries,
+                (heads + bh) * M + m, (heads + bh) * segments + segment, cols_k, cols_v,
+                qs, ks, vs, g, dvs, suffix_b, prefix_b, decay_b, KP, VP, SEGMENTED, DOT,
+            )  # fmt: skip
             dqs += dq_s
             dks += dk_s
-            kdk = ks * dk_s
-            u_b += qs * dq_s - kdk
-            passed_b = decay_b * tl.sum(s * d, axis=1) + tl.sum(kdk, axis=0)
+            u_b += u
         sum_f = tl.cumsum(u_f, axis=0, reverse=True) + passed_f[None, :]
         # gate_b[j] acts between j and j + 1: on what t <= j reads from s > j
         sum_b = tl.cumsum(u_b, axis=0) + passed_b[None, :]
@@ -203,5 +231,5 @@ def gradient_kernel(
         logit_b = load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K)
         store_tile(dgate_f, dlogit(sum_f, logit_f), rows, cols_k, H * K, left, K)
         store_tile(dgate_b, dlogit(sum_b, logit_b), rows, cols_k, H * K, left, K)
-    dvs = tl.dot(a_t.to(DOT), g, dvs, input_precision="tf32")
+    dvs = dot(a_t.to(DOT), g, dvs)
     store_tile(dv, dvs, rows, cols_v, H * V, left, V)

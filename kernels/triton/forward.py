@@ -8,7 +8,18 @@ with A of both directions in one matrix (see `tile`), so v is multiplied once.
 import triton
 import triton.language as tl
 
-from .tile import level, load_state, load_tile, log2_alpha, store_tile, widen
+from .tile import (
+    ACC,
+    dot,
+    level,
+    load_log_gate,
+    load_state,
+    load_tile,
+    own_factors,
+    place,
+    store_tile,
+    widen,
+)
 
 
 @triton.jit(do_not_specialize=["T", "M", "per_segment", "segments"])
@@ -59,15 +70,12 @@ def output_kernel(
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B M H), heads innermost as they are neighbours in memory.
+    """Grid (B M H), see `place`.
 
     An instance owns one chunk of one head. It reads that chunk's q, k, v and both gates once, in
     blocks of BK key channels, and (`STATES`) the two states that enter, and writes out.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    h = pid % H
-    m = (pid // H) % M
-    b = pid // (H * M)
+    b, m, h = place(M, H)
     bh = b * H + h
     heads = tl.num_programs(0) // M  # B H
     start = m * C
@@ -81,25 +89,21 @@ def output_kernel(
 
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
-    a = tl.zeros((C, C), dtype=tl.float32)
-    o = tl.zeros((C, VP), dtype=tl.float32)
+    a = tl.zeros((C, C), dtype=ACC)
+    o = tl.zeros((C, VP), dtype=ACC)
     for key_block in range(0, KP // BK):
         cols_k = key_block * BK + tl.arange(0, BK)
         qs = load_tile(q, rows, cols_k, q_t, q_d, left, K)
         ks = load_tile(k, rows, cols_k, k_t, k_d, left, K)
-        log_f = log2_alpha(load_tile(gate_f, rows, cols_k, gf_t, gf_d, left, K))
-        log_b = log2_alpha(load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K))
-        inside = (rows < left)[:, None]
-        # forward: the token's own gate is in the prefix; backward: in the suffix
-        ones = tl.full((C, BK), 1.0, tl.float32)
-        prefix_f, suffix_f = tl.where(inside, tl.exp2(log_f), 1.0), ones
-        prefix_b, suffix_b = ones, tl.where(inside, tl.exp2(log_b), 1.0)
+        log_f = load_log_gate(gate_f, rows, cols_k, gf_t, gf_d, left, K)
+        log_b = load_log_gate(gate_b, rows, cols_k, gb_t, gb_d, left, K)
+        prefix_f, suffix_f, prefix_b, suffix_b = own_factors(log_f, log_b)
         a += tl.where(rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0)
         for i in range(0, LEVELS):
             mask, right = level(rows, i)
             ql = (qs * tl.where(right, prefix_f, suffix_b)).to(DOT)
             kl = (ks * tl.where(right, prefix_b, suffix_f)).to(DOT)
-            a += tl.where(mask, tl.dot(ql, tl.trans(kl), input_precision="tf32"), 0.0)
+            a += tl.where(mask, dot(ql, tl.trans(kl)), 0.0)
             prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
             prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
         if STATES:
@@ -113,8 +117,8 @@ def output_kernel(
                 (heads + bh) * M + m, (heads + bh) * segments + segment,
                 cols_k, cols_v, KP, VP, SEGMENTED,
             )  # fmt: skip
-            o = tl.dot((qs * prefix_f).to(DOT), s_f.to(DOT), o, input_precision="tf32")
-            o = tl.dot((qs * suffix_b).to(DOT), s_b.to(DOT), o, input_precision="tf32")
+            o = dot((qs * prefix_f).to(DOT), s_f.to(DOT), o)
+            o = dot((qs * suffix_b).to(DOT), s_b.to(DOT), o)
     vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
-    o = tl.dot(a.to(DOT), vs.to(DOT), o, input_precision="tf32")
+    o = dot(a.to(DOT), vs.to(DOT), o)
     store_tile(out, o * scale, rows, cols_v, H * V, left, V)

@@ -1,6 +1,7 @@
 """Launches the kernels: sizes, scratch memory, and one fixed configuration per shape."""
 
 import math
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,10 @@ from .backward import gradient_kernel
 from .forward import output_kernel
 from .states import segment_kernel, state_kernel
 
-MAX_WIDTH = 128
 CHUNK = 64
 KEY_BLOCK = 32
+SCRATCH = torch.float32
 MIN_PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
@@ -31,14 +31,14 @@ class Plan(NamedTuple):
     segments: int
 
 
-def unsupported(q: Tensor, v: Tensor) -> str | None:
-    """Why the kernels cannot take these inputs, or None if they can."""
-    for name, x in (("q", q), ("v", v)):
-        if x.shape[-1] > MAX_WIDTH:
-            return f"{name} is {x.shape[-1]} wide, the Triton kernels take at most {MAX_WIDTH}"
-        if x.dtype not in DTYPES:
-            return f"{name} is {x.dtype}, the Triton kernels take float32, bfloat16 and float16"
-    return None
+def device_of(x: Tensor) -> AbstractContextManager:
+    """Context in which kernels are launched on the device of x."""
+    if x.device.type == "cpu" and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            "the Triton kernels need CUDA tensors, got cpu; leave backend out, or set "
+            "TRITON_INTERPRET=1 before Python starts to try them on a CPU, very slowly"
+        )
+    return torch.cuda.device_of(x)
 
 
 def make_plan(q: Tensor, v: Tensor, segments: int | None = None) -> Plan:
@@ -102,7 +102,7 @@ def _states(
     rows = (2, batch * heads)
 
     def scratch(*shape: int) -> Tensor:
-        return torch.empty(*rows, *shape, dtype=torch.float32, device=x.device)
+        return torch.empty(*rows, *shape, dtype=SCRATCH, device=x.device)
 
     states = scratch(plan.M, plan.KP, plan.VP)
     decays = ends = end_decays = None
@@ -146,7 +146,7 @@ def triton_forward(
         return out
     plan = make_plan(q, v, segments)
     scale = 0.5 / math.sqrt(width)
-    with torch.cuda.device_of(q):
+    with device_of(q):
         s = _states(k, v, gate_f, gate_b, plan, scale, grad=False)
         output_kernel[(batch * heads * plan.M,)](
             q, k, v, gate_f, gate_b, out, *s,
@@ -178,7 +178,7 @@ def triton_backward(
         return grads
     plan = make_plan(q, v, segments)
     scale = 0.5 / math.sqrt(width)
-    with torch.cuda.device_of(q):
+    with device_of(q):
         s = _states(k, v, gate_f, gate_b, plan, scale, grad=False)
         d = _states(q, grad, gate_f, gate_b, plan, scale, grad=True)
         gradient_kernel[(batch * heads * plan.M,)](

@@ -12,7 +12,7 @@ leaves it. A long sequence is cut into segments that are summed up at the same t
 import triton
 import triton.language as tl
 
-from .tile import load_tile, log2_alpha
+from .tile import ACC, dot, load_log_gate, load_tile
 
 
 @triton.jit(do_not_specialize=["T", "M", "per_segment"])
@@ -89,8 +89,8 @@ def state_kernel(
 
     first = segment * per_segment
     count = tl.minimum(per_segment, M - first)
-    state = tl.zeros((BK, VP), dtype=tl.float32)
-    log_decay = tl.zeros((BK,), dtype=tl.float32)
+    state = tl.zeros((BK, VP), dtype=ACC)
+    log_decay = tl.zeros((BK,), dtype=ACC)
     for i in range(0, count):
         m = first + (i if left_to_right else count - 1 - i)
         slot = row_of_heads * M + m
@@ -99,8 +99,7 @@ def state_kernel(
             tl.store(decays + slot * KP + cols_k, log_decay)
         start = m.to(tl.int64) * C
         left = T - m * C
-        logit = load_tile(gate + start * gate_t, rows, cols_k, gate_t, gate_d, left, K)
-        log_gate = tl.where((rows < left)[:, None], log2_alpha(logit), 0.0)
+        log_gate = load_log_gate(gate + start * gate_t, rows, cols_k, gate_t, gate_d, left, K)
         chunk_decay = tl.sum(log_gate, axis=0)
         if not GRAD:
             # A token's own gate acts before it is added: sum up its neighbours'. Subtracting the
@@ -118,7 +117,7 @@ def state_kernel(
         xs = (xs * tl.exp2(decay)).to(DOT)
         if GRAD:
             ys *= scale
-        local = tl.dot(tl.trans(xs), ys.to(DOT), input_precision="tf32")
+        local = dot(tl.trans(xs), ys.to(DOT))
         state = state * tl.exp2(chunk_decay)[:, None] + local
         log_decay += chunk_decay
     if SEGMENTED:
@@ -145,7 +144,7 @@ def segment_kernel(
     inside = cols_k[:, None] * VP + tl.arange(0, VP)[None, :]
     left_to_right = (direction == 1) == GRAD
     first = (direction * tl.num_programs(0) + bh) * segments
-    state = tl.zeros((BK, VP), dtype=tl.float32)
+    state = tl.zeros((BK, VP), dtype=ACC)
     for i in range(0, segments):
         slot = first + (i if left_to_right else segments - 1 - i)
         pointers = ends + slot * KP * VP + inside

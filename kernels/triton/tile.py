@@ -25,6 +25,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 NORMALIZER = tl.constexpr(16.0)  # GATE_LOGIT_NORMALIZER of the reference
+ACC = tl.constexpr(tl.float32)  # type of sums and states; a test makes it float64
 
 
 @triton.jit
@@ -39,10 +40,28 @@ def log2_alpha(logit):
 
 
 @triton.jit
+def sigmoids(x):
+    """sigmoid(x) and sigmoid(-x), each to full precision."""
+    small = tl.exp2(-tl.abs(x) * LOG2_E)
+    whole = 1.0 / (1.0 + small)
+    return tl.where(x > 0, 1.0, small) * whole, tl.where(x > 0, small, 1.0) * whole
+
+
+@triton.jit
 def dlogit(grad, logit):
     """Gradient of the logit from that of log(alpha): times sigmoid(-logit) / 16."""
-    small = tl.exp2(-tl.abs(logit) * LOG2_E)
-    return grad * tl.where(logit > 0, small, 1.0) / ((1.0 + small) * NORMALIZER)
+    _, closing = sigmoids(logit)
+    return grad * closing / NORMALIZER
+
+
+@triton.jit
+def place(blocks, H):
+    """Batch entry, block and head of an instance in a grid (B blocks H).
+
+    Heads are innermost, as they are neighbours in memory.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    return pid // (H * blocks), (pid // H) % blocks, pid % H
 
 
 @triton.jit
@@ -56,7 +75,16 @@ def load_tile(
         x = tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_last")
     else:
         x = tl.load(pointers, mask=mask, other=0.0)
-    return x.to(tl.float32)
+    return x.to(ACC)
+
+
+@triton.jit
+def load_log_gate(
+    base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN: tl.constexpr = False
+):
+    """log2(alpha) of a tile of gate logits; 0, no decay, in the rows outside the tensor."""
+    logit = load_tile(base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN)
+    return tl.where((rows < valid_rows)[:, None], log2_alpha(logit), 0.0)
 
 
 @triton.jit
@@ -67,12 +95,28 @@ def store_tile(base, x, rows, cols, stride_row, valid_rows, valid_cols):
 
 
 @triton.jit
+def dot(x, y, total=None):
+    """x y or x y + total; of float32 operands in tf32."""
+    return tl.dot(x, y, total, input_precision="tf32", out_dtype=ACC)
+
+
+@triton.jit
 def level(rows, i):
     """Mask of the pairs of level i, and which rows lie right of the middle of their block."""
     shifted = rows >> i
     mask = (shifted[:, None] ^ shifted[None, :]) == 1
     right = ((shifted & 1) == 1)[:, None]
     return mask, right
+
+
+@triton.jit
+def own_factors(log_f, log_b):
+    """prefix_f, suffix_f, prefix_b, suffix_b of blocks of one token, see `widen`.
+
+    The token's own gate is in the prefix of the forward and in the suffix of the backward scan.
+    """
+    ones = tl.full(log_f.shape, 1.0, ACC)
+    return tl.exp2(log_f), ones, ones, tl.exp2(log_b)
 
 
 @triton.jit

@@ -1,7 +1,5 @@
 """The operator against its definition, the float64 recurrence."""
 
-import sys
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -238,19 +236,3 @@ def test_bad_input(change, error, words):
 def test_no_tokens():
     with pytest.raises(ValueError, match="tokens >= 1"):
         bidirectional_gla(*(x[:, :0] for x in make_inputs()))
-
-
-def test_triton_backend_says_what_it_cannot_do(monkeypatch):
-    pytest.importorskip("triton")
-    with pytest.raises(ValueError, match="backend='triton'.*float64"):
-        bidirectional_gla(*make_inputs(tokens=4), backend="triton")
-    for name in [name for name in sys.modules if name.startswith("vig_mm.kernels.triton")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(ImportError, match="pip install triton"):
-        bidirectional_gla(*make_inputs(tokens=4), backend="triton")
-
-
-def test_unknown_backend():
-    with pytest.raises(ValueError, match="reference, chunked"):
-        bidirectional_gla(*make_inputs(tokens=4), backend="cuda")

@@ -50,15 +50,22 @@ class Recorder:
 
 
 def launches(case: str) -> list:
-    """What a forward and a backward pass of the case launch: kernel, arguments, options."""
-    from vig_mm.kernels.triton import launch
+    """What both passes of the two operators launch: kernel, arguments, options.
+
+    As `meta` tensors hold no values, this also shows that no launch depends on one.
+    """
+    from vig_mm.kernels.triton import launch, locality_gate
 
     batch, tokens, heads, width, v_width, dtype = CASES[case]
     found: list = []
-    kernels = ("state_kernel", "segment_kernel", "output_kernel", "gradient_kernel")
+    kernels = {
+        launch: ("state_kernel", "segment_kernel", "output_kernel", "gradient_kernel"),
+        locality_gate: ("blend_kernel", "blend_gradient_kernel"),
+    }
     with pytest.MonkeyPatch.context() as patch:
-        for name in kernels:
-            patch.setattr(launch, name, Recorder(getattr(launch, name), found))
+        for module, names in kernels.items():
+            for name in names:
+                patch.setattr(module, name, Recorder(getattr(module, name), found))
         qkv = torch.empty(
             batch, tokens, heads * (2 * width + v_width), dtype=getattr(torch, dtype), device="meta"
         )
@@ -66,8 +73,12 @@ def launches(case: str) -> list:
         q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
         gates = torch.empty_like(qkv[..., : 2 * heads * width]).chunk(2, dim=-1)
         gates = [x.unflatten(-1, (heads, -1)) for x in gates]
-        grad = launch.triton_forward(q, k, v, *gates)
-        launch.triton_backward(grad, q, k, v, *gates)
+        o = launch.triton_forward(q, k, v, *gates)
+        launch.triton_backward(o, q, k, v, *gates)
+        weight = torch.empty(v_width, device="meta")  # float32, also under autocast
+        inputs = (o, torch.empty_like(o), torch.empty_like(o), weight, weight, 1e-6, True)
+        locality_gate.gate_forward(*inputs)
+        locality_gate.gate_backward(o, *inputs)
     return found
 
 
@@ -148,7 +159,7 @@ def test_launches_compile_without_spills(case, record_property):
     assert run.returncode == 0, run.stderr[-4000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
     kernels = {result["kernel"] for result in results}
-    assert {"output_kernel", "gradient_kernel"} <= kernels
+    assert {"output_kernel", "gradient_kernel", "blend_kernel", "blend_gradient_kernel"} <= kernels
     for result in results:
         print(case, result)
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))

@@ -1,0 +1,243 @@
+"""Which backend runs, and what is said where it is not the fast one."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vig_mm.kernels import bidirectional_gla, dispatch, locality_gate, trace_time
+from vig_mm.kernels.dispatch import choose_backend
+
+GPU = dict(
+    plain="chunked",
+    device="cuda",
+    capability=(9, 0),
+    dtype=torch.bfloat16,
+    widths=dict(q=32, v=64),
+    exporting=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    monkeypatch.setattr(trace_time, "_said", set())
+
+
+@pytest.fixture
+def gpu_is_cpu(monkeypatch):
+    """CPU tensors are treated as those on a GPU; Triton interprets the kernels."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(dispatch, "GPU", "cpu")
+
+
+def gla_inputs(width=4, v_width=8, **options):
+    sizes = (width, width, v_width, width, width)
+    return [torch.randn(2, 5, 1, size, **options) for size in sizes]
+
+
+def gate_inputs(width=8, **options):
+    weights = [torch.ones(width, **options) for _ in range(2)]
+    return [torch.randn(2, 5, 1, width, **options) for _ in range(3)] + weights
+
+
+@pytest.mark.parametrize(
+    "change, name, words",
+    [
+        (dict(), "triton", None),
+        (dict(dtype=torch.float32), "triton", None),
+        (dict(capability=None), "triton", None),
+        (dict(widths=dict(q=128, v=128)), "triton", None),
+        (dict(device="cpu"), "chunked", None),
+        (dict(device="xpu"), "chunked", None),
+        (dict(exporting=True), "chunked", None),
+        (dict(exporting=True, dtype=torch.float64), "chunked", None),
+        (dict(dtype=torch.float64), "chunked", ["float64", "bfloat16"]),
+        (dict(widths=dict(q=32, v=129)), "chunked", ["v is 129 wide", "128"]),
+        (dict(capability=(7, 5)), "chunked", ["7.5", "8.0"]),
+    ],
+)
+def test_choice(change, name, words):
+    chosen, reason = choose_backend(**{**GPU, **change})
+    assert chosen == name
+    assert (reason is None) == (words is None)
+    assert all(word in reason for word in words or ())
+
+
+def test_choice_without_triton(monkeypatch):
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    name, reason = choose_backend(**GPU)
+    assert name == "chunked" and "pip install triton" in reason
+
+
+def label(func, args):
+    """Name of an operator and its backend, which graphs leave out where it is the default."""
+    name = func._schema.name.removeprefix("vig_mm::")
+    return f"{name} {args[-1]}" if isinstance(args[-1], str) else name
+
+
+def test_works_without_triton():
+    """In a process that cannot import it: nothing needs it, and asking for it is an error."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from vig_mm.kernels import bidirectional_gla, dispatch, locality_gate
+x = torch.randn(1, 5, 1, 4)
+bidirectional_gla(x, x, x, x, x)
+locality_gate(x, x, x, x[0, 0, 0], x[0, 0, 0])
+assert not dispatch.TRITON_INSTALLED
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Record(TorchDispatchMode):
+    """Notes the operators of this package that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "vig_mm":
+            self.calls.append(label(func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options, gla, gate",
+    [
+        (dict(device="cuda"), ["bidirectional_gla triton"], ["locality_gate"]),
+        (dict(device="cuda", dtype=torch.float16), ["bidirectional_gla triton"], ["locality_gate"]),
+        (dict(device="cuda", dtype=torch.float64), ["bidirectional_gla"], []),
+        (dict(device="cpu"), ["bidirectional_gla"], []),
+    ],
+)
+def test_devices(options, gla, gate):
+    """Fake tensors have a device without there being one."""
+    with warnings.catch_warnings(), FakeTensorMode(), Record() as record:
+        warnings.simplefilter("ignore")
+        out = bidirectional_gla(*gla_inputs(**options))
+        assert out.shape == (2, 5, 1, 8) and out.device.type == options["device"]
+        assert record.calls == gla
+        record.calls.clear()
+        out = locality_gate(*gate_inputs(**options))
+        assert out.shape == (2, 5, 1, 8) and out.device.type == options["device"]
+        assert record.calls == gate
+
+
+def graph_calls(module):
+    """This package's operators in a graph."""
+    nodes = [n for m in module.modules() if hasattr(m, "graph") for n in m.graph.nodes]
+    return [label(n.target, n.args) for n in nodes if "vig_mm" in str(n.target)]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_for_a_gpu(gpu_is_cpu, dynamic):
+    """torch.compile must not be taken for torch.export."""
+    graphs = []
+
+    def capture(module, inputs):
+        graphs.append(module)
+        return module
+
+    for function, inputs, call in (
+        (bidirectional_gla, gla_inputs(), "bidirectional_gla triton"),
+        (locality_gate, gate_inputs(), "locality_gate"),
+    ):
+        graphs.clear()
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend=capture, dynamic=dynamic)
+        assert torch.equal(compiled(*inputs), function(*inputs, backend="triton"))
+        assert graph_calls(graphs[0]) == [call]
+
+
+class Module(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_from_a_gpu(gpu_is_cpu, strict):
+    """The graph asks for no Triton kernel; the locality gate is in it as plain operators."""
+    for function, inputs, plain, calls in (
+        (bidirectional_gla, gla_inputs(), "chunked", ["bidirectional_gla"]),
+        (locality_gate, gate_inputs(), "torch", []),
+    ):
+        program = torch.export.export(Module(function), tuple(inputs), strict=strict)
+        assert graph_calls(program.graph_module) == calls
+        expected = function(*inputs, backend=plain)
+        assert torch.equal(program.module()(*inputs), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced_from_a_gpu(gpu_is_cpu):
+    inputs = gla_inputs()
+    traced = torch.jit.trace(Module(bidirectional_gla), inputs, check_trace=False)
+    (node,) = traced.graph.findAllNodes("vig_mm::bidirectional_gla")
+    assert list(node.inputs())[-1].toIValue() == "chunked"
+    assert torch.equal(traced(*inputs), bidirectional_gla(*inputs, backend="chunked"))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_one_warning_a_reason(gpu_is_cpu, compiled):
+    def run(function, inputs):
+        if compiled:
+            function = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for _ in range(2):
+            function(*inputs)
+            torch._dynamo.reset()
+
+    double = dict(dtype=torch.float64)
+    for function, inputs, words in (
+        (bidirectional_gla, gla_inputs(**double), ["float64", "backend='chunked'"]),
+        (bidirectional_gla, gla_inputs(v_width=129), ["v is 129 wide", "backend='chunked'"]),
+        (locality_gate, gate_inputs(**double), ["float64", "backend='torch'"]),
+        (locality_gate, gate_inputs(width=130), ["o is 130 wide", "backend='torch'"]),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(function, inputs)
+        texts = [str(w.message) for w in caught if "vig_mm" in str(w.message)]
+        assert len(texts) == 1
+        assert all(word in texts[0] for word in words)
+
+
+def test_the_warning_points_at_the_call(gpu_is_cpu):
+    with pytest.warns(UserWarning, match="slower") as caught:
+        bidirectional_gla(*gla_inputs(dtype=torch.float64))
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
+def test_forced_triton_says_what_it_cannot_do(operator, monkeypatch):
+    make, name = (gla_inputs, "q") if operator is bidirectional_gla else (gate_inputs, "o")
+    with pytest.raises(ValueError, match="backend='triton'.*float64"):
+        operator(*make(dtype=torch.float64), backend="triton")
+    with pytest.raises(ValueError, match=f"backend='triton': {name} is 200 wide"):
+        operator(*make(width=200), backend="triton")
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    with pytest.raises(ImportError, match="pip install triton"):
+        operator(*make(), backend="triton")
+
+
+def test_forced_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    for operator, inputs in ((bidirectional_gla, gla_inputs()), (locality_gate, gate_inputs())):
+        with pytest.raises(ValueError, match="need CUDA tensors, got cpu"):
+            operator(*inputs, backend="triton")
+
+
+@pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
+def test_unknown_backend(operator):
+    inputs = gla_inputs() if operator is bidirectional_gla else gate_inputs()
+    with pytest.raises(ValueError, match="'cuda'; choose one of .*triton"):
+        operator(*inputs, backend="cuda")
