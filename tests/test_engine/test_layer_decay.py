@@ -1,0 +1,326 @@
+"""Layer-wise decay: every parameter in one group, with the rate of its depth, worked out by hand.
+
+The decay rate is 1/2 throughout, so that every scale is a power of two and exact.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytest.importorskip("mmpretrain")
+
+from mmengine.config import Config
+from mmengine.optim import LinearLR, build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+LR, WEIGHT_DECAY = 1e-3, 0.05
+
+PLAIN = dict(type="vig_mm.ViG", embed_dims=32, num_heads=2)
+ADAPTER = dict(type="vig_mm.ViGAdapter", embed_dims=48, num_heads=2, conv_inplane=8)
+HIERARCHICAL = dict(type="vig_mm.HierViG", embed_dims=16, num_heads=(1, 1, 2, 4))
+
+# backbone -> (blocks, {parameter of the backbone: depth}); the scale is 1/2 ** (blocks + 1 - depth)
+BACKBONES = {
+    "ViG": (
+        PLAIN,
+        12,
+        {
+            "pos_embed": 0,
+            "patch_embed.proj.0.weight": 0,
+            "patch_embed.proj.4.bias": 0,
+            "blocks.0.attn.qkv_proj.weight": 1,
+            "blocks.5.mlp.gate_proj.weight": 6,
+            "blocks.11.attn_norm.weight": 12,
+            "norm.weight": 13,
+        },
+    ),
+    "ViGAdapter": (
+        ADAPTER,
+        12,
+        {
+            "pos_embed": 0,
+            "patch_embed.proj.3.weight": 0,
+            "blocks.0.attn.in_proj.0.weight": 1,
+            "blocks.5.attn.gk_proj.0.weight": 6,
+            "blocks.11.mlp.down_proj.weight": 12,
+            "adapter.spatial_prior.stem.0.conv.weight": 13,
+            "adapter.level_embed": 13,
+            "adapter.interactions.0.injector.gamma": 13,
+            "adapter.interactions.3.extractors.2.ffn.dwconv.weight": 13,
+            "adapter.norms.0.weight": 13,
+        },
+    ),
+    "HierViG": (
+        HIERARCHICAL,
+        11,
+        {
+            "patch_embed.0.weight": 0,
+            "patch_embed.7.bias": 0,
+            "layers.0.blocks.0.op.qkv_proj.weight": 1,
+            "layers.0.downsample.1.weight": 2,
+            "layers.1.blocks.0.norm.weight": 3,
+            "layers.1.downsample.3.bias": 4,
+            "layers.2.blocks.1.mlp.fc1.weight": 6,
+            "layers.3.blocks.1.op.gk_proj.1.bias": 11,
+            "norm3.weight": 12,
+        },
+    ),
+}
+HEADS = {
+    "mmdet": ("neck.lateral_convs.0.conv.weight", "roi_head.mask_head.conv_logits.bias"),
+    "mmseg": ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.bias"),
+    "mmpretrain": ("head.fc.weight", "head.fc.bias"),
+}
+
+
+def build(scope: str, backbone: dict) -> nn.Module:
+    """A whole Mask R-CNN, UperNet or classifier; it is never run, so channels need not fit."""
+    if scope == "mmpretrain":
+        head = dict(type="LinearClsHead", num_classes=10, in_channels=32)
+        model = dict(type="ImageClassifier", head=head)
+    else:
+        name = dict(mmdet="mask-rcnn_fpn.py", mmseg="upernet.py")[scope]
+        model = Config.fromfile(CONFIGS / "_base_" / "models" / name).model
+    if scope == "mmdet":
+        model.neck.in_channels = [16] * 4
+    if scope == "mmseg":
+        model.decode_head.update(in_channels=[16] * 4, num_classes=3)
+        model.auxiliary_head.update(in_channels=16, num_classes=3)
+    with DefaultScope.overwrite_default_scope(scope):
+        return MODELS.build(dict(model, backbone=backbone, _scope_=scope))
+
+
+def optimise(model: nn.Module, scope: str = "mmpretrain", optimizer=None, **paramwise):
+    optimizer = optimizer or dict(lr=LR, weight_decay=WEIGHT_DECAY)
+    with DefaultScope.overwrite_default_scope(scope):
+        return build_optim_wrapper(
+            model,
+            dict(
+                type="OptimWrapper",
+                constructor="vig_mm.LayerDecayOptimWrapperConstructor",
+                optimizer=dict(type="AdamW", **optimizer),
+                paramwise_cfg=paramwise,
+            ),
+        )
+
+
+def by_name(model: nn.Module, wrapper) -> dict[str, dict]:
+    """The group of every parameter; fails where one is in two groups."""
+    groups = {}
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in groups
+            groups[id(parameter)] = group
+    return {n: groups.pop(id(p)) for n, p in model.named_parameters() if id(p) in groups}
+
+
+@pytest.mark.parametrize("scope", HEADS)
+@pytest.mark.parametrize("family", BACKBONES)
+def test_groups(family, scope):
+    backbone, blocks, depths = BACKBONES[family]
+    model = build(scope, backbone)
+    groups = by_name(model, optimise(model, scope, num_layers=blocks, decay_rate=0.5))
+
+    assert groups.keys() == dict(model.named_parameters()).keys()
+    depths = {f"backbone.{name}": depth for name, depth in depths.items()}
+    depths |= dict.fromkeys(HEADS[scope], blocks + 1)
+    for name, depth in depths.items():
+        assert groups[name]["lr"] == LR * 0.5 ** (blocks + 1 - depth), name
+        assert groups[name]["group_name"].startswith(f"layer_{depth}_"), name
+    for name, parameter in model.named_parameters():
+        exempt = parameter.ndim == 1 or name.endswith(".bias") or name == "backbone.pos_embed"
+        assert groups[name]["weight_decay"] == (0 if exempt else WEIGHT_DECAY), name
+        assert groups[name]["group_name"].endswith("no_decay") == exempt, name
+    # one group for each depth and decay
+    assert len({id(group) for group in groups.values()}) == 2 * (blocks + 2)
+
+
+def test_stages_as_layers():
+    model = build("mmdet", HIERARCHICAL)
+    wrapper = optimise(model, "mmdet", num_layers=4, decay_rate=0.5, decay_type="stage_wise")
+    groups = by_name(model, wrapper)
+    for name, depth in {
+        "backbone.patch_embed.5.weight": 0,
+        "backbone.layers.0.blocks.0.norm.weight": 1,
+        "backbone.layers.0.downsample.1.weight": 1,
+        "backbone.layers.2.blocks.0.norm.weight": 3,
+        "backbone.layers.2.blocks.4.norm.weight": 3,
+        "backbone.layers.3.blocks.0.norm.weight": 4,
+        "backbone.norm0.weight": 5,
+        "rpn_head.rpn_cls.weight": 5,
+    }.items():
+        assert groups[name]["lr"] == LR * 0.5 ** (5 - depth), name
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = build("mmpretrain", dict(HIERARCHICAL, frozen_stages=1))
+    groups = by_name(model, optimise(model, num_layers=11, decay_rate=0.5))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert "backbone.layers.0.blocks.1.norm.weight" in frozen
+    assert groups.keys() == dict(model.named_parameters()).keys() - frozen
+
+
+def test_custom_keys_multiply():
+    custom = {
+        "head": dict(lr_mult=10),
+        "blocks.5": dict(lr_mult=0.5, decay_mult=2),
+        "blocks.5.mlp": dict(decay_mult=3),  # longer, so it alone counts
+        "pos_embed": dict(decay_mult=0),
+    }
+    model = build("mmpretrain", PLAIN)
+    wrapper = optimise(model, num_layers=12, decay_rate=0.5, custom_keys=custom)
+    groups = by_name(model, wrapper)
+    for name, (group, lr, weight_decay) in {
+        "head.fc.weight": ("layer_13_decay_head", 10 * LR, WEIGHT_DECAY),
+        "head.fc.bias": ("layer_13_no_decay_head", 10 * LR, 0),
+        "backbone.blocks.5.attn.o_proj.weight": (
+            "layer_6_decay_blocks.5",
+            LR / 2**8,
+            2 * WEIGHT_DECAY,
+        ),
+        "backbone.blocks.5.mlp.down_proj.weight": (
+            "layer_6_decay_blocks.5.mlp",
+            LR / 2**7,
+            3 * WEIGHT_DECAY,
+        ),
+        "backbone.pos_embed": ("layer_0_no_decay", LR / 2**13, 0),
+    }.items():
+        found = groups[name]
+        assert found["group_name"] == group
+        assert (found["lr"], found["weight_decay"]) == pytest.approx((lr, weight_decay)), name
+
+
+class Wrapper(nn.Module):
+    """Holds its model as every distributed wrapper does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_wrapped_and_nested_models():
+    plain = build("mmpretrain", PLAIN)
+    expected = by_name(plain, optimise(plain, num_layers=12, decay_rate=0.5))
+
+    groups = by_name(plain, optimise(Wrapper(plain), num_layers=12, decay_rate=0.5))
+    assert groups.keys() == expected.keys()
+    assert all(groups[name]["lr"] == expected[name]["lr"] for name in expected)
+
+    # semi-supervised detectors and distillation; a wrapper around the backbone alone
+    both = nn.ModuleDict(dict(student=plain, teacher=build("mmpretrain", PLAIN)))
+    both.teacher.requires_grad_(False)
+    both.student.backbone = Wrapper(both.student.backbone)
+    groups = by_name(both, optimise(both, num_layers=12, decay_rate=0.5))
+    assert len(groups) == len(expected)
+    for name in ("patch_embed.proj.0.weight", "blocks.5.mlp.gate_proj.weight", "norm.weight"):
+        lr = groups[f"student.backbone.module.{name}"]["lr"]
+        assert lr == expected[f"backbone.{name}"]["lr"]
+
+
+def test_schedulers_keep_the_ratios_and_the_log_shows_the_base_rate():
+    model = build("mmpretrain", PLAIN)
+    wrapper = optimise(model, num_layers=12, decay_rate=0.5)
+    scheduler = LinearLR(wrapper, start_factor=0.25, end=3)
+    groups = by_name(model, wrapper)
+    for factor in (0.25, 0.625, 1):
+        assert wrapper.get_lr()["base_lr"] == [pytest.approx(factor * LR)]
+        assert groups["head.fc.weight"]["lr"] == pytest.approx(factor * LR)
+        assert groups["backbone.pos_embed"]["lr"] == pytest.approx(factor * LR / 2**13)
+        wrapper.step()
+        scheduler.step()
+
+
+def test_our_recipes_take_it_as_they_are():
+    """The exemptions that a recipe without layer decay spells out are no contradiction."""
+    cfg = Config.fromfile(CONFIGS / "mmpretrain" / "vig-t_8xb128_in1k.py")
+    cfg.merge_from_dict(
+        {
+            "optim_wrapper.constructor": "vig_mm.LayerDecayOptimWrapperConstructor",
+            "optim_wrapper.paramwise_cfg.num_layers": 12,
+            "optim_wrapper.paramwise_cfg.decay_rate": 0.5,
+        }
+    )
+    model = build("mmpretrain", PLAIN)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        groups = by_name(model, build_optim_wrapper(model, cfg.optim_wrapper))
+    assert groups["backbone.pos_embed"]["lr"] == 2e-3 / 2**13
+
+
+def test_needs_none_of_the_three_libraries():
+    code = (
+        "import sys, vig_mm.engine.layer_decay\n"
+        "assert not {'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+GOOD = dict(num_layers=12, decay_rate=0.9)
+
+
+BAD = {
+    "blocks of another ViG": (
+        PLAIN,
+        dict(GOOD, num_layers=24),
+        ["num_layers=24", "ViG", "set num_layers=12"],
+    ),
+    "blocks of another HierViG": (
+        HIERARCHICAL,
+        GOOD,
+        ["num_layers=12", "HierViG", "set num_layers=11"],
+    ),
+    "blocks for stages": (
+        HIERARCHICAL,
+        dict(num_layers=11, decay_rate=0.9, decay_type="stage_wise"),
+        ["num_layers=11", "stage_wise", "set num_layers=4"],
+    ),
+    "no stages": (PLAIN, dict(GOOD, decay_type="stage_wise"), ["ViG has none", "'layer_wise'"]),
+    "unknown type": (
+        PLAIN,
+        dict(GOOD, decay_type="block"),
+        ["'block'", "'layer_wise', 'stage_wise'"],
+    ),
+    "rate above one": (PLAIN, dict(GOOD, decay_rate=1.5), ["decay_rate=1.5", "(0, 1]"]),
+    "no num_layers": (PLAIN, dict(decay_rate=0.9), ["num_layers", "not set"]),
+    "no decay_rate": (PLAIN, dict(num_layers=12), ["decay_rate", "not set"]),
+    "nothing": (PLAIN, {}, ["num_layers", "not set"]),
+    "unknown entry": (
+        PLAIN,
+        dict(GOOD, layer_decay_rate=0.9),
+        ["layer_decay_rate", "known: num_layers"],
+    ),
+    "decaying norms": (PLAIN, dict(GOOD, norm_decay_mult=0.5), ["norm_decay_mult=0.5", "to 0"]),
+    "unknown multiplier": (
+        PLAIN,
+        dict(GOOD, custom_keys=dict(head=dict(lr=1))),
+        ["custom_keys['head']", "lr", "lr_mult"],
+    ),
+    "no weight decay": (
+        PLAIN,
+        dict(GOOD, optimizer=dict(lr=LR)),
+        ["optimizer.weight_decay", "unset"],
+    ),
+    "a backbone without depths": (
+        dict(type="MobileNetV2"),
+        GOOD,
+        ["get_layer_depth()", "'backbone'", "MobileNetV2", "constructor"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("backbone", "paramwise", "words"), BAD.values(), ids=BAD)
+def test_bad_options(backbone, paramwise, words):
+    with pytest.raises(ValueError) as caught:
+        optimise(build("mmpretrain", backbone), **paramwise)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_model_without_backbone():
+    with pytest.raises(ValueError, match="Linear has no module of that name"):
+        optimise(nn.Linear(2, 2), **GOOD)
