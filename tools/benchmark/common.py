@@ -1,20 +1,25 @@
-"""What the benchmarks share: interleaved timing, the machine's description, table and JSON."""
+"""What the benchmarks share: CPU timing, the machine's description, time budget, table and JSON."""
 
 import datetime
+import functools
 import json
+import os
 import platform
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+
+GPU_PACKAGES = ("triton", "timm", "flash-linear-attention", "fla-core")
 
 
-def machine() -> dict[str, str | int]:
-    """What a figure is worth nothing without."""
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """What a figure is worth nothing without; with ``device="cuda"`` also the GPU's side of it."""
     info: dict[str, str | int] = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "cpu": _cpu_name(),
@@ -22,8 +27,11 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if torch.cuda.is_available():
+    if device == "cuda":
         info["gpu"] = torch.cuda.get_device_name()
+        info["driver"] = _driver()
+        info["cuda"] = str(torch.version.cuda)
+        info |= {name: _version(name) for name in GPU_PACKAGES}
     return info
 
 
@@ -34,6 +42,36 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return lines[0] if lines else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class Budget:
+    """A time limit that is looked at before every piece of work; None is no limit."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def over(self) -> bool:
+        return self.end is not None and time.monotonic() >= self.end
+
+
+def statistic(seconds: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def time_interleaved(
@@ -51,28 +89,66 @@ def time_interleaved(
             run()
             if i >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"median": statistics.median(s), "min": min(s), "max": max(s)}
-        for name, s in seconds.items()
-    }
+    return {name: statistic(s) for name, s in seconds.items()}
 
 
-def report(title: str, columns: list[str], rows: list[list[str]], data: dict, out: str) -> None:
-    """Print a table; write it as markdown and the figures behind it, with the machine, as JSON."""
-    table = Table(title=title)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    path = Path(out)
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table that reads well in a terminal, too; the first column left, the others right."""
+    widths = [max(3, *map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        aligned = [cells[0].ljust(widths[0])]
+        aligned += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(columns), line(rule), *map(line, rows)])
+
+
+def write(path: Path, text: str) -> None:
+    """In one step, so that a process killed meanwhile leaves the last complete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
-    cells = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    about = ", ".join(f"{key} {value}" for key, value in machine().items())
-    lines = [f"{title}. {about}.", "", *("| " + " | ".join(row) + " |" for row in cells)]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print(f"written: {path}, {path.with_suffix('.md')}")
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def save(
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    data: dict,
+    out: str | Path,
+    device: str = "cpu",
+) -> None:
+    """Write the table as markdown and the figures behind it, with the machine, as JSON."""
+    path, about = Path(out), machine(device)
+    write(path, json.dumps({"machine": about, **data}, indent=1) + "\n")
+    described = ", ".join(f"{key} {value}" for key, value in about.items())
+    table = markdown(columns, rows)
+    write(path.with_suffix(".md"), f"{title}. {described}.\n\n{table}\n")
+
+
+def report(
+    title: str, columns: list[str], rows: list[list[str]], data: dict, out: str | Path, **about
+) -> None:
+    """Print the table and `save` it."""
+    save(title, columns, rows, data, out, **about)
+    files = f"{Path(out)}, {Path(out).with_suffix('.md')}"
+    print(f"{title}\n{markdown(columns, rows)}\nwritten: {files}", flush=True)
+
+
+def earlier_results(out: str | Path, device: str) -> list[dict]:
+    """The results in ``out``, if it was written on this machine with these versions; else none."""
+    path = Path(out)
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text())
+    about = machine(device)
+    if {**data["machine"], "date": ""} != {**about, "date": ""}:
+        print(f"{path} is of another machine or other versions: measuring everything again")
+        return []
+    return data["results"]
 
 
 def milliseconds(stats: dict[str, float]) -> str:
