@@ -156,25 +156,15 @@ def test_index_lists_every_config_once() -> None:
     configs = [
         path.relative_to(ROOT).as_posix()
         for folder in CONFIG_FOLDERS
-        for path in (ROOT / "configs" / folder).glob("*.py")
+        for path in (ROOT / "configs" / folder).rglob("*.py")
     ]
     # mim finds a config by its base name alone.
     assert len({Path(config).name for config in configs}) == len(configs)
     models = index_models()
-    # the small examples on built-in and own data are no published models
-    real = sorted(config for config in configs if "-mini_" not in config)
+    # neither the small examples on built-in and own data nor others' models are ours to publish
+    real = sorted(c for c in configs if "-mini_" not in c and "/peers/" not in c)
     assert sorted(model["Config"] for model in models) == real
     assert all(model["Name"] == Path(model["Config"]).stem for model in models)
-
-
-@pytest.mark.parametrize("entry", index_models(), ids=lambda entry: entry["Name"])
-def test_index_parameters_are_exact(entry: dict) -> None:
-    from mmengine.config import Config
-    from mmengine.registry import MODELS
-
-    config = Config.fromfile(ROOT / entry["Config"])
-    model = MODELS.build(dict(config.model, _scope_=config.default_scope))
-    assert sum(p.numel() for p in model.parameters()) == entry["Metadata"]["Parameters"]
 
 
 def test_every_requirement_is_pinned() -> None:

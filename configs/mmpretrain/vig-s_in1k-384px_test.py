@@ -1,0 +1,25 @@
+# ViG-S, ImageNet-1K validation at 384x384 with weights trained at 224x224 (test only).
+# Same convention as at 224: short side int(384 * 256 / 224) = 438, bicubic, centre crop.
+# pos_embed keeps the 14x14 grid of the weights; the backbone resizes it to 24x24 (bicubic)
+# in the forward pass.
+_base_ = './vig-s_8xb128_in1k.py'
+
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='ResizeEdge', scale=438, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=384),
+    dict(type='PackInputs'),
+]
+test_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
+
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='ResizeEdge', scale=438, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=384),
+    dict(
+        type='TestTimeAug',
+        transforms=[[dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
+                    [dict(type='PackInputs')]]),
+]
