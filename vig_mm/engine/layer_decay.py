@@ -127,15 +127,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         stage_ends: dict[str, list[int]] = {}
         for prefix, backbone in prefixes.items():
             _, total = backbone.get_layer_depth(f"{prefix}x", prefix)
-            counted, of = total - 2, "blocks"
+            counted = total - 2
             if self.decay_type == "stage_wise":
                 stage_ends[prefix] = _stage_ends(backbone, blocks=counted)
-                counted, of = len(stage_ends[prefix]), "stages"
+                counted = len(stage_ends[prefix])
             if num_layers != counted:
                 raise ValueError(
                     f"paramwise_cfg.num_layers={num_layers} does not fit {type(backbone).__name__}:"
-                    f" its {self.decay_type} decay has {counted} layers ({of}); "
-                    f"set num_layers={counted}"
+                    f" for {self.decay_type} decay set num_layers={counted}"
                 )
 
         def depth_of(name: str) -> int:

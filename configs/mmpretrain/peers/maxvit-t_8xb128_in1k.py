@@ -1,6 +1,7 @@
-# MaxViT-T of timm (arXiv 2204.01697), relative positions by an MLP: ImageNet-1K, 224x224, 300 epochs.
-# The recipe of ViG-H-T with another backbone: nothing else differs, drop path included. Windows are
-# of 7 at 224x224 and of 8 for dense prediction; the weights are the same for both.
+# MaxViT-T of timm (arXiv 2204.01697), relative positions by an MLP: ImageNet-1K, 224x224,
+# 300 epochs.
+# The recipe of ViG-H-T with another backbone: nothing else differs, drop path included. Windows and
+# grids are of 7, which tile 224x224, and not of 8 as in the dense configs.
 _base_ = '../vig-h-t_8xb128_in1k.py'
 
 model = dict(
