@@ -220,7 +220,8 @@ else
 fi
 step "mmcv ($note)" install_mmcv
 step 'mmengine, mmdet, mmsegmentation, mmpretrain, tools, tests' \
-  pip_install -r requirements/mm.txt -r requirements/tools.txt -r requirements/tests.txt
+  pip_install -r requirements/mm.txt -r requirements/tools.txt -r requirements/tests.txt \
+  -r requirements/mim.txt
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.

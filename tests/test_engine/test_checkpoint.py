@@ -5,6 +5,9 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -199,6 +202,47 @@ def test_prepare_checkpoint(public, tmp_path):
     converted = prepare_checkpoint(str(public_file), str(tmp_path / "work"))
     assert Path(converted).parent == tmp_path / "work"
     assert set(torch.load(converted)["state_dict"]) == set(to_classifier(state))
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, its address on this machine, and the list of what was asked for."""
+    folder, requests = tmp_path / "served", []
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            requests.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    yield folder, f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_address_is_fetched_once_and_read_safely(served, tmp_path):
+    folder, address, requests = served
+    torch.save({"model": {"head.weight": torch.ones(2)}}, folder / "vig.pth")
+    for _ in range(2):
+        assert read_checkpoint(f"{address}/vig.pth?download=1")["model"]["head.weight"].sum() == 2
+    assert len(requests) == 1
+    converted = prepare_checkpoint(f"{address}/vig.pth", str(tmp_path / "work"))
+    assert set(torch.load(converted)["state_dict"]) == {"head.fc.weight"}
+
+    torch.save({"model": _Payload(tmp_path / "executed")}, folder / "payload.pth")
+    with pytest.raises(CheckpointError, match="safely"):
+        read_checkpoint(f"{address}/payload.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_address_that_leads_nowhere(served):
+    _, address, _ = served
+    with pytest.raises(CheckpointError, match="none.pth.*cannot be downloaded.*404"):
+        read_checkpoint(f"{address}/none.pth")
+    with pytest.raises(CheckpointError, match="only files and http"):
+        read_checkpoint("petrel://bucket/x.pth")
 
 
 def run_convert(*args):

@@ -11,10 +11,11 @@ import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
+from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from .serialization import allow_mmengine_types
@@ -39,26 +40,52 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message says which file, why, and what to do."""
 
 
+def local_file(path: str) -> str:
+    """``path`` itself, or for an address (``http://...``) the file in torch's cache, fetched once.
+
+    Raises:
+        CheckpointError: another kind of address, or it cannot be fetched.
+    """
+    if "://" not in path:
+        return path
+    if not path.startswith(("http://", "https://")):
+        raise CheckpointError(f"{path!r}: only files and http(s) addresses can be read")
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    target = folder / Path(urlsplit(path).path).name
+    rank, _ = get_dist_info()
+    try:
+        if rank == 0 and not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            print_log(f"downloading {path} to {target}", "current")
+            torch.hub.download_url_to_file(path, str(target))
+        barrier()
+        if not target.exists():  # another machine's cache
+            torch.hub.download_url_to_file(path, str(target))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path!r} cannot be downloaded: {_first_line(error)}; check the address and the "
+            "network, or fetch the file by hand"
+        ) from error
+    return str(target)
+
+
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """Unpickle a checkpoint onto the CPU, with torch's weights-only protection on.
 
     Args:
-        path: a file, or any address that mmengine's CheckpointLoader knows (``http://...``).
+        path: a file, or an address as `local_file` takes it.
 
     Raises:
         CheckpointError: missing, not a checkpoint, truncated, or holding types that are refused.
     """
-    path = os.fspath(path)
+    file = local_file(os.fspath(path))
     allow_mmengine_types()
     try:
-        if "://" in path:
-            checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-        else:
-            if not Path(path).is_file():
-                raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
-            # public training scripts keep their command line beside the weights
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not Path(file).is_file():
+            raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
+        # public training scripts keep their command line beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path!r} is not a checkpoint that can be loaded safely (truncated, another kind of "
@@ -162,14 +189,13 @@ def to_public(state: StateDict) -> StateDict:
 
 
 def prepare_checkpoint(path: str, work_dir: str) -> str:
-    """A path that mmengine can load: ``path`` itself, or an mm copy of a public file.
+    """A file that mmengine can load: ``path`` itself, or an mm copy of a public file.
 
     Args:
         work_dir: where the copy, a classifier's, is written as ``<name>_mm.pth``. Detectors and
             segmentors take the ``backbone.`` part of it.
     """
-    if "://" in str(path):
-        return path
+    path = local_file(str(path))
     checkpoint = read_checkpoint(path)
     if not is_public(checkpoint):
         return path
