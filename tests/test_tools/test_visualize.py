@@ -1,0 +1,281 @@
+"""tools/visualize.py: what is drawn lies where it belongs, and the right files are written."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytest.importorskip("mmpretrain")
+
+from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from vig_mm.engine import pictures
+from vig_mm.engine.checkpoint import CheckpointError, to_public
+from vig_mm.engine.launch import UsageError
+
+pytestmark = pytest.mark.usefixtures("default_scope")
+SCOPES = list(CONFIGS)
+
+
+def near(image: np.ndarray, colour, tolerance: float = 40) -> np.ndarray:
+    """Where a picture ``[h, w, 3]`` has about this colour."""
+    return np.linalg.norm(image.astype(float) - colour, axis=2) < tolerance
+
+
+def read(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+# Drawing ---------------------------------------------------------------------------------------
+
+
+def test_instances_are_drawn_where_they_are():
+    grey = Image.new("RGB", (400, 330), (100, 100, 100))
+    mask = np.zeros((1, 330, 400), bool)
+    mask[0, 150:200, 100:220] = True
+    box, colour = np.array([[90.0, 140, 230, 210]]), (255, 0, 0)
+    drawn = np.asarray(pictures.draw_instances(grey, box, ["boat 0.93"], [colour], mask)).astype(
+        int
+    )
+    red = drawn[..., 0] - drawn[..., 1]
+    assert (red[mask[0]] > 60).all()  # tinted...
+    assert (drawn[mask[0]][:, 1] > 40).mean() > 0.9  # ... but not hidden
+    assert (drawn[139:142, 91:229] == colour).all(2).any(0).all()  # upper edge of the box
+    outside = np.ones((330, 400), bool)
+    outside[110:213, 87:234] = False
+    assert (drawn[outside] == 100).all()
+    between = drawn[146:149, 96:224]  # box and mask
+    assert (between == 100).all()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 30, 30), (370, 300, 400, 330), (0, 0, 400, 330)])
+def test_tags_stay_in_the_picture(box):
+    grey = Image.new("RGB", (400, 330), (100, 100, 100))
+    drawn = pictures.draw_instances(grey, np.array([box], float), ["brick 0.93"], [(0, 0, 255)])
+    letters = near(np.asarray(drawn), (255, 255, 255), 60)
+    rows, columns = letters.nonzero()
+    # as wide as the text is: nothing of it was cut off
+    assert np.ptp(columns) > 50 and np.ptp(rows) > 6
+    assert columns.max() < 399 and rows.max() < 329
+
+
+def test_label_map_leaves_out_what_is_not_labelled():
+    photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    labels = np.full((60, 60), 255)
+    labels[:30] = 1
+    drawn = np.asarray(
+        pictures.draw_label_map(Image.fromarray(photo), labels, [(9, 9, 9), (0, 200, 0)])
+    )
+    assert (drawn[30:] == photo[30:]).all()
+    green = drawn[:30].astype(int)
+    assert (green[..., 1] - green[..., [0, 2]].max(2) > 100).all()
+    assert green[..., 1].std() > 10  # the picture can be seen through it
+
+
+def test_sizes():
+    assert pictures.fitted(np.zeros((32, 64, 3), np.uint8)).size == (640, 320)
+    assert pictures.fitted(np.zeros((800, 1333, 3), np.uint8)).size == (1333, 800)
+    assert pictures.fitted(np.zeros((3000, 4000, 3), np.uint8)).size == (1600, 1200)
+
+
+def test_legend_names_what_is_there():
+    classes = [f"class number {i}" for i in range(60)]
+    palette = pictures.distinct_colours(60)
+    few = pictures.legend(320, [3, 7], classes, palette)
+    many = pictures.legend(320, range(60), classes, palette)
+    assert few.size == many.size  # frames of a video stay of one size
+    shown = [i for i in range(60) if near(np.asarray(few), palette[i], 8).sum() > 100]
+    assert shown == [3, 7]
+    rows = np.asarray(many.convert("L")).min(1) < 200
+    assert 8 < np.count_nonzero(np.diff(rows.astype(int)) == 1) < 20  # no row runs over the edge
+
+
+@pytest.mark.parametrize("truth", [2, 0])
+def test_score_bars(truth):
+    panel = pictures.score_panel(320, np.array([0.1, 0.3, 0.6]), CLASSES, truth)
+    image = np.asarray(panel)
+    full = near(image, (225, 225, 225), 4)
+    widths = [(~full[row] & ~near(image, (255, 255, 255), 4)[row]).sum() for row in range(320)]
+    bars = [row for row in range(320) if full[row].sum() > 40]
+    tops = [row for row in bars if row - 1 not in bars]
+    left = [widths[row + 2] / (widths[row + 2] + full[row + 2].sum()) for row in tops]
+    assert left == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    best = image[tops[0] + 2, panel.height // 24 + 4]
+    assert best.argmax() == (1 if truth == 2 else 0)  # green when right, red when wrong
+
+
+# The tool --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_prediction_beside_ground_truth(scope, known, run_tool, tmp_path):
+    """The model knows the truth, so both sides show the same, in pictures of two formats."""
+    case = known[scope]
+    args = [case.config, case.checkpoint, "--dataset", "--out-dir", "drawn", "--device", "cpu"]
+    if scope == "mmdet":
+        args += ["--score-thr", 0.05]
+    assert "of the test set" in run_tool("visualize", *args, cwd=tmp_path)
+    written = sorted((tmp_path / "drawn").rglob("*.jpg"))
+    if scope == "mmpretrain":
+        assert [path.parent.name for path in written] == sorted(2 * list(CLASSES))
+        for path in written:
+            image, colour = read(path), COLOURS[CLASSES.index(path.parent.name)]
+            assert near(image[:300, :300], colour, 20).all()  # untouched
+            panel = image[:, -120:].astype(int)
+            bar = panel[(panel.max(2) - panel.min(2)) > 90]
+            assert bar.argmax(1).mean() > 0.95  # the first class is the right one: green
+        return
+    assert [path.stem for path in written] == ["0", "1"]
+    for path, ((width, height), shapes) in zip(written, SCENES, strict=True):
+        image = read(path)
+        factor = 320 / min(width, height)
+        header = image.shape[0] - round(height * factor)
+        size = (round(height * factor), round(width * factor))
+        truth = image[header:, : size[1]].astype(int)
+        gap = pictures._text_size(Image.new("RGB", size[::-1])) // 2
+        predicted = image[header:, size[1] + gap :][:, : size[1]].astype(int)
+        bare = cv2.resize(bare_scene(case, path.stem), size[::-1], interpolation=cv2.INTER_CUBIC)
+        for x1, y1, x2, y2 in shapes.values():
+            x1, y1, x2, y2 = (round(v * factor) for v in (x1, y1, x2, y2))
+            inner = np.s_[y1 + 12 : y2 - 12, x1 + 12 : x2 - 12]
+            changed = np.abs(truth - bare).max(2) > 15
+            assert changed[inner].all()
+            assert np.abs(truth - predicted)[inner].max() < 12
+            if scope == "mmdet":
+                assert not changed[min(y2 + 8, size[0]) :].any() or len(shapes) > 1
+        if scope == "mmseg":
+            strip = np.s_[30:-30, size[1] - round(5 * factor) :]
+            assert np.abs(truth - bare)[strip].max() < 12  # not labelled
+            assert (predicted[strip] > 20).mean() > 0.9  # but predicted
+
+
+def bare_scene(case, stem: str) -> np.ndarray:
+    (path,) = [path for path in case.data.rglob(f"{stem}.*") if path.parent.name != "labels"]
+    return read(path)
+
+
+def test_folder(known, run_tool, tmp_path):
+    case = known["mmdet"]
+    photos = tmp_path / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "a.png", "b.c.bmp", "sub/a.jpg"):
+        Image.new("RGB", (100, 80), COLOURS[0]).save(photos / name)
+    (photos / "notes.txt").write_text("no picture")
+    before = {path: path.read_bytes() for path in photos.rglob("*.*")}
+    args = ("photos", case.config, case.checkpoint, "--device", "cpu")
+    printed = run_tool("visualize", *args, cwd=tmp_path)
+    out_dir = tmp_path / "work_dirs/visualize/config"
+    assert "4 pictures in" in printed
+    names = sorted(str(path.relative_to(out_dir)) for path in out_dir.rglob("*.*"))
+    assert names == ["a_jpg.jpg", "a_png.jpg", "b.c.jpg", "sub/a.jpg"]
+    assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
+    image = read(out_dir / "sub/a.jpg")
+    assert image.shape == (320, 400, 3) and not near(image, COLOURS[0], 10).all()
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+def test_score_threshold(scope, known, run_tool, tmp_path):
+    case = known[scope]
+    args = (case.data, case.config, case.checkpoint, "--score-thr", "1.1", "--device", "cpu")
+    if scope == "mmseg":
+        with pytest.raises(UsageError, match="--score-thr is for detectors"):
+            run_tool("visualize", *args, cwd=tmp_path)
+        return
+    run_tool("visualize", *args, cwd=tmp_path)
+    image = read(tmp_path / "work_dirs/visualize/config/val/0.jpg")
+    bare = cv2.resize(bare_scene(case, "0"), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    assert np.abs(image.astype(int) - bare).mean() < 2  # nothing is drawn
+
+
+def test_video(known, run_tool, tmp_path):
+    case = known["mmseg"]
+    writer = cv2.VideoWriter(
+        str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (101, 80)
+    )
+    for i in range(5):
+        frame = np.zeros((80, 101, 3), np.uint8)
+        frame[20:60, 10 * i : 10 * i + 40] = COLOURS[0][::-1]
+        writer.write(frame)
+    writer.release()
+    printed = run_tool(
+        "visualize", "clip.avi", case.config, case.checkpoint, "--device", "cpu", cwd=tmp_path
+    )
+    assert "5 frames" in printed
+    video = cv2.VideoCapture(str(tmp_path / "work_dirs/visualize/config/clip.mp4"))
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    frames = [frame[..., ::-1] for there, frame in iter(video.read, (False, None)) if there]
+    assert len(frames) == 5 and frames[0].shape[0] == 320 and frames[0].shape[1] > 404
+    for i, frame in enumerate(frames):
+        # brightness of the frame, hue of the class
+        brick = (frame[:, :404, 0].astype(int) - frame[:, :404, 2]) > 60
+        assert brick[160].nonzero()[0].mean() == pytest.approx(4 * (10 * i + 20), abs=10)
+
+
+def test_public_file(known, run_tool, tmp_path):
+    case = known["mmpretrain"]
+    cfg = Config.fromfile(ROOT / "configs" / CONFIGS["mmpretrain"])
+    dataset = Config.fromfile(case.config).test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(dataset, metainfo=dict(classes=list("abcdefghij")))
+    cfg.dump(tmp_path / "ten.py")
+    with MODELS.switch_scope_and_registry("mmpretrain") as registry:
+        model = registry.build(cfg.model)
+    torch.nn.init.zeros_(model.head.fc.weight)
+    torch.nn.init.constant_(model.head.fc.bias, 0.0)
+    model.head.fc.bias.data[4] = 50.0  # sure of the fifth class
+    torch.save(dict(model_ema=to_public(model.state_dict())), tmp_path / "public.pth")
+    run_tool(
+        "visualize", case.data / "val/pond", "ten.py", "public.pth", "--device", "cpu", cwd=tmp_path
+    )
+    image = read(tmp_path / "work_dirs/visualize/ten/0.jpg")
+    panel = image[:, -100:]
+    blue = near(panel, (70, 110, 180), 30)
+    assert blue.any(1).nonzero()[0].min() < 40  # one bar, the first, and full
+    assert blue.sum(1).max() > 80
+
+    del cfg.test_dataloader.dataset["metainfo"]
+    cfg.dump(tmp_path / "nameless.py")
+    with pytest.raises(UsageError, match="names the classes"):
+        run_tool("visualize", case.data, "nameless.py", "public.pth", cwd=tmp_path)
+
+
+def test_bad_input(known, run_tool, tmp_path):
+    case, other = known["mmdet"], known["mmseg"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.mp4").write_text("no video")
+
+    def refused(error, match, *args):
+        with pytest.raises(error, match=match):
+            run_tool("visualize", *args, "--device", "cpu", cwd=tmp_path)
+
+    both = (case.config, case.checkpoint)
+    refused(UsageError, "no file or folder 'nowhere.jpg'", "nowhere.jpg", *both)
+    refused(UsageError, "no picture .* in the folder 'empty'", "empty", *both)
+    refused(UsageError, "'text.jpg' is not a picture", "text.jpg", *both)
+    refused(UsageError, "'text.mp4' is not a video", "text.mp4", *both)
+    refused(CheckpointError, "'none.pth' is not a file", case.data, case.config, "none.pth")
+    refused(UsageError, "test set has 0 to 1", *both, "--dataset", "--indices", "1", "7")
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (50, 50)).save(tmp_path / "in/a.jpg")
+    refused(UsageError, "would be overwritten", "in", *both, "--out-dir", "in")
+
+    mini = ROOT / "configs" / CONFIGS["mmdet"]
+    refused(CheckpointError, "does not fit this config's model", "in", mini, case.checkpoint)
+    with pytest.raises(UsageError, match="--device gpu7"):
+        run_tool("visualize", "in", *both, "--device", "gpu7", cwd=tmp_path)
+    for wrong in ((*both,), ("in", *both, "--dataset"), ("in", *both, "--count", "3")):
+        with pytest.raises(SystemExit):
+            run_tool("visualize", *wrong, cwd=tmp_path)
+
+    unlabelled = "test_dataloader.dataset.pipeline"
+    steps = Config.fromfile(other.config).test_dataloader.dataset.pipeline
+    cfg = Config.fromfile(other.config)
+    cfg.merge_from_dict({unlabelled: [s for s in steps if s.type != "LoadAnnotations"]})
+    cfg.dump(tmp_path / "unlabelled.py")
+    refused(UsageError, "no ground truth", "unlabelled.py", other.checkpoint, "--dataset")
