@@ -1,0 +1,263 @@
+"""ONNX, torch.export and torch.compile give what the models give, at sizes they never saw.
+
+ViGAdapter is not here: its export alone takes as long as all of these (docs/deploy.md).
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytest.importorskip("mmpretrain")
+
+import onnx
+import onnxruntime
+from mmengine.registry import DefaultScope
+
+import vig_mm
+from vig_mm.engine.launch import UsageError
+from vig_mm.engine.onnx_export import ExportError, compare_onnx, export_onnx
+from vig_mm.engine.onnx_ops import TRANSLATIONS
+from vig_mm.kernels import bidirectional_gla
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSIFIER = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
+SEGMENTOR = ROOT / "configs/mmseg/vig-h-mini_upernet_digits.py"
+DETECTOR = ROOT / "configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py"
+BACKBONES = {
+    "ViG": dict(embed_dims=32, depth=2, num_heads=2, mixer_act=True, out_indices=(0, 1)),
+    "HierViG": dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4)),
+}
+
+
+def build(family, **kwargs):
+    torch.manual_seed(0)
+    backbone = getattr(vig_mm, family)(**{**BACKBONES[family], **kwargs})
+    backbone.init_weights()
+    for parameter in backbone.parameters():  # zeros, among them the gates' biases, would hide much
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return backbone.eval()
+
+
+def names_of_operators(path):
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model)
+    return {(node.domain, node.op_type) for node in model.graph.node}
+
+
+# The operator ----------------------------------------------------------------------------------
+
+
+class Operator(nn.Module):
+    def forward(self, *inputs):
+        return bidirectional_gla(*inputs)
+
+
+def gla_inputs(tokens, batch=2, gate_scale=3.0, gate_shift=0.0):
+    generator = torch.Generator().manual_seed(tokens)
+    q, k, gate_f, gate_b = (torch.randn(batch, tokens, 3, 8, generator=generator) for _ in range(4))
+    v = torch.randn(batch, tokens, 3, 12, generator=generator)
+    return [q, k, v, *(gate_scale * gate + gate_shift for gate in (gate_f, gate_b))]
+
+
+@pytest.fixture(scope="module")
+def operator_session(tmp_path_factory):
+    path = tmp_path_factory.mktemp("operator") / "operator.onnx"
+    auto = torch.export.Dim.AUTO
+    shapes = (tuple({0: auto, 1: auto} for _ in range(5)),)
+    program = torch.export.export(Operator(), tuple(gla_inputs(5)), dynamic_shapes=shapes)
+    options = dict(dynamo=True, verbose=False, custom_translation_table=TRANSLATIONS)
+    torch.onnx.export(program, **options).save(path)
+    assert {domain for domain, _ in names_of_operators(path)} == {""}
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run_operator(session, inputs):
+    feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
+    return torch.from_numpy(session.run(None, feed)[0])
+
+
+@pytest.mark.parametrize("shift", [-1e30, -500.0, -50.0, 0.0, 8.0, 50.0, 500.0])
+def test_operator_is_exact_for_any_gate(operator_session, shift):
+    """Traced with 5 tokens; chunks have 32."""
+    for tokens in (1, 2, 31, 32, 33, 64, 97, 211):
+        inputs = gla_inputs(tokens, batch=1 + tokens % 2, gate_shift=shift)
+        expected = bidirectional_gla(*(x.double() for x in inputs), backend="reference")
+        error = (run_operator(operator_session, inputs) - expected).norm() / expected.norm()
+        assert error < 2e-6, tokens
+
+
+def test_operator_with_closed_and_open_gates_side_by_side(operator_session):
+    inputs = gla_inputs(150, gate_scale=1000.0)
+    expected = bidirectional_gla(*(x.double() for x in inputs), backend="reference")
+    error = (run_operator(operator_session, inputs) - expected).norm() / expected.norm()
+    assert error < 2e-6
+
+
+# Torch's operators that have a translation of ours ----------------------------------------------
+
+
+class RoundsAndPools(nn.Module):
+    def forward(self, x):
+        height, width = (-(-size // 4) for size in x.shape[2:])
+        return tuple(nn.functional.adaptive_avg_pool2d(x, n) for n in ((1, 2), 6)) + (
+            x[:, :, :height, :width].clone(),
+        )
+
+
+def test_rounding_up_and_pooling_with_dynamic_sizes(tmp_path):
+    model = RoundsAndPools().eval()
+    assert export_onnx(model, tmp_path / "x.onnx", (20, 24), ["a", "b", "c"]) == [
+        "batch",
+        "height",
+        "width",
+    ]
+    shapes = [(1, 20, 24), (2, 5, 4), (1, 13, 41)]
+    for errors in compare_onnx(model, tmp_path / "x.onnx", shapes):
+        assert max(errors.values()) < 1e-6
+
+
+# Backbones -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_backbone_in_onnxruntime(tmp_path, family):
+    backbone = build(family)
+    names = [f"map{i}" for i in range(len(backbone.out_indices))]
+    path = tmp_path / "backbone.onnx"
+    assert export_onnx(backbone, path, (72, 104), names) == ["batch", "height", "width"]
+    assert {domain for domain, _ in names_of_operators(path)} == {""}
+    # 224x224 is the grid of ViG's position embedding, 29x59 gives prime numbers of tokens
+    for errors in compare_onnx(
+        backbone, path, [(1, 224, 224), (3, 61, 101), (2, 29, 59), (1, 200, 40)]
+    ):
+        assert list(errors) == names
+        assert max(errors.values()) < 1e-4
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_backbone_through_torch_export(family):
+    """The operator stays whole, and sizes beyond the guards (docs/deploy.md) are right, too."""
+    two = dict(ViG={}, HierViG=dict(depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1)))
+    backbone = build(family, **two[family])
+    shapes = ({axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)},)
+    program = torch.export.export(backbone, (torch.randn(2, 3, 72, 104),), dynamic_shapes=shapes)
+    operators = [n for n in program.graph.nodes if "vig_mm.bidirectional_gla" in str(n.target)]
+    assert len(operators) == 2
+    exported = program.module(check_guards=False)
+    with torch.no_grad():
+        for batch, height, width in ((2, 61, 101), (3, 224, 224)):
+            x = torch.randn(batch, 3, height, width)
+            for got, expected in zip(exported(x), backbone(x), strict=True):
+                torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_backbone_compiled_by_inductor(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # compile for real
+    torch._dynamo.reset()
+    backbone = build("HierViG", depths=(1,), num_heads=(2,), out_indices=0)
+    compiled = torch.compile(backbone, fullgraph=True, backend="inductor")
+    x = torch.randn(1, 3, 61, 72)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x)[0], backbone(x)[0], rtol=0, atol=1e-5)
+
+
+# The tool --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch, capsys):
+    """`tool(*arguments)` runs tools/export_onnx.py in a folder of its own; what it printed."""
+    spec = importlib.util.spec_from_file_location("export_onnx", ROOT / "tools/export_onnx.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    scopes = dict(DefaultScope._instance_dict)
+
+    def call(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    call.module = module
+    yield call
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
+def test_classifier_with_a_checkpoint(tool, tmp_path):
+    from mmengine.config import Config
+
+    torch.manual_seed(1)
+    model, _ = tool.module.build_model(Config.fromfile(CLASSIFIER), "none")
+    meta = {"dataset_meta": {"classes": [str(i) for i in range(10)]}}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "trained.pth")
+    printed = tool(CLASSIFIER, "trained.pth", "a/b.onnx", "--size", 64, 96)
+    assert "dynamic: batch, height, width" in printed
+    (errors,) = compare_onnx(model, tmp_path / "a/b.onnx", [(2, 45, 83)])
+    assert errors["logits"] < 1e-4
+    stated = {x.key: json.loads(x.value) for x in onnx.load(tmp_path / "a/b.onnx").metadata_props}
+    assert stated["mean"] == [123.675, 116.28, 103.53] and stated["channels"] == "RGB"
+    assert stated["classes"] == [str(i) for i in range(10)]
+
+
+def test_segmentor(tool, tmp_path):
+    printed = tool(SEGMENTOR, "none", "seg.onnx", "--size", 64, 96)
+    assert "dynamic: batch, height, width" in printed and "logits" in printed
+    session = onnxruntime.InferenceSession(str(tmp_path / "seg.onnx"))
+    image = torch.randn(1, 3, 77, 90)
+    assert session.run(None, {"image": image.numpy()})[0].shape == (1, 11, 77, 90)
+
+
+def test_segmentor_gives_what_mmseg_gives(tool):
+    from mmengine.config import Config
+
+    model, _ = tool.module.build_model(Config.fromfile(SEGMENTOR), "none")
+    exported, _ = tool.module.exportable(model, "mmseg", "a config")
+    image = torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        assert torch.equal(exported(image), model.encode_decode(image, [dict(img_shape=(70, 90))]))
+
+
+def test_backbone_only_names_every_map(tool):
+    from mmengine.config import Config
+
+    model, _ = tool.module.build_model(Config.fromfile(DETECTOR), "none")
+    backbone, names = tool.module.backbone_of(model, (64, 64))
+    assert backbone is model.backbone and names == ["map0", "map1", "map2", "map3"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((DETECTOR, "none", "x.onnx"), ["MaskRCNN", "RoIAlign", "--backbone-only"]),
+        ((CLASSIFIER, "none", "x.pt"), [".onnx", "x.pt"]),
+        ((CLASSIFIER, "none", "x.onnx", "--size", "8", "64"), ["--size 8 64", "at least 64"]),
+        (("no.py", "none", "x.onnx"), ["no.py", "not a file"]),
+    ],
+    ids=["detector", "name", "size", "config"],
+)
+def test_bad_input(tool, tmp_path, arguments, words):
+    with pytest.raises(UsageError) as caught:
+        tool(*arguments)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_model_that_cannot_be_traced(tmp_path):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match=r"Branches at 32x48: .*data-dependent"):
+        export_onnx(Branches().eval(), tmp_path / "x.onnx", (32, 48), ["y"])
+    assert not list(tmp_path.iterdir())
