@@ -214,7 +214,7 @@ def test_no_machine_path_and_no_registry_host_is_committed() -> None:
     found = []
     for name in filter(None, names.split("\0")):
         path = ROOT / name
-        if path.suffix == ".npz" or not path.is_file():
+        if path.suffix in (".npz", ".png", ".jpg") or not path.is_file():
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if unwanted.search(line):

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from by_hand import class_scores, coco_scores, seg_scores
 from golden import CONFIGS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
+from tool_runs import agree, by_colour, scores, small_config, with_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -123,3 +125,65 @@ def test_labels_as_predictions_are_perfect():
     scores = metric.evaluate(size=3)
     assert scores["aAcc"] == 100.0
     assert scores["mIoU"] == 100.0  # mmseg leaves absent classes out of the mean
+
+
+# Our own configs through tools/test.py, with models that are partly right and need no training:
+# what it reports against a direct computation on what it dumps.
+
+
+def test_coco_scores(tmp_path):
+    """Crowds as RLE, images without objects, 80 classes of which half occur."""
+    data = folder("tiny_coco")
+    truth = data / "annotations/instances_val2017.json"
+    changes = {
+        "test_dataloader.dataset.data_root": str(data),
+        "test_evaluator.ann_file": str(truth),
+    }
+    config = small_config("mmdet/mask-rcnn_vig-h-t_fpn_1x_coco.py", tmp_path, changes)
+    weights = dict(jitter=torch.tensor(0.1))
+    model = with_model(config, "jittered_truth", "JitteredTruth", weights, num_classes=80)
+    reported, predictions = scores(*model)
+    assert len(predictions) == 50
+    assert 0.2 < reported["coco/bbox_mAP"] < 0.6 and 0.2 < reported["coco/segm_mAP"] < 0.6
+    # COCO's own file has its categories in label order
+    classes = [one["name"] for one in json.loads(truth.read_text())["categories"]]
+    agree(reported, coco_scores(predictions, truth, classes), 3)
+
+
+def test_ade20k_scores(tmp_path):
+    """Each class by its mean colour in these photographs."""
+    data = folder("ade_sample")
+    changes = {
+        "test_dataloader.dataset.data_root": str(data),
+        "test_dataloader.dataset.data_prefix": dict(img_path="images", seg_map_path="annotations"),
+    }
+    base = "mmseg/vig-h-t_upernet_8xb2-160k_ade20k-512x512.py"
+    config = small_config(base, tmp_path, changes)
+    pixels, labels = [], []
+    for path in sorted((data / "annotations").glob("*.png")):
+        labels.append(np.asarray(Image.open(path)).ravel())
+        image = Image.open(data / "images" / f"{path.stem}.jpg").convert("RGB")
+        pixels.append(np.asarray(image).reshape(-1, 3))
+    labels, pixels = np.concatenate(labels), np.concatenate(pixels)
+    nowhere = np.full(3, 1000.0)  # the colour of classes that do not occur
+    colours = [
+        pixels[labels == k].mean(0) if (labels == k).any() else nowhere for k in range(1, 151)
+    ]
+    reported, predictions = scores(*by_colour(config, "ColourSegmentor", np.stack(colours)))
+    assert 20 < reported["aAcc"] < 80 and 5 < reported["mIoU"] < 60
+    agree(reported, seg_scores(predictions, data / "annotations", 150), 2)
+
+
+def test_imagenet_scores(tmp_path):
+    """Each flower by its mean colour."""
+    data = folder("flowers12")
+    changes = {"test_dataloader.dataset.data_root": str(data), "test_evaluator.topk": (1, 5)}
+    config = small_config("mmpretrain/vig-h-mini_flowers12.py", tmp_path, changes)
+    colours = [
+        np.mean([np.asarray(Image.open(x)).mean((0, 1)) for x in kind.glob("*.jpg")], axis=0)
+        for kind in sorted((data / "train").iterdir())
+    ]
+    reported, predictions = scores(*by_colour(config, "ColourClassifier", np.stack(colours)))
+    assert len(predictions) == 240
+    assert 10 < reported["accuracy/top1"] < 60 < reported["accuracy/top5"] < 99
+    agree(reported, class_scores(predictions, (1, 5)), 4)

@@ -20,11 +20,13 @@ from vig_mm.engine.data_check import check_data, leaves
 from vig_mm.engine.launch import (
     UsageError,
     add_arguments,
+    bare_model,
     build_runner,
     check_weights,
     load_config,
     run,
 )
+from vig_mm.engine.model_check import check_channels, check_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -89,12 +91,15 @@ def main() -> None:
     cfg.resume = False
     cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
     check_data(cfg, ("test",))
+    check_options(cfg)
+    model_cfg = cfg.model
     if args.tta:
         use_tta(cfg)
     if args.show_dir is not None:
         # mmdet would put a relative folder under the work dir
         draw_pictures(cfg, os.path.abspath(args.show_dir))
     runner = build_runner(cfg)
+    check_channels(bare_model(runner.model), model_cfg)
     check_weights(runner.model, cfg.load_from)
     if args.out is not None:
         runner.test_evaluator.metrics.append(dump_metric(cfg.default_scope, args.out))

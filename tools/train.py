@@ -20,11 +20,13 @@ from vig_mm.engine.data_check import check_data
 from vig_mm.engine.launch import (
     UsageError,
     add_arguments,
+    bare_model,
     build_runner,
     check_weights,
     load_config,
     run,
 )
+from vig_mm.engine.model_check import check_channels, check_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,7 +90,9 @@ def main() -> None:
     set_precision(cfg, args.amp)
     set_start(cfg, args.resume)
     check_data(cfg, ("train", "val"))
+    check_options(cfg)
     runner = build_runner(cfg)
+    check_channels(bare_model(runner.model), cfg.model)
     if cfg.get("load_from"):
         check_weights(runner.model, cfg.load_from, partly=not cfg.get("resume"))
     runner.train()

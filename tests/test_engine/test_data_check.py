@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("mmcv")
@@ -11,6 +12,7 @@ pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
 from mmengine.config import Config
+from PIL import Image
 
 from vig_mm.engine.data_check import DataError, check_data
 
@@ -25,14 +27,19 @@ def touch(*paths):
         path.touch()
 
 
-def write_coco(path, images=("1.jpg",), classes=DIGITS):
+def write_coco(path, images=("1.jpg",), classes=DIGITS, annotations=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = dict(
         images=[dict(id=i, file_name=name, height=8, width=8) for i, name in enumerate(images)],
         categories=[dict(id=i, name=name) for i, name in enumerate(classes)],
-        annotations=[],
+        annotations=[dict(image_id=0, **one) for one in annotations],
     )
     path.write_text(json.dumps(content))
+
+
+def write_labels(path, *values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array([values], np.uint16 if max(values) > 255 else np.uint8)).save(path)
 
 
 def point_to(cfg, root):
@@ -55,7 +62,8 @@ def coco(tmp_path):
 @pytest.fixture
 def ade(tmp_path):
     for split in ("training", "validation"):
-        touch(tmp_path / f"images/{split}/1.jpg", tmp_path / f"annotations/{split}/1.png")
+        touch(tmp_path / f"images/{split}/1.jpg")
+        write_labels(tmp_path / f"annotations/{split}/1.png", 0, 1, 11, 255)
     return point_to(Config.fromfile(CONFIGS / "mmseg/vig-h-mini_upernet_digits.py"), tmp_path)
 
 
@@ -191,6 +199,19 @@ def test_coco_classes_in_one_loader_only(coco):
     )
 
 
+def test_coco_annotation_without_category(coco, tmp_path):
+    annotations = [dict(id=1, category_id=3), dict(id=2, category_id=77)]
+    write_coco(tmp_path / "annotations/train.json", annotations=annotations)
+    complaint(coco, "1 annotations in", "e.g. 77", "silently leave them out", count=1)
+
+
+def test_coco_annotation_id_0(coco, tmp_path):
+    write_coco(tmp_path / "annotations/train.json", annotations=[dict(id=0, category_id=3)])
+    check_data(coco)  # only evaluation goes wrong
+    write_coco(tmp_path / "annotations/val.json", annotations=[dict(id=0, category_id=3)])
+    complaint(coco, "val_dataloader.dataset.ann_file", "annotation with id 0", "from 1", count=2)
+
+
 def test_evaluator_of_other_data(coco, tmp_path):
     coco.val_evaluator.ann_file = str(tmp_path / "annotations/train.json")
     complaint(coco, "val_evaluator.ann_file", "is not the file of val_dataloader", count=1)
@@ -244,6 +265,72 @@ def test_seg_heads(ade):
     complaint(ade, "model.auxiliary_head.num_classes is 150", "set it to 11", count=1)
 
 
+def test_seg_without_classes(ade):
+    # mmseg would notice at the first validation
+    del ade.train_dataloader.dataset.metainfo
+    complaint(ade, "train_dataloader.dataset: BaseSegDataset has no classes", "metainfo", count=1)
+
+
+def test_seg_classes_of_another_data_set(ade):
+    for loader in LOADERS:
+        ade[loader].dataset.type = "ADE20KDataset"
+    complaint(ade, "ADE20KDataset has no background, zero", "type='BaseSegDataset'", count=3)
+
+
+def test_seg_palette(ade):
+    ade.train_dataloader.dataset.metainfo.palette = [[0, 0, 0]] * 3
+    complaint(ade, "metainfo.palette has 3 colours for 11 classes", count=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ((1, 12), "the values 12, but with reduce_zero_label=True its 11 classes are 1 to 11"),
+        ((1, 200, 254), "the values 200, 254"),
+        ((1, 700), "the values 700"),
+    ],
+)
+def test_seg_labels_out_of_range(ade, tmp_path, values, what):
+    write_labels(tmp_path / "annotations/training/1.png", *values)
+    complaint(ade, "train_dataloader.dataset", what, "(0 and 255: no label)", count=1)
+
+
+def test_seg_labels_without_reduction(ade, tmp_path):
+    ade.train_dataloader.dataset.reduce_zero_label = False
+    complaint(ade, "the values 11, but with reduce_zero_label=False its 11 classes are 0 to 10")
+    write_labels(tmp_path / "annotations/training/1.png", 0, 10, 255)
+    check_data(ade)
+
+
+def test_seg_labels_of_a_subset_of_classes(ade, tmp_path):
+    """ADE20KDataset with two of its classes: labels of the others are legal, and left out."""
+    for loader in LOADERS:
+        ade[loader].dataset.update(type="ADE20KDataset", metainfo=dict(classes=("wall", "sky")))
+    ade.model.decode_head.num_classes = ade.model.auxiliary_head.num_classes = 2
+    write_labels(tmp_path / "annotations/training/1.png", 0, 1, 150)
+    check_data(ade)
+    write_labels(tmp_path / "annotations/training/1.png", 151)
+    complaint(ade, "the values 151", "its 150 classes are 1 to 150", count=1)
+
+
+def test_seg_labels_that_are_pictures(ade, tmp_path):
+    path = tmp_path / "annotations/training/1.png"
+    Image.new("RGB", (4, 4)).save(path)
+    complaint(ade, "1.png' is a picture of 3 colour channels", "a label map has one", count=1)
+    path.write_bytes(b"")
+    complaint(ade, "1.png' cannot be read", count=1)
+
+
+def test_seg_reads_some_label_maps_of_many(ade, tmp_path, monkeypatch):
+    for i in range(90):
+        touch(tmp_path / f"images/training/{i:02}.jpg")
+        write_labels(tmp_path / f"annotations/training/{i:02}.png", 1)
+    read, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: read.append(path) or open_image(path))
+    check_data(ade, ("train",))
+    assert 10 <= len(read) <= 20
+
+
 # Classification --------------------------------------------------------------------------------
 
 
@@ -280,3 +367,11 @@ def test_imagenet_class_on_other_data(folders):
 def test_image_list(folders, tmp_path):
     folders.train_dataloader.dataset.ann_file = "meta/train.txt"
     complaint(folders, "train_dataloader.dataset.ann_file: no list of images", count=1)
+    path = tmp_path / "meta/train.txt"
+    path.parent.mkdir()
+    path.write_text("one/1.JPG 1\nnine/1.JPG 9\n")
+    check_data(folders)
+    path.write_text("one/1.JPG 1\nnine/1.JPG 10\n")
+    complaint(folders, "line 2", "'10'", "model.head.num_classes=10", "from 0 to 9", count=1)
+    path.write_text("one/1.JPG\n")
+    complaint(folders, "line 1", "'one/1.JPG'", count=1)

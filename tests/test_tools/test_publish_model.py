@@ -47,7 +47,7 @@ class Steps(list):
 
 
 def train(folder: Path, averaged: bool) -> Path:
-    config = dict(work_dir="/home/somebody/runs", load_from="start.pth", resume=True, width=7)
+    config = dict(work_dir="/runs/somebody", load_from="start.pth", resume=True, width=7)
     runner = Runner(
         Line(),
         work_dir=str(folder),
@@ -103,7 +103,7 @@ def published(known, tmp_path_factory):
     files = {}
     for scope, base in CONFIGS.items():
         cfg = Config.fromfile(ROOT / "configs" / base)
-        cfg.work_dir = "/home/somebody/runs"
+        cfg.work_dir = "/runs/somebody"
         classes = [f"class {i}" for i in range(11 if scope == "mmseg" else 10)]
         meta = dict(classes=classes, palette=[[20 * i, 0, 0] for i in range(len(classes))])
         if scope == "mmpretrain":  # this one is tested on data

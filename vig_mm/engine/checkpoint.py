@@ -78,7 +78,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     Raises:
         CheckpointError: missing, not a checkpoint, truncated, or holding types that are refused.
     """
-    file = local_file(os.fspath(path))
+    path = os.fspath(path)
+    file = local_file(path)
     allow_mmengine_types()
     try:
         if not Path(file).is_file():

@@ -11,11 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from PIL import Image, UnidentifiedImageError
+
+from .model_check import part_name, parts
 
 _HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
 _DIGITS = "python tools/data/make_digits.py"
+_IGNORED = 255  # mmseg's value of a pixel without a label
+_LABEL_MAPS = 20  # read of each loader: wrong numbering shows in most of them
 
 
 class DataError(ValueError):
@@ -25,8 +31,8 @@ class DataError(ValueError):
 def check_data(cfg: Config, splits: tuple[str, ...] = ("train", "val", "test")) -> None:
     """Check the folders, annotation files and classes of a config's data loaders.
 
-    No image is opened, and each annotation file is read once. Data sets of classes unknown here
-    and data that is not in local files are left to the libraries.
+    Each annotation file is read once, and of each loader a few label maps; no image is opened.
+    Data sets of classes unknown here and data that is not in local files are left to the libraries.
 
     Args:
         cfg: A whole mmdet, mmseg or mmpretrain config with `default_scope`.
@@ -79,6 +85,7 @@ class _Check:
         self.classes: dict[str, tuple[str, ...]] = {}  # loader -> its classes, in label order
         self.files: dict[str, list[str]] = {}  # split -> annotation files of its loader
         self.coco: dict[str, dict | str] = {}  # annotation file -> contents or what is wrong
+        self.num_classes = list(_num_classes(cfg.get("model")))
 
     def dataset(self, where: str, dataset: dict) -> None:
         kind = dataset.get("type")
@@ -120,9 +127,10 @@ class _Check:
         elif folder_there:
             self.listed_images(where, names, images, ann_file)
         self.coco_classes(where, classes, content["categories"], ann_file)
+        self.coco_numbers(where, content, ann_file)
 
     def read_coco(self, where: str, path: str) -> dict | None:
-        """`{'images': file names, 'categories': names}`, or None after noting the problem."""
+        """What `_read_coco` finds in a file, or None after noting the problem."""
         real = os.path.realpath(path)
         if real not in self.coco:
             self.coco[real] = _read_coco(path)
@@ -165,6 +173,21 @@ class _Check:
                     "put the classes in that order"
                 )
 
+    def coco_numbers(self, where: str, content: dict, ann_file: str) -> None:
+        unlisted = content["unlisted"]
+        if unlisted:
+            self.problems.append(
+                f"{where}.ann_file: {len(unlisted)} annotations in {ann_file!r} have a category_id "
+                f"that its categories do not list, e.g. {unlisted[0]}; mmdet would silently leave "
+                "them out"
+            )
+        if content["has_id_0"] and not where.startswith("train"):
+            self.problems.append(
+                f"{where}.ann_file: {ann_file!r} has an annotation with id 0, which to pycocotools "
+                "means 'not matched', so that finding this object counts as a mistake: number the "
+                "annotations from 1 (docs/troubleshooting.md)"
+            )
+
     def evaluators(self, split: str) -> None:
         evaluator = self.cfg.get(f"{split}_evaluator") or []
         for metric in [evaluator] if isinstance(evaluator, dict) else evaluator:
@@ -184,7 +207,8 @@ class _Check:
     # Segmentation ----------------------------------------------------------------------------
 
     def seg_dataset(self, where: str, dataset: dict, kind: type, root: str) -> None:
-        self.classes[where] = _classes(dataset, kind)
+        classes = _classes(dataset, kind)
+        self.seg_classes(where, dataset, kind, classes)
         prefix = dataset.get("data_prefix") or {}
         images = _join(root, prefix.get("img_path") or "")
         if not os.path.isdir(images):
@@ -206,6 +230,64 @@ class _Check:
                 f"{where}.data_prefix.seg_map_path: {len(gone)} of {len(names)} images have no "
                 f"label map in {labels!r}, e.g. {gone[0]!r}{_hint(labels)}"
             )
+        elif classes:
+            step = -(-len(names) // _LABEL_MAPS)
+            some = [_join(labels, name + seg_suffix) for name in sorted(names)[::step]]
+            self.label_maps(where, dataset, kind, classes, some)
+
+    def seg_classes(self, where: str, dataset: dict, kind: type, classes: tuple[str, ...]) -> None:
+        if not classes:
+            self.problems.append(
+                f"{where}: {kind.__name__} has no classes of its own: name them in metainfo=dict("
+                "classes=(...), palette=[...]), in the order of the labels"
+            )
+            return
+        self.classes[where] = classes
+        own = kind.METAINFO.get("classes")
+        foreign = [name for name in classes if own and name not in own]
+        if foreign:
+            self.problems.append(
+                f"{where}.metainfo.classes: {kind.__name__} has no {_some(foreign)}: for other "
+                "data use type='BaseSegDataset'"
+            )
+        palette = (dataset.get("metainfo") or {}).get("palette")
+        if palette is not None and not own and len(palette) != len(classes):
+            self.problems.append(
+                f"{where}.metainfo.palette has {len(palette)} colours for {len(classes)} classes: "
+                "give one (R, G, B) for each class"
+            )
+
+    def label_maps(
+        self, where: str, dataset: dict, kind: type, classes: tuple[str, ...], paths: list[str]
+    ) -> None:
+        """See that label maps hold nothing but what the classes stand for."""
+        reduced = bool(_option(dataset, kind, "reduce_zero_label"))
+        own = kind.METAINFO.get("classes") or classes
+        first = int(reduced)
+        known = {*range(first, first + len(own)), _IGNORED, *([0] if reduced else [])}
+        ignored = f"{'0 and ' if reduced else ''}{_IGNORED}: no label"
+        for path in paths:
+            try:
+                with Image.open(path) as image:
+                    labels = np.asarray(image)
+            except (UnidentifiedImageError, OSError) as error:
+                self.problems.append(f"{where}: label map {path!r} cannot be read: {error}")
+                return
+            if labels.ndim != 2:
+                self.problems.append(
+                    f"{where}: {path!r} is a picture of {labels.shape[2]} colour channels, but a "
+                    "label map has one, whose values number the classes"
+                )
+                return
+            foreign = [int(x) for x in np.unique(labels) if int(x) not in known]
+            if foreign:
+                self.problems.append(
+                    f"{where}: {path!r} holds the values {_some(foreign)}, but with "
+                    f"reduce_zero_label={reduced} its {len(own)} classes are {first} to "
+                    f"{first + len(own) - 1} ({ignored}): correct metainfo.classes, "
+                    "reduce_zero_label or the label maps"
+                )
+                return
 
     def seg_names(
         self, where: str, dataset: dict, images: str, suffix: str, root: str
@@ -250,8 +332,7 @@ class _Check:
         if not ann_file and split and os.path.isfile(_join(root, f"meta/{split}.txt")):
             ann_file = f"meta/{split}.txt"
         if ann_file:
-            if not os.path.isfile(_join(root, ann_file)):
-                self.missing(where, "ann_file", _join(root, ann_file), "list of images")
+            self.image_list(where, _join(root, ann_file))
             return
         if not dataset.get("with_label", split != "test"):
             return
@@ -279,6 +360,24 @@ class _Check:
                 f"{kind.__name__}'s own set metainfo.classes, or use type='CustomDataset'"
             )
 
+    def image_list(self, where: str, path: str) -> None:
+        """See that a file of lines `image label` has labels that the head knows."""
+        if not os.path.isfile(path):
+            self.missing(where, "ann_file", path, "list of images")
+            return
+        heads = [one for one in self.num_classes if "data_preprocessor" not in one[0]]
+        if not heads:
+            return
+        key, count = heads[-1]
+        for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+            label = line.strip().rpartition(" ")[2]
+            if line.strip() and not (label.isdecimal() and int(label) < count):
+                self.problems.append(
+                    f"{where}.ann_file: line {number} of {path!r} ends in {label!r}, but with "
+                    f"{key}={count} each line must end in a class number from 0 to {count - 1}"
+                )
+                return
+
     # All loaders -----------------------------------------------------------------------------
 
     def classes_agree(self) -> None:
@@ -298,7 +397,7 @@ class _Check:
                     f"{where}: its {len(classes)} classes differ from the {len(expected)} of "
                     f"{first} ({difference}): give every loader the same classes"
                 )
-        for key, count in _num_classes("model", self.cfg.get("model")):
+        for key, count in self.num_classes:
             if count != len(expected):
                 self.problems.append(
                     f"{key} is {count}, but {first} has {len(expected)} classes "
@@ -313,15 +412,24 @@ class _Check:
 
 
 def _read_coco(path: str) -> dict | str:
-    """Image and category names of a COCO file, or what is wrong with it."""
+    """What counts of a COCO file, or what is wrong with it.
+
+    Returns:
+        `images` (file names), `categories` (names), `unlisted` (the category ids of annotations
+        that are not among the categories) and `has_id_0` (an annotation's); or the problem.
+    """
     if not os.path.isfile(path):
         return f"is no annotation file (seen from {os.getcwd()!r}): correct the path"
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
+        annotations = content["annotations"] if "annotations" in content else []
+        listed = {category["id"] for category in content["categories"]}
         return {
             "images": [image["file_name"] for image in content["images"]],
             "categories": [category["name"] for category in content["categories"]],
+            "unlisted": [x["category_id"] for x in annotations if x["category_id"] not in listed],
+            "has_id_0": any(annotation["id"] == 0 for annotation in annotations),
         }
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         return f"is not a JSON file ({error})"
@@ -348,17 +456,12 @@ def _option(dataset: dict, kind: type, name: str, default: Any = None) -> Any:
     return default
 
 
-def _num_classes(where: str, model: Any) -> Iterator[tuple[str, int]]:
+def _num_classes(model: Any) -> Iterator[tuple[str, int]]:
     """`(key, value)` of every `num_classes` of a model's heads and of its preprocessor."""
-    if isinstance(model, list | tuple):
-        for i, one in enumerate(model):
-            yield from _num_classes(f"{where}.{i}", one)
-    elif isinstance(model, dict):
-        part = next(name for name in reversed(where.split(".")) if not name.isdigit())
-        if part in (*_HEADS, "data_preprocessor") and model.get("num_classes") is not None:
-            yield f"{where}.num_classes", model["num_classes"]
-        for key, value in model.items():
-            yield from _num_classes(f"{where}.{key}", value)
+    for where, part in parts("model", model):
+        wanted = part_name(where) in (*_HEADS, "data_preprocessor")
+        if wanted and part.get("num_classes") is not None:
+            yield f"{where}.num_classes", part["num_classes"]
 
 
 def _files(folder: str, suffixes: tuple[str, ...], any_case: bool = False) -> Iterator[str]:

@@ -16,6 +16,8 @@ from torch import nn
 from .checkpoint import CheckpointError, read_checkpoint, weights
 from .data_check import DataError
 from .environment import SCOPES, RequirementError, require
+from .layer_decay import LayerDecayError
+from .model_check import ModelError
 
 
 class UsageError(ValueError):
@@ -46,9 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a tool; a mistake of its user ends in one message on stderr and exit status 1."""
+    mistakes = (
+        UsageError, RequirementError, DataError, ModelError, LayerDecayError, CheckpointError
+    )  # fmt: skip
     try:
         main()
-    except (UsageError, RequirementError, DataError, CheckpointError) as error:
+    except mistakes as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
 
 
@@ -88,21 +93,25 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
 
 
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside what distributed training and test-time augmentation put around it."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
     """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
 
     Args:
         model: A Runner's model, wrapped or not.
-        path: An mm checkpoint. Addresses with a scheme (`http://...`) are left to mmengine.
+        path: An mm checkpoint.
         partly: Whether it is enough that something fits, as when fine-tuning.
 
     Raises:
         CheckpointError: names what is missing or of another shape.
     """
-    if "://" in path:
-        return
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+    model = bare_model(model)
     state, _ = weights(read_checkpoint(path))
     own = {k: x for k, x in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     missing = [name for name in own if name not in state]

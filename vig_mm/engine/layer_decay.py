@@ -20,6 +20,10 @@ _KNOWN = ("num_layers", "decay_rate", "decay_type", "custom_keys", *_IMPLIED)
 _MULTIPLIERS = ("lr_mult", "decay_mult")
 
 
+class LayerDecayError(ValueError):
+    """Options of layer decay that do not fit each other or the model."""
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Parameter groups with the rate ``lr * decay_rate ** (num_layers + 1 - depth)``.
@@ -47,31 +51,33 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               first in alphabetical order.
 
     Raises:
-        ValueError: an entry is missing, unknown or out of range, ``num_layers`` is not the
+        LayerDecayError: an entry is missing, unknown or out of range, ``num_layers`` is not the
             backbone's, or the model has no backbone with ``get_layer_depth``.
     """
 
     def _validate_cfg(self) -> None:
         for option, value in (("lr", self.base_lr), ("weight_decay", self.base_wd)):
             if value is None:
-                raise ValueError(f"layer decay needs optim_wrapper.optimizer.{option}, unset here")
+                raise LayerDecayError(
+                    f"layer decay needs optim_wrapper.optimizer.{option}, unset here"
+                )
         super()._validate_cfg()
         cfg = self.paramwise_cfg
         _refuse_unknown("paramwise_cfg", cfg, _KNOWN)
         for option in ("num_layers", "decay_rate"):
             if cfg.get(option) is None:
-                raise ValueError(f"layer decay needs paramwise_cfg.{option}, which is not set")
+                raise LayerDecayError(f"layer decay needs paramwise_cfg.{option}, which is not set")
         if not 0 < cfg["decay_rate"] <= 1:
-            raise ValueError(f"paramwise_cfg.decay_rate={cfg['decay_rate']} must be in (0, 1]")
+            raise LayerDecayError(f"paramwise_cfg.decay_rate={cfg['decay_rate']} must be in (0, 1]")
         self.decay_type = cfg.get("decay_type", _DECAY_TYPES[0])
         if self.decay_type not in _DECAY_TYPES:
-            raise ValueError(
+            raise LayerDecayError(
                 f"paramwise_cfg.decay_type={self.decay_type!r} is unknown; choose one of "
                 f"{', '.join(map(repr, _DECAY_TYPES))}"
             )
         for option in _IMPLIED:
             if cfg.get(option):
-                raise ValueError(
+                raise LayerDecayError(
                     f"paramwise_cfg.{option}={cfg[option]} contradicts layer decay, which exempts "
                     "1-D parameters and biases from weight decay: leave it out or set it to 0"
                 )
@@ -132,7 +138,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 stage_ends[prefix] = _stage_ends(backbone, blocks=counted)
                 counted = len(stage_ends[prefix])
             if num_layers != counted:
-                raise ValueError(
+                raise LayerDecayError(
                     f"paramwise_cfg.num_layers={num_layers} does not fit {type(backbone).__name__}:"
                     f" for {self.decay_type} decay set num_layers={counted}"
                 )
@@ -172,7 +178,7 @@ def _precedence(key: str) -> tuple[int, str]:
 def _refuse_unknown(where: str, given: dict, known: tuple[str, ...]) -> None:
     unknown = [option for option in given if option not in known]
     if unknown:
-        raise ValueError(
+        raise LayerDecayError(
             f"{where} has unknown entries: {', '.join(unknown)}; known: {', '.join(known)}"
         )
 
@@ -181,7 +187,7 @@ def _backbones(model: nn.Module) -> dict[str, nn.Module]:
     """The modules named ``backbone`` by their full names, inside a teacher, student or wrapper too.
 
     Raises:
-        ValueError: there is none, or one does not say how deep its parameters lie.
+        LayerDecayError: there is none, or one does not say how deep its parameters lie.
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -191,13 +197,13 @@ def _backbones(model: nn.Module) -> dict[str, nn.Module]:
         if own_name == "backbone" and not inside and not hasattr(module, "module"):
             found[name] = module
     if not found:
-        raise ValueError(
+        raise LayerDecayError(
             f"layer decay needs a model with a backbone; {type(model).__name__} has no module of "
             "that name"
         )
     for name, module in found.items():
         if not hasattr(module, "get_layer_depth"):
-            raise ValueError(
+            raise LayerDecayError(
                 f"layer decay needs a backbone with get_layer_depth(), and {name!r}, a "
                 f"{type(module).__name__}, has none: use one of vig_mm's, or leave out "
                 "optim_wrapper.constructor"
@@ -209,7 +215,7 @@ def _stage_ends(backbone: nn.Module, blocks: int) -> list[int]:
     """Depth of the last block of every stage."""
     ends = list(accumulate(getattr(backbone, "depths", ())))
     if not ends or ends[-1] != blocks:
-        raise ValueError(
+        raise LayerDecayError(
             f"decay_type='stage_wise' needs a backbone with stages, and {type(backbone).__name__} "
             "has none: use 'layer_wise'"
         )
