@@ -22,7 +22,7 @@ from vig_mm.engine.environment import exit_without_mmengine
 exit_without_mmengine()
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from picture_grid import GAP, TEXT_SIZE, picture_grid
@@ -32,7 +32,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from vig_mm.engine.data_check import check_data, leaves
-from vig_mm.engine.launch import UsageError, load_config, run
+from vig_mm.engine.launch import UsageError, add_config_options, load_config, run
 from vig_mm.engine.sample_pictures import TRUTH, sample_pictures, truth_frame
 
 SPLITS = ("train", "val", "test")
@@ -53,14 +53,7 @@ def parse_args() -> argparse.Namespace:
     written.add_argument("--grid", metavar="FILE", type=Path, help="write one picture of them all")
     parser.add_argument("--columns", type=int, default=4, help="of --grid (4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of order and augmentation (0)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override entries of the config, as for tools/train.py",
-    )
-    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
+    add_config_options(parser)
     args = parser.parse_args()
     if min(args.count, args.columns) < 1:
         parser.error("--count and --columns must be 1 or more")

@@ -21,7 +21,7 @@ exit_without_mmengine()
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
@@ -29,7 +29,13 @@ from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
 from vig_mm.engine.checkpoint import prepare_checkpoint, read_checkpoint, weights
-from vig_mm.engine.launch import UsageError, check_weights, load_config, run
+from vig_mm.engine.launch import (
+    UsageError,
+    add_config_options,
+    check_weights,
+    load_config,
+    run,
+)
 
 TOLERANCE = 1e-4
 SMALLEST = 64  # pixels: two cells of stride 32, as torch takes a size of 1 for a constant
@@ -138,14 +144,7 @@ def main() -> None:
         help="size in pixels that the model is traced at (default: 224 256)",
     )
     parser.add_argument("--backbone-only", action="store_true", help="without neck and head")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override entries of the config, e.g. model.backbone.depths=[1,1,2,1]",
-    )
-    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
+    add_config_options(parser)
     args = parser.parse_args()
     if args.out.suffix != ".onnx" or args.out.is_dir():
         raise UsageError(f"OUT must be a file that ends in .onnx, got {str(args.out)!r}")

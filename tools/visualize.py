@@ -25,7 +25,7 @@ exit_without_mmengine()
 
 import cv2
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from rich.console import Console
@@ -33,8 +33,8 @@ from rich.progress import track
 
 from vig_mm.engine.checkpoint import prepare_checkpoint
 from vig_mm.engine.data_check import check_data, leaves
-from vig_mm.engine.inference import Predictor
-from vig_mm.engine.launch import UsageError, load_config, run
+from vig_mm.engine.inference import Predictor, read_image
+from vig_mm.engine.launch import UsageError, add_config_options, load_config, run
 from vig_mm.engine.sample_pictures import (
     PREDICTION,
     TRUTH,
@@ -74,14 +74,7 @@ def parse_args() -> argparse.Namespace:
         "--score-thr", type=float, help="leave out detections with a lower score (0.3)"
     )
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU, if there is one)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override entries of the config, as for tools/train.py",
-    )
-    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
+    add_config_options(parser)
     args = parser.parse_args()
     if args.dataset == (args.input is not None):
         parser.error("give either INPUT, before the config, or --dataset")
@@ -141,14 +134,6 @@ def check_targets(sources: list[Path], chosen: list[Path]) -> None:
 
 
 # Drawing ---------------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A picture as a BGR array ``[h, w, 3]``."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")
-    return image
 
 
 def write(picture: Image.Image, path: Path) -> None:

@@ -41,8 +41,8 @@ METHODS = {"gradcam": GRAD, "eigencam": EIGEN}
 class EigenMap(EigenCAM):
     """Eigen-CAM by the covariance of the channels, of a defined sign.
 
-    The package decomposes an N x N matrix, 33 GB for a detector's first stage of 64 000 cells,
-    and leaves to chance whether what stands out is high or low.
+    The package decomposes an N x N matrix, 16 GB in float32 for a detector's first stage of
+    64 000 cells, and leaves to chance whether what stands out is high or low.
     """
 
     def get_cam_image(

@@ -4,15 +4,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
-from mmengine.config import DictAction
 from torch import Tensor, nn
 
 from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.inference import Predictor
-from vig_mm.engine.launch import UsageError, load_config
+from vig_mm.engine.inference import Predictor, read_image
+from vig_mm.engine.launch import UsageError, add_config_options, load_config
 
 
 @dataclass
@@ -45,14 +42,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU, if there is one)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override entries of the config, as for tools/train.py",
-    )
-    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
+    add_config_options(parser)
 
 
 def check_png(parser: argparse.ArgumentParser, path: Path) -> None:
@@ -78,16 +68,6 @@ def load_subject(args: argparse.Namespace) -> Subject:
     inputs = model.data_preprocessor(batch, False)["inputs"]
     classes = list(predictor.meta["classes"])
     return Subject(model, predictor.scope, np.ascontiguousarray(picture), inputs, classes)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A picture as a BGR array ``[h, w, 3]``."""
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r} (seen from {str(Path.cwd())!r})")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")
-    return image
 
 
 def as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -139,16 +119,3 @@ def layer(model: nn.Module, name: str) -> nn.Module:
         parent = parent.rpartition(".")[0]
     children = [f"{parent}.{key}".lstrip(".") for key, _ in modules[parent].named_children()]
     raise UsageError(f"the model has no layer {name!r}; there are {', '.join(children)}")
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device of ``--device``.
-
-    Raises:
-        UsageError: it is not there.
-    """
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises the former
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error

@@ -28,7 +28,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from inside import add_common_arguments, check_png, device_of, read_image
+from inside import add_common_arguments, check_png
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
@@ -38,7 +38,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.launch import UsageError, check_weights, load_config, run
+from vig_mm.engine.inference import read_image
+from vig_mm.engine.launch import (
+    UsageError,
+    check_weights,
+    load_config,
+    resolve_device,
+    run,
+)
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -260,7 +267,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    device, size = device_of(args.device), tuple(args.size)
+    device, size = resolve_device(args.device), tuple(args.size)
     paths = find_images(args.images, args.count) if args.images else None
     model = build(cfg, args.checkpoint, args.seed).to(device)
     if paths is None:

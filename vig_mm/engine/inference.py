@@ -1,17 +1,17 @@
 """A config's model with trained weights, predicting one image at a time."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
 from .checkpoint import read_checkpoint
-from .launch import UsageError, check_weights
+from .launch import UsageError, check_weights, resolve_device
 
 
 class Predictor:
@@ -32,14 +32,12 @@ class Predictor:
     """
 
     def __init__(self, cfg: Config, checkpoint: str, device: str | None = None) -> None:
-        if device is not None:
-            _check_device(device)
         init_default_scope(cfg.default_scope)
         self.scope = cfg.default_scope
         self.meta = _meta(cfg, checkpoint)
         cfg = copy.deepcopy(cfg)
         cfg.visualizer.vis_backends = []  # it stores nothing
-        self.inferencer = _inferencer(cfg, checkpoint, device or get_device())
+        self.inferencer = _inferencer(cfg, checkpoint, str(resolve_device(device)))
         check_weights(self.inferencer.model, checkpoint)
 
     def predict(self, image: str | np.ndarray) -> Any:
@@ -57,11 +55,18 @@ class Predictor:
         return self.inferencer.forward(batch)[0].cpu()
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises the former
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+def read_image(path: Path) -> np.ndarray:
+    """A picture file as a BGR array ``[h, w, 3]`` (uint8).
+
+    Raises:
+        UsageError: there is no such file, or it is not a picture.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r} (seen from {str(Path.cwd())!r})")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")
+    return image
 
 
 def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:

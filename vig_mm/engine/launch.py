@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: arguments, config, checks, and the Runner."""
+"""What the tools share: arguments, config, device, checks, and the Runner."""
 
 import argparse
 import os
@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -28,14 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that train and test have in common."""
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder of logs and results (default: work_dirs/CONFIG)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override entries of the config, e.g. train_dataloader.batch_size=4 "
-        'model.neck.in_channels="[96,192]" (quotes needed, no blanks inside)',
-    )
+    _add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
@@ -44,6 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # Both spellings: torch.distributed.launch and mim pass one or the other.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `load_config` needs, for a tool of one process without a work folder of its own."""
+    _add_cfg_options(parser)
+    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
+
+
+def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override entries of the config, e.g. train_dataloader.batch_size=4 "
+        'model.neck.in_channels="[96,192]" (quotes needed, no blanks inside)',
+    )
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of ``--device``, the GPU by default where there is one.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    device = name or get_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises the former
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def run(main: Callable[[], None]) -> None:
