@@ -27,6 +27,7 @@ from vig_mm.engine.launch import (
     run,
 )
 from vig_mm.engine.model_check import check_channels, check_options
+from vig_mm.engine.sample_guard import guard_loaders
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,7 +91,7 @@ def main() -> None:
     cfg = load_config(args)
     cfg.resume = False
     cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
-    check_data(cfg, ("test",))
+    left_out = check_data(cfg, ("test",))
     check_options(cfg)
     model_cfg = cfg.model
     if args.tta:
@@ -99,6 +100,9 @@ def main() -> None:
         # mmdet would put a relative folder under the work dir
         draw_pictures(cfg, os.path.abspath(args.show_dir))
     runner = build_runner(cfg)
+    for line in left_out:
+        runner.logger.warning(line)
+    guard_loaders(runner)
     check_channels(bare_model(runner.model), model_cfg)
     check_weights(runner.model, cfg.load_from)
     if args.out is not None:

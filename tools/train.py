@@ -13,7 +13,6 @@ exit_without_mmengine()
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 
 from vig_mm.engine.checkpoint import prepare_checkpoint
 from vig_mm.engine.data_check import check_data
@@ -22,11 +21,16 @@ from vig_mm.engine.launch import (
     add_arguments,
     bare_model,
     build_runner,
+    check_initial_weights,
     check_weights,
     load_config,
     run,
 )
 from vig_mm.engine.model_check import check_channels, check_options
+from vig_mm.engine.resume import latest_checkpoint, make_resumable, take_seed
+from vig_mm.engine.sample_guard import guard_loaders
+
+BF16_WRAPPER = "vig_mm.Bf16OptimWrapper"
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,10 +41,17 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue from this checkpoint; without a value from the latest one in the work "
-        "dir, if there is one",
+        help="continue from this checkpoint; without a value from the latest whole one in the "
+        "work dir, if there is one",
     )
-    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="fp16",
+        choices=("fp16", "bf16"),
+        help="mixed precision: fp16 with loss scaling (the default; needs a GPU), or bf16, which "
+        "needs no scaling and runs on a CPU, too",
+    )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
@@ -50,27 +61,38 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def set_precision(cfg: Config, amp: bool) -> None:
-    """Turn mixed precision on when asked for, and off where there is no GPU for it."""
+def set_precision(cfg: Config, amp: str | None) -> None:
+    """Turn the mixed precision of `--amp` on, and fp16 off where there is no GPU for it."""
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get("type", "OptimWrapper")
     on_gpu = is_cuda_available() or is_npu_available()
-    if amp:
-        if not on_gpu:
-            raise UsageError("--amp needs a GPU, and none is available: leave it out")
-        if cfg.optim_wrapper.get("type", "OptimWrapper") == "OptimWrapper":
-            cfg.optim_wrapper.type = "AmpOptimWrapper"
-            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    elif not on_gpu and cfg.optim_wrapper.get("type") == "AmpOptimWrapper":
-        print_log("no GPU: training in float32, not in the mixed precision of the config")
-        cfg.optim_wrapper.type = "OptimWrapper"
+    if amp == "fp16" and not on_gpu:
+        raise UsageError(
+            "--amp (fp16) needs a GPU, and none is available: leave it out, or use --amp bf16"
+        )
+    if amp and kind not in ("OptimWrapper", "AmpOptimWrapper", BF16_WRAPPER):
+        raise UsageError(
+            f"--amp: optim_wrapper.type={kind!r} is not known to take it: leave --amp out, and set "
+            "the precision in the config"
+        )
+    if amp == "fp16":
+        wrapper.type, wrapper.dtype = "AmpOptimWrapper", "float16"
+        wrapper.setdefault("loss_scale", "dynamic")
+    elif amp == "bf16" or (kind == "AmpOptimWrapper" and not on_gpu):
+        if not amp:
+            print_log("no GPU: training in float32, not in the mixed precision of the config")
+        wrapper.type = BF16_WRAPPER if amp else "OptimWrapper"
         for option in ("loss_scale", "dtype", "use_fsdp"):
-            cfg.optim_wrapper.pop(option, None)
+            wrapper.pop(option, None)
 
 
 def set_start(cfg: Config, resume: str | None) -> None:
     """Decide what training starts from: `--resume`, else the config's `load_from`."""
+    if resume is None and cfg.get("resume") and not cfg.get("load_from"):
+        resume = "auto"
     if resume == "auto":
         # Without a checkpoint yet (the first start of a job that is restarted), `load_from` counts.
-        resume = find_latest_checkpoint(cfg.work_dir)
+        resume = latest_checkpoint(cfg.work_dir)
     if resume is not None:
         cfg.resume = True
         cfg.load_from = resume
@@ -88,10 +110,17 @@ def main() -> None:
             raise UsageError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
         cfg.auto_scale_lr.enable = True
     set_precision(cfg, args.amp)
+    make_resumable(cfg)
     set_start(cfg, args.resume)
-    check_data(cfg, ("train", "val"))
+    if cfg.get("resume") and cfg.get("load_from"):
+        take_seed(cfg)
+    left_out = check_data(cfg, ("train", "val"))
     check_options(cfg)
+    check_initial_weights(cfg.model)
     runner = build_runner(cfg)
+    for line in left_out:
+        runner.logger.warning(line)
+    guard_loaders(runner)
     check_channels(bare_model(runner.model), cfg.model)
     if cfg.get("load_from"):
         check_weights(runner.model, cfg.load_from, partly=not cfg.get("resume"))

@@ -4,8 +4,13 @@
 import what is registered on the first look-up: no ``custom_imports`` is needed.
 """
 
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
 from .engine.serialization import allow_mmengine_types
@@ -16,6 +21,22 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope="vig_mm",
     locations=["vig_mm.engine.layer_decay"],
+)
+OPTIM_WRAPPERS = Registry(
+    "optimizer wrapper",
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope="vig_mm",
+    locations=["vig_mm.engine.bf16"],
+)
+HOOKS = Registry(
+    "hook", parent=MMENGINE_HOOKS, scope="vig_mm", locations=["vig_mm.engine.checkpoint_hook"]
+)
+LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="vig_mm", locations=["vig_mm.engine.loops"])
+FUNCTIONS = Registry(
+    "function", parent=MMENGINE_FUNCTIONS, scope="vig_mm", locations=["vig_mm.engine.fsdp"]
+)
+STRATEGIES = Registry(
+    "strategy", parent=MMENGINE_STRATEGIES, scope="vig_mm", locations=["vig_mm.engine.fsdp"]
 )
 
 # Here, because it also serves mmdet's, mmseg's and mim's own train and test tools.

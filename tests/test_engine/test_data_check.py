@@ -14,11 +14,12 @@ pytest.importorskip("mmpretrain")
 from mmengine.config import Config
 from PIL import Image
 
-from vig_mm.engine.data_check import DataError, check_data
+from vig_mm.engine.data_check import DataError, check_data, segmentation
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+WHOLE = dict(image_id=0, bbox=[1, 1, 6, 6], area=36, segmentation=[[1, 1, 7, 1, 7, 7, 1, 7]])
 
 
 def touch(*paths):
@@ -32,7 +33,7 @@ def write_coco(path, images=("1.jpg",), classes=DIGITS, annotations=()):
     content = dict(
         images=[dict(id=i, file_name=name, height=8, width=8) for i, name in enumerate(images)],
         categories=[dict(id=i, name=name) for i, name in enumerate(classes)],
-        annotations=[dict(image_id=0, **one) for one in annotations],
+        annotations=[{**WHOLE, **one} for one in annotations],
     )
     path.write_text(json.dumps(content))
 
@@ -146,8 +147,8 @@ def test_coco_annotation_path(coco, tmp_path):
     [
         ("{", "is not a JSON file"),
         ("\x89PNG", "is not a JSON file"),
-        ('{"images": []}', "is not a COCO annotation file (KeyError: 'categories')"),
-        ("[1]", "is not a COCO annotation file"),
+        ('{"images": []}', "is not a COCO annotation file: it has no 'categories'"),
+        ("[1]", "is not a COCO annotation file: it is a list"),
     ],
 )
 def test_not_a_coco_file(coco, tmp_path, content, what):
@@ -325,8 +326,10 @@ def test_seg_reads_some_label_maps_of_many(ade, tmp_path, monkeypatch):
     for i in range(90):
         touch(tmp_path / f"images/training/{i:02}.jpg")
         write_labels(tmp_path / f"annotations/training/{i:02}.png", 1)
-    read, open_image = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: read.append(path) or open_image(path))
+    read, read_label = [], segmentation.label_facts
+    monkeypatch.setattr(
+        segmentation, "label_facts", lambda *args: read.append(args) or read_label(*args)
+    )
     check_data(ade, ("train",))
     assert 10 <= len(read) <= 20
 

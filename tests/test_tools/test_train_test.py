@@ -162,20 +162,34 @@ def test_precision(monkeypatch):
     train = module("train")
     monkeypatch.setattr(train, "is_npu_available", lambda: False)
     plain = dict(type="OptimWrapper", optimizer=dict(type="AdamW"))
-    amp = dict(plain, type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
+    fp16 = dict(plain, type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
+    bf16 = dict(plain, type="vig_mm.Bf16OptimWrapper")
 
-    def after(wrapper, flag, gpu):
+    def after(wrapper, *flags, gpu):
         monkeypatch.setattr(train, "is_cuda_available", lambda: gpu)
+        monkeypatch.setattr(sys, "argv", ["train.py", "config.py", *flags])
         cfg = Config(dict(optim_wrapper=dict(wrapper)))
-        train.set_precision(cfg, flag)
+        train.set_precision(cfg, train.parse_args().amp)
         return cfg.optim_wrapper.to_dict()
 
-    assert after(plain, False, gpu=True) == plain
-    assert after(plain, True, gpu=True) == dict(plain, type="AmpOptimWrapper", loss_scale="dynamic")
-    assert after(amp, False, gpu=True) == after(amp, True, gpu=True) == amp
-    assert after(amp, False, gpu=False) == plain
-    with pytest.raises(UsageError, match="--amp needs a GPU"):
-        after(plain, True, gpu=False)
+    for gpu in (True, False):
+        assert after(plain, gpu=gpu) == plain
+        assert after(bf16, gpu=gpu) == bf16
+        for wrapper in (plain, fp16, bf16):
+            assert after(wrapper, "--amp", "bf16", gpu=gpu) == bf16
+    assert after(fp16, gpu=True) == fp16
+    assert after(fp16, gpu=False) == plain
+    for flags in (["--amp"], ["--amp", "fp16"]):
+        for wrapper in (plain, fp16, bf16, dict(fp16, dtype="bfloat16")):
+            assert after(wrapper, *flags, gpu=True) == fp16
+        with pytest.raises(UsageError, match="--amp .fp16. needs a GPU.*--amp bf16"):
+            after(plain, *flags, gpu=False)
+    other = dict(plain, type="ApexOptimWrapper", dtype="float16")
+    assert after(other, gpu=False) == other
+    with pytest.raises(UsageError, match="'ApexOptimWrapper' is not known to take it"):
+        after(other, "--amp", "bf16", gpu=True)
+    with pytest.raises(SystemExit):
+        after(plain, "--amp", "fp8", gpu=True)
 
 
 def test_start(tmp_path):

@@ -6,6 +6,7 @@ backbones, plus the head's. mm files hold them under ``state_dict``, a backbone'
 """
 
 import argparse
+import errno
 import os
 import pickle
 import re
@@ -27,6 +28,12 @@ PUBLIC_KEYS = ("model_ema", "model")
 """Where public files keep weights, the preferred one first."""
 
 StateDict = dict[str, Tensor]
+
+# what torch's safe unpickler names when it refuses something
+_REFUSED = re.compile(
+    r"(?:GLOBAL|unrecognized function|add_safe_globals` but got|asks for attribute) "
+    r"(.+?)(?: was | whose |\n|$)"
+)
 
 # public name -> name in an mm classifier; what no rule names gets ``backbone.`` in front
 _TO_CLASSIFIER = (
@@ -81,27 +88,46 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     path = os.fspath(path)
     file = local_file(path)
     allow_mmengine_types()
+    if not Path(file).is_file():
+        raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
     try:
-        if not Path(file).is_file():
-            raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
         # public training scripts keep their command line beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
+            # said here, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not turn it off
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path!r} is not a checkpoint that can be loaded safely (truncated, another kind of "
-            f"file, or holding Python objects besides tensors): {_first_line(error)}"
-        ) from error
-    except (EOFError, OSError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path!r} is not a readable torch checkpoint (truncated or another kind of file?): "
-            f"{_first_line(error)}"
-        ) from error
+    except Exception as error:  # on broken bytes the unpickler may raise anything
+        raise CheckpointError(f"{path!r} {_what_is_wrong(file, error)}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path!r} holds a {type(checkpoint).__name__}, not a state dict")
     return checkpoint
+
+
+def _what_is_wrong(file: str, error: Exception) -> str:
+    """Why torch could not load a file. Its own text advises to switch the protection off."""
+    found = _REFUSED.search(str(error))
+    if found and isinstance(error, pickle.UnpicklingError):
+        return (
+            f"cannot be loaded safely: it asks Python for {found[1]}, which weights do not need. "
+            "It was refused, and nothing of it was run: take weights from a source that you trust, "
+            "or, if a whole model was saved, save its state_dict"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO, errno.ESTALE):
+        return f"cannot be read: {_first_line(error)}"
+    with open(file, "rb") as opened:
+        start = opened.read(64)
+    if not start:
+        why = "it is empty"
+    elif start.lstrip().startswith(b"<"):
+        why = "it is a web page; the download went wrong, e.g. because the address needs a login"
+    elif start.startswith(b"version https://git-lfs"):
+        why = "it is a pointer of Git LFS; `git lfs pull` fetches the file"
+    elif "TorchScript" in str(error):
+        why = "it is a TorchScript program"
+    elif isinstance(error, pickle.UnpicklingError):
+        why = "it is truncated or another kind of file"
+    else:
+        why = f"it is truncated or another kind of file ({_first_line(error)})"
+    return f"is not a readable torch checkpoint: {why}"
 
 
 def is_public(checkpoint: dict) -> bool:

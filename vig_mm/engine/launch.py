@@ -1,15 +1,18 @@
 """What the tools share: arguments, config, device, checks, and the Runner."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
@@ -17,9 +20,13 @@ from torch import nn
 
 from .checkpoint import CheckpointError, read_checkpoint, weights
 from .data_check import DataError
-from .environment import SCOPES, RequirementError, require
+from .distributed import LaunchError, prepare_distributed
+from .environment import SCOPES, RequirementError, require, tell_mmengine_of_forks
 from .layer_decay import LayerDecayError
 from .model_check import ModelError
+
+UNPROTECTED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Environment variable by which torch.load runs what a checkpoint asks for."""
 
 
 class UsageError(ValueError):
@@ -72,14 +79,33 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; a mistake of its user ends in one message on stderr and exit status 1."""
+    """Run a tool; a mistake of its user ends in one message on stderr and exit status 1.
+
+    torch's protection against code in checkpoints stays on, also where mmengine reads them.
+    """
+    if os.environ.pop(UNPROTECTED, None) is not None:
+        print(f"{sys.argv[0]}: {UNPROTECTED} is ignored: checkpoints are input", file=sys.stderr)
     mistakes = (
-        UsageError, RequirementError, DataError, ModelError, LayerDecayError, CheckpointError
+        UsageError, RequirementError, LaunchError, DataError, ModelError, LayerDecayError,
+        CheckpointError,
     )  # fmt: skip
     try:
         main()
     except mistakes as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"{sys.argv[0]}: error: {error}: make room, then start again (with --resume)")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):  # torch has no class for it
+            raise
+        sys.exit(
+            f"{sys.argv[0]}: error: {str(error).splitlines()[0].strip()} A worker is killed when "
+            "memory runs out (dmesg tells), and ends with a bus error when /dev/shm is full (df -h "
+            "/dev/shm; docker run --shm-size=8g). Use fewer workers or smaller batches, e.g. "
+            "--cfg-options train_dataloader.num_workers=1, and start again (with --resume)"
+        )
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -88,10 +114,12 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         UsageError: there is no such config, or it names none of the three libraries.
         RequirementError: the environment does not fit (see `environment.require`).
+        LaunchError: the processes do not fit ``--launcher`` (see `prepare_distributed`).
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not Path(args.config).is_file():
         raise UsageError(f"config {args.config!r} is not a file (seen from {os.getcwd()!r})")
+    tell_mmengine_of_forks()
     # Custom modules import the library, so its check comes first.
     cfg = Config.fromfile(args.config, import_custom_modules=False)
     if args.cfg_options is not None:
@@ -110,12 +138,19 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
+    prepare_distributed(cfg)
     return cfg
 
 
 def build_runner(cfg: Config) -> Runner:
     """The Runner of a config. Without `--launcher` it also turns SyncBN into BN (mmengine)."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    if "runner_type" not in cfg:
+        return Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg)
+    if isinstance(runner.model, dict):
+        # FlexibleRunner would build it in the first line of train() or test()
+        runner.model = runner.strategy.build_model(runner.model)
+    return runner
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -123,6 +158,28 @@ def bare_model(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def check_initial_weights(cfg: Any) -> None:
+    """Read the files that parts of a model take their first weights from, at any depth.
+
+    Before anything is built, and because other backbones than ours leave that to mmengine, whose
+    errors do not name the file.
+
+    Args:
+        cfg: A model's config, or an entry of it. Addresses in it are left to the loader.
+
+    Raises:
+        CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
+    """
+    if isinstance(cfg, dict):
+        path = cfg.get("checkpoint") if cfg.get("type") in ("Pretrained", PretrainedInit) else None
+        if path and "://" not in path:
+            read_checkpoint(path)
+        cfg = list(cfg.values())
+    if isinstance(cfg, list | tuple):
+        for value in cfg:
+            check_initial_weights(value)
 
 
 def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:

@@ -34,7 +34,7 @@ def export_onnx(
         model: in eval mode, on the CPU; returns a tensor or a tuple of tensors.
         path: file to write; the weights go into it.
         size: (H, W) to trace the model at. Sizes that it treats in a special way make those of the
-            graph special, too: not 1, nor the grid of a position embedding.
+            graph special, too, among them maps with a side of 1.
         outputs: names of the outputs.
         metadata: stored in the file, as JSON.
 

@@ -31,6 +31,7 @@ def bidirectional_gla_to_onnx(
     gate_f: Gates,
     gate_b: Gates,
     backend: str = "chunked",
+    out_dtype: int | None = None,
 ) -> Floats:
     """The operator for any number of tokens, in float32; ``backend`` has no meaning here.
 
@@ -41,6 +42,7 @@ def bidirectional_gla_to_onnx(
     Args:
         q, k, gate_f, gate_b: ``[B, N, H, K]``; B and N may be dynamic.
         v: ``[B, N, H, V]``.
+        out_dtype: ONNX type of the result; None is that of ``v``.
     """
     heads, width, v_width = q.shape[2], q.shape[3], v.shape[3]
     like = v
@@ -74,7 +76,8 @@ def bidirectional_gla_to_onnx(
     out = op.Mul(out, _float(0.5 * width**-0.5))
     out = op.Transpose(out, perm=[0, 2, 3, 1, 4])
     out = op.Reshape(out, _ints(0, -1, heads, v_width))
-    return op.CastLike(op.Slice(out, _ints(0), tokens, _ints(1)), like)
+    out = op.Slice(out, _ints(0), tokens, _ints(1))
+    return op.CastLike(out, like) if out_dtype is None else op.Cast(out, to=out_dtype)
 
 
 @script(op)

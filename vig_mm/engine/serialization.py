@@ -4,15 +4,21 @@ mmengine 0.10.7 calls `torch.load` without `weights_only`; since torch 2.6 that 
 the training log inside mmengine's own checkpoints (`HistoryBuffer`, numpy arrays) is refused, so
 that neither `--resume` nor testing works. Here exactly the types that such a log consists of are
 allow-listed.
+
+onedl-mmengine, its fork, allows them by itself, but loads what torch refuses a second time without
+the protection. That is taken back here.
 """
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+
+from .environment import fork
 
 _STATISTICS = ("min", "max", "current", "mean")
 # The dtypes of logged values and of their counts; pickling an array names its dtype's class.
@@ -61,3 +67,7 @@ def allow_mmengine_types() -> None:
             *_multiarray(),
         ]
     )
+    if fork("mmengine"):
+        from mmengine.runner import checkpoint
+
+        checkpoint._safe_torch_load = partial(torch.load, weights_only=True)
