@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor
+from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
@@ -23,7 +23,8 @@ class ColourModel(BaseModel):
 
     def __init__(self, num_classes: int, data_preprocessor: dict) -> None:
         super().__init__(data_preprocessor)
-        self.register_buffer("colours", torch.zeros(num_classes, 3))
+        # a parameter, as DDP refuses a model without one
+        self.colours = nn.Parameter(torch.zeros(num_classes, 3))
 
     def distances(self, inputs: Tensor, colours: Tensor) -> Tensor:
         """``[B, 3, h, w]`` as the model gets it -> RGB distance to each colour ``[B, k, h, w]``."""
@@ -32,7 +33,8 @@ class ColourModel(BaseModel):
 
     def forward(self, inputs: Tensor, data_samples: list, mode: str) -> list:
         assert mode == "predict"
-        return self.predict(inputs, data_samples)
+        with torch.no_grad():
+            return self.predict(inputs, data_samples)
 
 
 @MODELS.register_module()

@@ -54,6 +54,8 @@ LARGE_TEST = {
     "test_pipeline", "tta_pipeline",
     "test_dataloader.batch_size", "test_dataloader.dataset.pipeline",
 }  # fmt: skip
+# FlexibleRunner shards the model; its EMAHook would have to copy the shards.
+FSDP = {"runner_type", "strategy", "custom_hooks"}
 
 
 def base_of(name: str) -> tuple[str, set[str]] | None:
@@ -62,6 +64,7 @@ def base_of(name: str) -> tuple[str, set[str]] | None:
         (r"_amp-", "_", AMP),
         (r"_ms-crop-3x_", "_1x_", MS_CROP_3X),
         (r"_in1k-\d+px_test", "_8xb128_in1k", LARGE_TEST),
+        (r"-fsdp_in1k", "_in1k", FSDP),
     ):
         renamed = re.sub(pattern, base, name)
         if renamed != name and renamed in CONFIGS:
