@@ -12,11 +12,11 @@ Example: python tools/publish_model.py work_dirs/CONFIG/epoch_12.pth models/mask
 
 # ruff: noqa: E402
 import argparse
+import ast
 import hashlib
 import os
 from collections import OrderedDict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from vig_mm.engine.environment import exit_without_mmengine
@@ -71,17 +71,45 @@ def publishable(checkpoint: dict, source: str) -> dict:
 def clean_config(text: str) -> str:
     """A config's text without the folders and files of the run.
 
-    Parts that it names by `vig_mm.` are found by that; other custom modules stay in
-    `custom_imports`.
+    The text is read, not run as configs are: it comes out of a checkpoint. Parts that it names by
+    `vig_mm.` are found by that; other custom modules stay in `custom_imports`.
+
+    Raises:
+        UsageError: it holds more than plain values.
     """
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "config.py")
-        path.write_text(text, encoding="utf-8")
-        cfg = Config.fromfile(path, import_custom_modules=False)
+    try:
+        entries = dict(_entry(statement) for statement in ast.parse(text).body)
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(
+            "the config in the checkpoint is not the list of plain values that mmengine writes, "
+            f"and it was not run: {error}"
+        ) from error
+    cfg = Config(entries)
     for key in LOCAL:
         cfg.pop(key, None)
     cfg.load_from, cfg.resume = None, False
     return cfg.pretty_text
+
+
+def _entry(statement: ast.stmt) -> tuple[str, Any]:
+    """Name and value of ``name = value``."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, ast.literal_eval(_DictCalls().visit(value))
+    raise ValueError(f"line {statement.lineno} does not set a value")
+
+
+class _DictCalls(ast.NodeTransformer):
+    """``dict(a=1)`` -> ``{"a": 1}``, which `ast.literal_eval` takes."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name(id="dict"), args=[], keywords=entries):
+                if all(entry.arg for entry in entries):
+                    keys = [ast.Constant(entry.arg) for entry in entries]
+                    return ast.Dict(keys, [entry.value for entry in entries])
+        return node
 
 
 def plain(value: Any) -> Any:

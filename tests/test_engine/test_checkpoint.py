@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -174,23 +175,71 @@ class _Payload:
         return os.system, (f"touch {self.target}",)
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "html", "directory", "payload"])
-def test_files_that_are_no_checkpoints(kind, tmp_path):
-    path, marker = tmp_path / "x.pth", tmp_path / "executed"
-    if kind == "empty":
-        path.touch()
-    elif kind == "truncated":
-        torch.save({"model": {"a": torch.ones(1000)}}, path)
-        path.write_bytes(path.read_bytes()[:-500])
-    elif kind == "html":
-        path.write_text("<html>404 not found</html>")
-    elif kind == "directory":
+def write_unfit(kind: str, path: Path, marker: Path) -> None:
+    """A file of this kind, which is no checkpoint; loading it must not create the marker."""
+    state = {"model": {"a": torch.ones(1000)}}
+    if kind == "directory":
         path.mkdir()
-    elif kind == "payload":
-        torch.save({"model": _Payload(marker)}, path)
-    with pytest.raises(CheckpointError, match="x.pth"):
+    elif kind.startswith("truncated"):
+        torch.save(state, path, _use_new_zipfile_serialization="old" not in kind)
+        path.write_bytes(path.read_bytes()[:-500])
+    elif kind.startswith("payload"):
+        state["optimizer"] = _Payload(marker)
+        torch.save(state, path, _use_new_zipfile_serialization="old" not in kind)
+    elif kind == "whole model":
+        torch.save(torch.nn.Linear(1, 1), path)
+    elif kind == "TorchScript":
+        torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1)).save(path)
+    elif kind != "missing":
+        content = {"web page": "\n<!DOCTYPE html>", "Git LFS": "version https://git-lfs.github.com"}
+        path.write_text(content.get(kind, ""))
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("missing", "is not a file"),
+        ("directory", "is not a file"),
+        ("empty", "not a readable torch checkpoint: it is empty"),
+        ("truncated", "it is truncated or another kind of file"),
+        ("truncated, old format", "it is truncated or another kind of file"),
+        ("web page", "it is a web page"),
+        ("Git LFS", "`git lfs pull`"),
+        ("TorchScript", "it is a TorchScript program"),
+        ("whole model", "asks Python for torch.nn.modules.linear.Linear.*save its state_dict"),
+        ("payload", "cannot be loaded safely: it asks Python for posix.system.*nothing.* was run"),
+        ("payload, old format", "cannot be loaded safely: it asks Python for posix.system"),
+    ],
+)
+def test_files_that_are_no_checkpoints(kind, reason, tmp_path):
+    path, marker = tmp_path / "x.pth", tmp_path / "executed"
+    write_unfit(kind, path, marker)
+    with pytest.raises(CheckpointError, match=f"x.pth.*{reason}") as caught:
         read_checkpoint(path)
     assert not marker.exists()
+    # torch's own message advises to switch the protection off
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_broken_bytes_are_one_kind_of_error(zipped, tmp_path):
+    """Whatever the unpickler stumbles over; what it can still read may well be a dictionary."""
+    path = tmp_path / "x.pth"
+    state = {"state_dict": {"a": torch.ones(3), "b": torch.ones(2).half()}, "meta": {"epoch": 1}}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        try:
+            assert isinstance(read_checkpoint(path), dict)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
 
 
 def test_prepare_checkpoint(public, tmp_path):

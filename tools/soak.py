@@ -1,0 +1,289 @@
+"""Train the built-in digits for thousands of iterations and see that memory does not grow.
+
+Every config is trained by tools/train.py in a process of its own, with its data workers, its
+checkpoints and four validations. Meanwhile the memory of that process and its workers is sampled
+from outside, and the device's peaks are read from the training log. What counts is the median of
+the last fifth of the iterations against that of the second fifth; the first one is warm-up. Exit
+status 1: something grew by more than --limit, or a training failed.
+
+Example: python tools/soak.py --iters 2000 --out work_dirs/soak.json
+"""
+
+# ruff: noqa: E402
+import argparse
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vig_mm.engine.environment import exit_without_mmengine
+
+exit_without_mmengine()
+
+import psutil
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, init_default_scope
+
+from vig_mm.datasets.digits import make_digits
+from vig_mm.engine.launch import UsageError, run
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = (
+    "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py",
+    "mmseg/vig-h-mini_upernet_digits.py",
+    "mmpretrain/vig-h-mini_digits.py",
+)
+LOG_INTERVAL = 5  # iterations between two lines of the log, which tell where the training is
+PARTS = 5  # of a run; the second and the last one are compared
+MIN_SAMPLES = 5  # in each of the two
+MB = 2**20
+
+Samples = list[tuple[int, float]]
+"""Pairs of an iteration and MB in use then."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "configs",
+        nargs="*",
+        type=Path,
+        default=[ROOT / "configs" / name for name in CONFIGS],
+        help="configs of the digits data; default: the project's three",
+    )
+    parser.add_argument("--iters", type=int, default=2000, help="iterations (default 2000)")
+    parser.add_argument(
+        "--limit", type=float, default=2.0, help="growth that is allowed, in %% (default 2)"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=2.0, help="seconds between two samples (default 2)"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("work_dirs/soak"), help="folder of data and logs"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="write or update results here, and FILE.md beside it",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="override entries of every config",
+    )
+    args = parser.parse_args()
+    if args.iters < PARTS * LOG_INTERVAL:
+        parser.error(f"--iters must be at least {PARTS * LOG_INTERVAL}, not {args.iters}")
+    for path in args.configs:
+        if not path.is_file():
+            parser.error(f"config {str(path)!r} is not a file")
+    if args.out is not None and args.out.suffix != ".json":
+        parser.error(f"--out must end in .json, not {args.out.name!r}")
+    return args
+
+
+def soak_config(path: Path, folder: Path, iters: int, options: dict) -> Path:
+    """The config with about so many iterations, written to ``folder``."""
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options)
+    hooks, loop = cfg.default_hooks, cfg.train_cfg
+    hooks.logger.interval = LOG_INTERVAL
+    hooks.checkpoint.max_keep_ckpts = 1
+    if "max_iters" in loop:
+        loop.max_iters, length = iters, iters
+    else:
+        init_default_scope(cfg.default_scope)
+        images = len(DATASETS.build(cfg.train_dataloader.dataset))
+        length = math.ceil(iters / math.ceil(images / cfg.train_dataloader.batch_size))
+        loop.max_epochs = length
+    loop.val_interval = hooks.checkpoint.interval = max(length // 4, 1)
+    target = folder / f"{cfg.default_scope}.py"
+    cfg.dump(target)
+    return target
+
+
+def host_memory(process: psutil.Process) -> float:
+    """MB of a process and its children; pages that several share count once where Linux tells."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            used = one.memory_full_info()
+        except psutil.NoSuchProcess:  # it ended just now
+            continue
+        total += getattr(used, "pss", used.rss)
+    return total / MB
+
+
+def log_lines(work_dir: Path) -> list[dict]:
+    """Lines of the training log so far; the last one may be half written."""
+    lines = []
+    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        whole, _, _ = path.read_text().rpartition("\n")
+        lines += [json.loads(line) for line in whole.splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def train(config: Path, folder: Path, interval: float) -> tuple[Samples, Samples]:
+    """Train in a process of its own; returns the samples of the host and of the device.
+
+    Raises:
+        UsageError: the training failed.
+    """
+    work_dir, log = folder / config.stem, folder / f"{config.stem}.log"
+    shutil.rmtree(work_dir, ignore_errors=True)
+    command = [sys.executable, ROOT / "tools/train.py", config.name, "--work-dir", work_dir.name]
+    host: Samples = []
+    with log.open("w") as output:
+        started = subprocess.Popen(
+            list(map(str, command)), cwd=folder, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            process = psutil.Process(started.pid)
+            while started.poll() is None:
+                lines = log_lines(work_dir)
+                if lines:
+                    host.append((lines[-1]["step"], host_memory(process)))
+                time.sleep(interval)
+        finally:
+            started.kill()
+    if started.returncode:
+        raise UsageError(f"the training failed: {log.read_text().strip().splitlines()[-1]} ({log})")
+    device = [(line["step"], line["memory"]) for line in log_lines(work_dir) if "memory" in line]
+    return host, device
+
+
+def growth(samples: Samples, iters: int) -> dict[str, float]:
+    """Medians of the second and the last part of a run in MB, and growth between them in percent.
+
+    Raises:
+        UsageError: there are too few samples to tell.
+    """
+
+    def part(number: int) -> list[float]:
+        first, last = (iters * i / PARTS for i in (number, number + 1))
+        return [used for step, used in samples if first < step <= last]
+
+    before, after = part(1), part(PARTS - 1)
+    if min(len(before), len(after)) < MIN_SAMPLES:
+        raise UsageError(
+            f"{len(before)} and {len(after)} samples of memory are too few to compare: "
+            "give more --iters"
+        )
+    start, end = median(before), median(after)
+    return dict(start=start, end=end, growth=100 * (end / start - 1))
+
+
+def soak(config: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Train one config in the current folder and compare."""
+    written = soak_config(config, Path.cwd(), args.iters, args.cfg_options)
+    began = time.monotonic()
+    host, device = train(written, Path.cwd(), args.interval)
+    last = host[-1][0] if host else 0
+    result = dict(
+        config=config.name,
+        task=written.stem,
+        iterations=last,
+        options={key: str(value) for key, value in args.cfg_options.items()},
+        minutes=(time.monotonic() - began) / 60,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        host=growth(host, last),
+    )
+    if device:
+        result["device"] = growth(device, last)
+    return dict(result, samples=[(step, round(used, 1)) for step, used in host])
+
+
+def table(results: Sequence[dict]) -> str:
+    """Markdown."""
+    lines = [
+        "| config | iterations | memory of | after warm-up, MB | at the end, MB | growth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for where in ("host", "device"):
+            if where in result:
+                use = result[where]
+                lines.append(
+                    f"| {result['config']} | {result['iterations']} | {where} | "
+                    f"{use['start']:.0f} | {use['end']:.0f} | {use['growth']:+.2f} % |"
+                )
+    return "\n".join(lines)
+
+
+PAGE = """# Memory of long trainings
+
+Written by `tools/soak.py`. Each of the configs below was trained on the built-in digits by
+`tools/train.py`, with two data workers, checkpoints and four validations. Host memory is that of
+the process and its workers, sampled every few seconds; pages that they share count once. Device
+memory is the peak that mmengine logs. "After warm-up" is the median over the second fifth of the
+iterations, "at the end" that over the last fifth; more than {limit:g} % between them would be an
+error.
+
+{table}
+
+{runs}
+
+Again, for all three tasks: `python tools/soak.py --iters 2000 --out work_dirs/soak.json`
+"""
+
+
+def write(results: Sequence[dict], out: Path, limit: float) -> None:
+    """Write the results to a JSON file and a page; those of other configs that are there stay."""
+    kept = json.loads(out.read_text()) if out.exists() else []
+    new = {result["config"] for result in results}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    merged = [*(result for result in kept if result["config"] not in new), *results]
+    out.write_text(json.dumps(merged) + "\n")
+    runs = [
+        f"- {one['config']}: {one['minutes']:.0f} minutes on {one['gpu'] or 'a CPU'}, "
+        f"torch {one['torch']}, Python {one['python']}"
+        + "".join(f", `{key}={value}`" for key, value in one["options"].items())
+        for one in merged
+    ]
+    page = PAGE.format(limit=limit, table=table(merged), runs="\n".join(runs))
+    out.with_suffix(".md").write_text(page)
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out and args.out.resolve()
+    configs = [path.resolve() for path in args.configs]
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.work_dir)  # where the configs find data/digits
+    sizes = dict(coco_size=(96, 128), ade_size=(128, 128), imagenet_size=(64, 64))
+    make_digits(Path("data/digits"), coco=(100, 10), ade=(100, 10), imagenet=(40, 4), **sizes)
+    results = [soak(config, args) for config in configs]
+    print(table(results))
+    if out is not None:
+        write(results, out, args.limit)
+    grown = [
+        f"{result['config']} ({where})"
+        for result in results
+        for where in ("host", "device")
+        if where in result and result[where]["growth"] > args.limit
+    ]
+    if grown:
+        sys.exit(f"memory grew by more than {args.limit:g} %: {', '.join(grown)}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and end the training, too
+    run(main)
