@@ -2,11 +2,23 @@
 
 Only pycocotools is trusted (`tests/test_real_data.py` holds it against published scores); it is
 called with its own defaults. Names and files say which class a label means, not the config.
+
+Run on a dump of one's own, it prints what was reported beside what it finds, and fails where the
+two differ by more than the evaluator's rounding:
+
+    python tools/test.py CONFIG CHECKPOINT --work-dir runs/x --out runs/x/out.pkl
+    python tests/by_hand.py coco runs/x/out.pkl runs/x/*/*.json instances_val2017.json
+
+TRUTH is coco's annotation file, ade20k's folder of label maps, and nothing for imagenet, whose
+pictures lie in folders of their classes' names.
 """
 
+import argparse
 import contextlib
 import io
 import json
+import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +27,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+DIGITS = {"coco": 3, "ade20k": 2, "imagenet": 4}  # after the point, of what is reported
 AP_NAMES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
@@ -103,3 +116,55 @@ def class_scores(predictions: Sequence[dict], topk: Sequence[int]) -> dict[str, 
         scores = image["pred_score"].tolist()
         ranks.append(sum(score > scores[names.index(folder.name)] for score in scores))
     return {f"accuracy/top{k}": 100 * float(np.mean([r < k for r in ranks])) for k in topk}
+
+
+def compare(
+    kind: str, dump: Path, report: Path, truth: Path | None, classes: Sequence[str] | None
+) -> tuple[list[dict], bool]:
+    """A row for each score, reported and by hand, and whether all agree.
+
+    Args:
+        kind: of `DIGITS`.
+        dump: from `tools/test.py --out`.
+        report: JSON file that the same run wrote.
+        classes: coco: in label order; None: that of the annotation file.
+    """
+    predictions = pickle.loads(dump.read_bytes())
+    reported = json.loads(report.read_text())
+    if kind == "coco":
+        if classes is None:
+            classes = [one["name"] for one in json.loads(truth.read_text())["categories"]]
+        scores = coco_scores(predictions, truth, classes)
+    elif kind == "ade20k":
+        scores = seg_scores(predictions, truth, 255)
+    else:
+        ranks = [int(name[12:]) for name in reported if name.startswith("accuracy/top")]
+        scores = class_scores(predictions, ranks)
+    rows = [dict(score=name, reported=reported[name], by_hand=x) for name, x in scores.items()]
+    close = 0.5001 * 10 ** -DIGITS[kind]
+    return rows, all(abs(row["reported"] - row["by_hand"]) <= close for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=DIGITS, help="format of the data set")
+    parser.add_argument("dump", type=Path, help="what tools/test.py --out wrote")
+    parser.add_argument("report", type=Path, help="the scores as JSON that the same run wrote")
+    parser.add_argument("truth", type=Path, nargs="?", help="see above")
+    parser.add_argument(
+        "--classes", nargs="+", help="coco: names in label order, if not the file's"
+    )
+    args = parser.parse_args()
+    if (args.truth is None) != (args.kind == "imagenet"):
+        parser.error("TRUTH belongs to coco and ade20k, and to these only")
+    rows, agree = compare(args.kind, args.dump, args.report, args.truth, args.classes)
+    for row in rows:
+        print(f"{row['score']:20} reported {row['reported']:9g}  by hand {row['by_hand']:11.6f}")
+    if not agree:
+        sys.exit(f"{args.dump}: what was reported is not what the predictions give")
+
+
+if __name__ == "__main__":
+    main()

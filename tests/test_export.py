@@ -144,18 +144,19 @@ def test_backbone_in_onnxruntime(tmp_path, family):
         assert max(errors.values()) < 1e-4
 
 
-@pytest.mark.parametrize("family", BACKBONES)
-def test_backbone_through_torch_export(family):
-    """The operator stays whole, and sizes beyond the guards (docs/deploy.md) are right, too."""
+@pytest.mark.parametrize("family, traced", [("ViG", (224, 224)), ("HierViG", (72, 104))])
+def test_backbone_through_torch_export(family, traced):
+    """The operator stays whole, and no size that it is traced at is special: not the grid of a
+    position embedding, nor one with few tokens."""
     two = dict(ViG={}, HierViG=dict(depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1)))
     backbone = build(family, **two[family])
     shapes = ({axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)},)
-    program = torch.export.export(backbone, (torch.randn(2, 3, 72, 104),), dynamic_shapes=shapes)
+    program = torch.export.export(backbone, (torch.randn(2, 3, *traced),), dynamic_shapes=shapes)
     operators = [n for n in program.graph.nodes if "vig_mm.bidirectional_gla" in str(n.target)]
     assert len(operators) == 2
-    exported = program.module(check_guards=False)
+    exported = program.module()
     with torch.no_grad():
-        for batch, height, width in ((2, 61, 101), (3, 224, 224)):
+        for batch, height, width in ((2, 61, 101), (3, 224, 224), (1, 400, 368)):
             x = torch.randn(batch, 3, height, width)
             for got, expected in zip(exported(x), backbone(x), strict=True):
                 torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
@@ -228,12 +229,44 @@ def test_segmentor_gives_what_mmseg_gives(tool):
         assert torch.equal(exported(image), model.encode_decode(image, [dict(img_shape=(70, 90))]))
 
 
-def test_backbone_only_names_every_map(tool):
-    from mmengine.config import Config
+def test_backbone_only(tool, tmp_path):
+    """Of a detector, whose backbone is cut to one block; and the report of several exports."""
+    cut = ("depths=[1]", "num_heads=[1]", "out_indices=[0]")
+    options = ["--cfg-options", *(f"model.backbone.{option}" for option in cut)]
+    report = tmp_path / "all.json"
+    others = [dict(config=config, part="backbone") for config in ("z.py", "!.py")]
+    report.write_text(json.dumps({"exports": others}))
+    arguments = (DETECTOR, "none", "backbone.onnx", "--backbone-only", "--report", "all.json")
+    printed = tool(*arguments, "--size", 64, 96, *options)
+    assert "outputs map0" in printed and "dynamic: batch, height, width" in printed
+    path = tmp_path / "backbone.onnx"
+    image = torch.randn(1, 3, 77, 90).numpy()
+    (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"image": image})
+    assert found.shape == (1, 32, 20, 23)
+    before, entry, after = json.loads(report.read_text())["exports"]
+    assert (before["config"], after["config"]) == ("!.py", "z.py")
+    assert entry["config"] == DETECTOR.as_posix() and entry["part"] == "backbone"
+    assert entry["bytes"] == path.stat().st_size and entry["weights"] == "fresh"
+    assert entry["dynamic"] == ["batch", "height", "width"]
+    shapes = [check["shape"] for check in entry["checks"]]
+    assert shapes == [[2, 64, 96], [1, 125, 77], [3, 47, 128]]
+    for check in entry["checks"]:
+        assert f"map0 {check['differences']['map0']:.1e}" in printed
+    tool.module.add_to_report(report, dict(entry, bytes=1))  # takes the entry's place
+    sizes = [export.get("bytes") for export in json.loads(report.read_text())["exports"]]
+    assert sizes == [None, 1, None]
 
-    model, _ = tool.module.build_model(Config.fromfile(DETECTOR), "none")
-    backbone, names = tool.module.backbone_of(model, (64, 64))
-    assert backbone is model.backbone and names == ["map0", "map1", "map2", "map3"]
+
+def test_table_of_the_page_is_that_of_the_reports(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools/analysis"))
+    table = importlib.import_module("export_table").table
+    exports = json.loads((ROOT / "docs/export.json").read_text())["exports"]
+    assert table(exports) in (ROOT / "docs/deploy.md").read_text()
+    for export in exports:
+        assert (ROOT / export["config"]).is_file() and len(export["dynamic"]) == 3
+        assert all(x <= 1e-4 for check in export["checks"] for x in check["differences"].values())
+    worst = dict(exports[0], checks=[dict(shape=[1, 2, 3], differences=dict(a=2e-5, b=3e-6))])
+    assert "2.0e-05" in table([worst]) and "1 x 2x3" in table([worst])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
-from picture_grid import GAP, TEXT_SIZE, picture_grid
+from picture_grid import picture_grid
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -149,9 +149,6 @@ def main() -> None:
         paths = write_all(cfg, args, Path(folder))
         with Image.open(paths[0]) as first:
             grid = picture_grid(paths, min(args.columns, len(paths)), first.width)
-    # its captions over the columns are those of ground truth and prediction
-    grid.paste("white", (0, 0, grid.width, TEXT_SIZE + GAP))
-    grid = grid.crop((0, TEXT_SIZE, grid.width, grid.height))
     args.grid.parent.mkdir(parents=True, exist_ok=True)
     grid.save(args.grid, quality=90)
     print(f"{args.grid}: {len(paths)} pictures of {args.split}_dataloader")

@@ -12,7 +12,10 @@ Example: python tools/export_onnx.py configs/mmseg/vig-h-t_upernet_8xb2-160k_ade
 
 # ruff: noqa: E402
 import argparse
+import json
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 from vig_mm.engine.environment import exit_without_mmengine
@@ -128,6 +131,18 @@ def preprocessing(cfg: Config, meta: dict) -> dict:
     return metadata
 
 
+def add_to_report(path: Path, entry: dict) -> None:
+    """Put an export into a JSON file of exports, in place of the same one's earlier entry."""
+    exports = json.loads(path.read_text())["exports"] if path.is_file() else []
+
+    def key(export: dict) -> tuple[str, str]:
+        return export["config"], export["part"]
+
+    exports = [export for export in exports if key(export) != key(entry)] + [entry]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"exports": sorted(exports, key=key)}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,6 +159,12 @@ def main() -> None:
         help="size in pixels that the model is traced at (default: 224 256)",
     )
     parser.add_argument("--backbone-only", action="store_true", help="without neck and head")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.json",
+        help="file of several exports' sizes and differences to add this one to",
+    )
     add_config_options(parser)
     args = parser.parse_args()
     if args.out.suffix != ".onnx" or args.out.is_dir():
@@ -168,10 +189,12 @@ def main() -> None:
         stated = preprocessing(cfg, meta)
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
     try:
         dynamic = export_onnx(model, args.out, size, outputs, stated)
     except ExportError as error:
         raise UsageError(f"{args.config}: {error}") from error
+    seconds = time.perf_counter() - started
     height, width = size
     shapes = [(2, *size)]
     if "height" in dynamic and "width" in dynamic:
@@ -183,15 +206,35 @@ def main() -> None:
         f"dynamic: {', '.join(dynamic) or 'nothing'}"
         + ("" if len(dynamic) == 3 else f"; the rest is fixed as in {shapes[0]}")
     )
-    worst = 0.0
+    checks = []
     for shape, errors in zip(shapes, compare_onnx(model, args.out, shapes), strict=True):
         listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
         print(f"onnxruntime against torch, {shape[0]} x {shape[1]}x{shape[2]}: {listed}")
-        worst = max(worst, *errors.values())
-    if not worst <= TOLERANCE:
+        checks.append({"shape": shape, "differences": errors})
+    if args.report is not None:
+        packages = ("torch", "onnxscript", "onnxruntime")
+        entry = {
+            "config": Path(args.config).as_posix(),
+            "part": "backbone" if args.backbone_only else "whole model",
+            "weights": "fresh" if args.checkpoint == "none" else Path(args.checkpoint).name,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "bytes": args.out.stat().st_size,
+            "dynamic": dynamic,
+            "export_seconds": round(seconds, 1),
+            "checks": checks,
+            "versions": {name: version(name) for name in packages},
+        }
+        add_to_report(args.report, entry)
+    wrong = [
+        error
+        for check in checks
+        for error in check["differences"].values()
+        if not error <= TOLERANCE  # nor is NaN
+    ]
+    if wrong:
         sys.exit(
-            f"{sys.argv[0]}: error: {args.out} differs from the model by {worst:.1e}, more than "
-            f"{TOLERANCE:g}: do not use it"
+            f"{sys.argv[0]}: error: {args.out} differs from the model by {max(wrong):.1e}, more "
+            f"than {TOLERANCE:g}: do not use it"
         )
 
 

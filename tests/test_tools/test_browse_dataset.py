@@ -142,6 +142,21 @@ def test_mixup_shows_both_classes(known, load_tool, tmp_path):
     assert seen >= 2
 
 
+def test_captions_of_a_grid(load_tool, tmp_path):
+    """Two columns of a black picture, each with two captions over it, or with none."""
+    tool = load_tool("picture_grid")
+    Image.new("RGB", (200, 50)).save(tmp_path / "0.png")
+    paths = [tmp_path / "0.png"] * 3
+    plain = tool.picture_grid(paths, 2, 200)
+    titled = np.asarray(tool.picture_grid(paths, 2, 200, ("left", "right")).convert("L"))
+    header = titled.shape[0] - plain.height
+    assert header == tool.TEXT_SIZE
+    assert (titled[header:] == np.asarray(plain.convert("L")))[tool.GAP :].all()
+    for centre in (12 + 50, 12 + 150, 224 + 50, 224 + 150):
+        assert titled[: header + tool.GAP, centre - 25 : centre + 25].min() < 128
+    assert titled[: header + tool.GAP, 12 + 85 : 12 + 115].min() == 255
+
+
 def test_bad_input(known, run_tool, tmp_path):
     case = known["mmseg"]
     gone = changed_config(case, tmp_path, {"train_dataloader.dataset.data_root": "nowhere"})

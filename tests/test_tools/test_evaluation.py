@@ -5,6 +5,8 @@ of `colour_models`, whose score without its errors is known, and a small ViG.
 """
 
 import json
+import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +250,21 @@ def test_imagenet_by_vig(classification):
     reported, predictions = scores(*by_vig(classification))
     assert len({int(x["pred_label"]) for x in predictions}) > 1
     agree(reported, by_hand.class_scores(predictions, (1, 5)), 4)
+
+
+def test_by_hand_on_a_dump(tmp_path, monkeypatch, capsys):
+    """Two images, one of them right; the command stops where the report says otherwise."""
+    images = []
+    for name, score in (("asp", [0.9, 0.1]), ("bee", [0.6, 0.4])):
+        (tmp_path / name).mkdir()
+        path = str(tmp_path / name / "0.png")
+        images.append(dict(img_path=path, pred_score=torch.tensor(score)))
+    (tmp_path / "out.pkl").write_bytes(pickle.dumps(images))
+    files = [str(tmp_path / name) for name in ("out.pkl", "report.json")]
+    monkeypatch.setattr(sys, "argv", ["by_hand.py", "imagenet", *files])
+    (tmp_path / "report.json").write_text(json.dumps({"accuracy/top1": 50.0, "time": 1.0}))
+    by_hand.main()
+    assert "reported        50  by hand   50.000000" in capsys.readouterr().out
+    (tmp_path / "report.json").write_text(json.dumps({"accuracy/top1": 50.0002}))
+    with pytest.raises(SystemExit, match="not what the predictions give"):
+        by_hand.main()

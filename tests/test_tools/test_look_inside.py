@@ -1,8 +1,10 @@
 """tools/analysis/{cam,receptive_field,gate_memory}.py: where a hand-made model looks is known."""
 
+import dataclasses
 import json
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,15 @@ from PIL import Image
 from torch import nn
 
 pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 pytest.importorskip("pytorch_grad_cam")
 
 from known_cases import ROOT
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
+from pytorch_grad_cam import GradCAM
 
 from vig_mm.engine.launch import UsageError
 from vig_mm.kernels.reference import reference_bidirectional_gla
@@ -71,7 +76,7 @@ class Corner(nn.Module):
 
 
 class CornerBackbone(nn.Module):
-    def __init__(self, layout: str) -> None:
+    def __init__(self, layout: str = "map") -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 8, stride=8, bias=False)
         self.last = nn.Identity()
@@ -93,16 +98,18 @@ def corner_subject(tool, layout="map", scope="mmpretrain"):
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)
     picture[:24, :24, 0] = picture[40:, 40:, 1] = 255
     inputs = torch.from_numpy(picture / 255).float().permute(2, 0, 1)[None]
-    return tool.Subject(Corner(layout).eval(), scope, picture, inputs, ["nothing", "corner"])
+    model, classes = Corner(layout).eval(), ["nothing", "corner"]
+    return tool.Subject(model, scope, picture, inputs, sample=None, classes=classes)
 
 
 @pytest.mark.parametrize("layout", ["map", "tokens", "channels last"])
 @pytest.mark.parametrize("name", ["-1", "backbone.last"])
-def test_grad_cam_lights_up_the_corner_that_counts(inside, layout, name):
+@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
+def test_the_corner_that_counts_lights_up(inside, layout, name, method):
     cam = inside("cam")
     subject = corner_subject(cam, layout)
-    probe = cam.Probe(subject)
-    found = cam.cam_map(cam.GRAD, probe, probe.find(name)[1], subject.inputs, 1)
+    probe = cam.Probe(subject, 0)
+    found = cam.cam_map(method, probe, probe.find(name)[1], subject.inputs, 1)
     assert found.shape == (SIDE, SIDE)
     assert found[:20, :20].min() > 0.9
     assert found[32:].max() < 0.05 and found[:, 32:].max() < 0.05
@@ -115,7 +122,7 @@ def test_grad_cam_asks_for_its_class(inside):
     subject.inputs[:] = 0
     subject.inputs[:, 0, :16] = subject.inputs[:, 1, 48:] = 1
     subject.model.forward = lambda x, mode: subject.model.backbone(x)[0].mean(dim=(2, 3))
-    probe = cam.Probe(subject)
+    probe = cam.Probe(subject, 0)
     maps = [cam.cam_map(cam.GRAD, probe, probe.taps[0], subject.inputs, c) for c in (0, 1)]
     assert maps[0][:8].min() > 0.9 and maps[0][32:].max() < 0.05
     assert maps[1][-8:].min() > 0.9 and maps[1][:32].max() < 0.05
@@ -126,7 +133,7 @@ def test_eigen_cam_lights_up_what_stands_out(inside, sign):
     cam = inside("cam")
     subject = corner_subject(cam, scope="mmdet")  # needs no class
     subject.inputs[:, :, 24:] = 0
-    probe = cam.Probe(subject)
+    probe = cam.Probe(subject, None)
     found = cam.cam_map(cam.EIGEN, probe, probe.taps[0], sign * subject.inputs, 0)
     assert found[:20, :20].min() > 0.9
     assert found[32:].max() < 0.05 and found[:, 32:].max() < 0.05
@@ -137,7 +144,7 @@ def test_cam_picture(inside, trained, tmp_path, run_tool):
     layers = ["0", "backbone.norm3", "backbone.layers.2.blocks.1"]
     run_tool("analysis/cam", *args, "--layers", *layers, "--out", "a/cam.png", cwd=tmp_path)
     with Image.open(tmp_path / "a/cam.png") as picture:
-        assert picture.width > 7 * 320 and picture.height > 320  # image, 2 methods x 3 layers
+        assert picture.width > 4 * 320 and picture.height > 3 * 320  # image and layers; methods
     assert differ(tmp_path / "a/cam.png")
 
 
@@ -159,10 +166,242 @@ def test_cam_says_what_is_wrong(trained, tmp_path, run_tool, extra, message):
         run_tool("analysis/cam", *args, *extra, cwd=tmp_path)
 
 
-def test_grad_cam_of_a_detector_is_refused(inside):
+# Of detectors and segmentors: real heads that know red from green
+
+
+def planted_detector() -> nn.Module:
+    """RetinaNet without a neck: an object in each cell, of class 0 where it is red, 1 if green."""
+    from mmdet.registry import MODELS as DETECTORS
+
+    model = DETECTORS.build(
+        ConfigDict(
+            type="RetinaNet",
+            backbone=dict(type=CornerBackbone),
+            neck=None,
+            bbox_head=dict(
+                type="RetinaHead",
+                num_classes=2,
+                in_channels=3,
+                feat_channels=3,
+                stacked_convs=0,
+                anchor_generator=dict(
+                    type="AnchorGenerator",
+                    scales=[1],
+                    ratios=[1.0],
+                    strides=[8],
+                    center_offset=0.5,
+                ),
+            ),
+            test_cfg=dict(
+                nms_pre=100, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=99
+            ),
+        )
+    ).eval()
+    head = model.bbox_head
+    nn.init.zeros_(head.retina_cls.weight)
+    nn.init.zeros_(head.retina_reg.weight)
+    nn.init.constant_(head.retina_cls.bias, -2)
+    for label in (0, 1):
+        nn.init.constant_(head.retina_cls.weight[label, label, 1, 1], 4)
+    return model
+
+
+def planted_segmentor() -> nn.Module:
+    """One 1x1 convolution: class 0 is red, class 1 green, class 2 all else."""
+    from mmseg.registry import MODELS as SEGMENTORS
+
+    head = dict(type="FCNHead", num_convs=0, kernel_size=1, concat_input=False, dropout_ratio=0)
+    sizes = dict(in_channels=3, channels=3, in_index=0, num_classes=3)
+    model = SEGMENTORS.build(
+        ConfigDict(
+            type="EncoderDecoder",
+            backbone=dict(type=CornerBackbone),
+            decode_head=dict(head, **sizes),
+            test_cfg=dict(mode="slide", crop_size=(32, 32), stride=(16, 16)),
+        )
+    ).eval()
+    conv = model.decode_head.conv_seg
+    with torch.no_grad():
+        conv.weight.copy_(torch.diag(torch.tensor([4.0, 4, 0]))[:, :, None, None])
+        conv.bias.copy_(torch.tensor([0.0, 0, 2]))
+    return model
+
+
+def planted(inside, kind: str, inputs: torch.Tensor | None = None):
+    """The planted model of a kind, with a red corner above and a green one below."""
+    from mmdet.structures import DetDataSample
+
+    size = (SIDE, SIDE)
+    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    subject = corner_subject(inside("cam"), scope=kind)
+    return dataclasses.replace(
+        subject,
+        model={"mmdet": planted_detector, "mmseg": planted_segmentor}[kind](),
+        inputs=subject.inputs if inputs is None else inputs,
+        sample=sample,
+        classes=["red", "green"] if kind == "mmdet" else ["red", "green", "nothing"],
+    )
+
+
+@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
+@pytest.mark.parametrize("kind", ["mmdet", "mmseg"])
+def test_objects_of_the_wanted_class_light_up(inside, kind, method):
+    cam, subject = inside("cam"), planted(inside, kind)
+    probe = cam.Probe(subject, 0.3)
+    red, green = (cam.cam_map(method, probe, probe.taps[0], subject.inputs, c) for c in (0, 1))
+    assert red[:20, :20].min() > 0.6 and max(red[32:].max(), red[:, 32:].max()) < 0.05
+    assert green[44:, 44:].min() > 0.6 and max(green[:32].max(), green[:, :32].max()) < 0.05
+
+
+def test_score_of_a_detectors_class_is_the_sum_over_its_detections(inside):
+    """Nine cells are red, and nine green, one of these half so, which is scored 0.5."""
+    subject = planted(inside, "mmdet")
+    subject.inputs[:, :, 40:48, 40:48] /= 2
+    for score_thr, green in ((0.3, 8 / (1 + np.exp(-2)) + 0.5), (0.6, 8 / (1 + np.exp(-2)))):
+        with torch.no_grad():
+            scores, amounts = inside("class_scores").class_scores(
+                subject, subject.inputs, score_thr
+            )
+        assert scores.tolist() == pytest.approx([9 / (1 + np.exp(-2)), green])
+        assert amounts.tolist() == pytest.approx([1 / (1 + np.exp(-2))] * 2)
+
+
+def test_score_of_a_segmentors_class_is_the_sum_over_its_pixels(inside):
+    """Padding does not count, and a sliding window is not used."""
+    subject = planted(inside, "mmseg")
+    subject = dataclasses.replace(subject, picture=subject.picture[:40])
+    with torch.no_grad():
+        scores, amounts = inside("class_scores").class_scores(subject, subject.inputs, 0.3)
+        logits = subject.model.encode_decode(subject.inputs, [subject.sample.metainfo])[0, :, :40]
+    labels = logits.argmax(dim=0)
+    for label in (0, 1, 2):
+        here = labels == label
+        assert float(scores[label]) == pytest.approx(float(logits[label][here].sum()), rel=1e-5)
+        assert float(amounts[label]) == pytest.approx(float(here.float().mean()))
+    assert 0.2 < amounts[0] < 0.24 and amounts[1] == 0
+
+
+def drawn(inside, kind: str):
+    """A ViG with random weights in one of our configs.
+
+    What is detected does not change with the scores: all boxes are, with and without an object.
+    """
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    scope = "mmseg" if kind == "segmentor" else "mmdet"
+    configs = dict(mmseg="vig-h-mini_upernet_digits", mmdet="mask-rcnn_vig-h-mini_fpn_digits")
+    model = Config.fromfile(ROOT / f"configs/{scope}/{configs[scope]}.py").model
+    everything = dict(score_thr=0, nms=dict(type="nms", iou_threshold=1.0), max_per_img=9999)
+    if kind == "two-stage":
+        model.test_cfg.rcnn.update(everything)
+    elif kind == "one-stage":
+        head = dict(num_classes=10, in_channels=64, feat_channels=16, stacked_convs=1)
+        anchors = dict(model.rpn_head.anchor_generator, strides=[8, 16, 32])
+        model = ConfigDict(
+            type="RetinaNet",
+            backbone=model.backbone,
+            neck=dict(model.neck, start_level=1, num_outs=3),  # without the first output
+            bbox_head=dict(type="RetinaHead", anchor_generator=anchors, **head),
+            test_cfg=dict(everything, nms_pre=9999),
+        )
+    torch.manual_seed(0)
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        model = registry.build(model).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    if kind == "segmentor":
+        bias = model.decode_head.conv_seg.bias.data
+        bias.sub_(1000)[2] += 1000  # every pixel is of class 2
+    size = (SIDE, SIDE)
+    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    boxes = [[0.0, 0, 30, 30], [20, 10, 60, 50], [5, 30, 64, 64]]
+    sample.proposals = InstanceData(bboxes=torch.tensor(boxes))
+    subject = corner_subject(inside("cam"), scope=scope)
+    image = torch.randn(1, 3, *size)
+    classes = [str(i) for i in range(11 if scope == "mmseg" else 10)]
+    return dataclasses.replace(subject, model=model, inputs=image, sample=sample, classes=classes)
+
+
+@pytest.mark.parametrize("kind", ["two-stage", "one-stage", "segmentor"])
+def test_grad_cam_weights_are_what_the_score_gains(inside, monkeypatch, kind):
+    """A channel's weight is the slope of the score as that channel is raised everywhere."""
+    cam, subject, label = inside("cam"), drawn(inside, kind), 2
+    probe, step, channels = cam.Probe(subject, 0.0), 0.01, range(0, 64, 8)
+    tap = probe.taps[1]
+    weigh, weights, maps = GradCAM.get_cam_weights, [], []
+    monkeypatch.setattr(
+        GradCAM, "get_cam_weights", lambda *args: weights.append(weigh(*args)) or weights[0]
+    )
+    found = cam.cam_map(cam.GRAD, probe, tap, subject.inputs, label)
+
+    raised = torch.zeros(1, 64, 1, 1)
+    tap.register_forward_hook(lambda module, args, output: maps.append(output) or output + raised)
+    slopes = []
+    with torch.no_grad():
+        for channel in channels:
+            scores = []
+            for by in (step, -step):
+                raised.zero_()[0, channel] = by
+                scores.append(float(probe(subject.inputs)[0, label]))
+            slopes.append((scores[0] - scores[1]) / (2 * step))
+    height, width = maps[0].shape[2:]
+    weights = weights[0][0]
+    slopes = np.array(slopes) / (height * width)
+    np.testing.assert_allclose(slopes, weights[channels], atol=0.02 * np.abs(weights).max())
+    assert np.abs(slopes).max() > 0.2 * np.abs(weights).max()
+
+    expected = np.maximum((weights[:, None, None] * maps[0][0].numpy()).sum(axis=0), 0)
+    expected = cv2.resize(expected / expected.max(), (SIDE, SIDE))
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
+def test_a_layer_that_the_score_does_not_depend_on(inside, method):
+    """The neck leaves the first output out."""
+    cam, subject = inside("cam"), drawn(inside, "one-stage")
+    probe = cam.Probe(subject, 0.0)
+    first, second = (cam.cam_map(method, probe, tap, subject.inputs, 2) for tap in probe.taps[:2])
+    assert not first.any() and second.any()
+
+
+@pytest.mark.parametrize("kind", ["mmdet", "mmseg"])
+def test_maps_of_a_class_need_something_of_it(inside, kind):
     cam = inside("cam")
-    with pytest.raises(UsageError, match="need a classifier"):
-        cam.draw(corner_subject(cam, scope="mmdet"), None, [cam.GRAD], None)
+    nothing = planted(inside, kind, torch.zeros(1, 3, SIDE, SIDE))
+    only_red = planted(inside, kind)
+    only_red.inputs[:, 1] = 0
+    with pytest.raises(UsageError, match="finds no green in this image, but .*eigencam"):
+        cam.draw(only_red, None, [cam.GRAD], "green")
+    with pytest.raises(UsageError, match="finds no red in this image.*eigencam"):
+        cam.draw(nothing, None, [cam.HIRES], "0")
+    if kind == "mmdet":
+        with pytest.raises(UsageError, match="finds nothing in this image; lower --score-thr"):
+            cam.draw(nothing, None, [cam.GRAD], None)
+    assert cam.draw(nothing, None, [cam.EIGEN], None).width > 2 * 320
+
+
+def test_what_cannot_be_asked(inside):
+    cam, subject = inside("cam"), planted(inside, "mmseg")
+    with pytest.raises(UsageError, match="gives 3 map.* for 2 classes"):
+        cam.draw(dataclasses.replace(subject, classes=["soil", "road"]), None, [cam.GRAD], None)
+    with pytest.raises(UsageError, match="--class red has no meaning for Eigen-CAM"):
+        cam.draw(subject, None, [cam.EIGEN], "red")
+    subject = planted(inside, "mmdet")
+    predict = subject.model.bbox_head.predict
+    subject.model.bbox_head.predict = torch.no_grad()(predict)
+    with pytest.raises(UsageError, match="RetinaNet cuts its scores off"):
+        cam.draw(subject, None, [cam.GRAD], None)
+    subject = drawn(inside, "one-stage")
+    with pytest.raises(UsageError, match="calls this layer 3 times"):
+        cam.draw(subject, ["bbox_head.retina_cls"], [cam.GRAD], "2", score_thr=0)
+
+
+def test_score_thr_is_for_detectors(trained, tmp_path, run_tool):
+    args = [trained / "noise.png", CONFIG, trained / "weights.pth", "--score-thr", "0.5"]
+    with pytest.raises(UsageError, match="--score-thr is for detectors"):
+        run_tool("analysis/cam", *args, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("tool", ["cam", "gate_memory"])

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ class Subject:
         scope: mmdet, mmseg or mmpretrain.
         picture: RGB ``[h, w, 3]`` (uint8): after the pipeline, before normalisation and padding.
         inputs: ``[1, 3, H, W]``, what the model takes; H >= h and W >= w.
+        sample: the image's data sample, which detectors and segmentors take besides.
     """
 
     model: nn.Module
     scope: str
     picture: np.ndarray
     inputs: Tensor
+    sample: Any
     classes: list[str]
 
 
@@ -65,9 +68,11 @@ def load_subject(args: argparse.Namespace) -> Subject:
     if predictor.scope == "mmdet":
         _, batch = batch  # mmdet keeps the image beside it
     picture = batch["inputs"][0].permute(1, 2, 0).cpu().numpy()[..., ::-1]
-    inputs = model.data_preprocessor(batch, False)["inputs"]
+    fed = model.data_preprocessor(batch, False)
     classes = list(predictor.meta["classes"])
-    return Subject(model, predictor.scope, np.ascontiguousarray(picture), inputs, classes)
+    picture = np.ascontiguousarray(picture)
+    (sample,) = fed["data_samples"]
+    return Subject(model, predictor.scope, picture, fed["inputs"], sample, classes)
 
 
 def as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
