@@ -23,6 +23,7 @@ def bidirectional_gla(
     gate_b: Tensor,
     *,
     backend: str | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Bidirectional gated linear attention with direction-wise, per-channel gates.
 
@@ -32,8 +33,8 @@ def bidirectional_gla(
         o_t = K^-1/2 / 2 * [ sum_{s<=t} (q_t . k_s * prod_{s<j<=t} alpha_f[j]) v_s
                            + sum_{s>=t} (q_t . k_s * prod_{t<=j<s} alpha_b[j]) v_s ]
 
-    Time and memory are linear in N. Any finite gate logit is safe; sums, gates and states are
-    float32 at least, whatever the inputs are.
+    Time and memory are linear in N. Any gate logit is safe, -inf and inf too; sums, gates and
+    states are float32 at least, whatever the inputs are.
 
     Args:
         q, k: ``[B, N, H, K]``: B batch, N tokens, H heads, K key width. Strided views (halves of
@@ -44,21 +45,26 @@ def bidirectional_gla(
             others, in exported graphs (torch.export, ONNX, torch.jit.trace), and, with one warning
             that says why, where Triton is missing or does not take these inputs (float64, K or V
             above 128, a GPU older than compute capability 8.0).
+        out_dtype: of the result; None is that of ``v``. Sums over many tokens leave the range of
+            float16 (65504) long before q, k and v do; float32 holds them.
 
     Returns:
-        ``[B, N, H, V]``, contiguous, in the dtype of ``v``.
+        ``[B, N, H, V]``, contiguous, in ``out_dtype``.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or q, k, v differ in dtype.
+        TypeError: an argument is not a floating-point tensor, q, k, v differ in dtype, or
+            ``out_dtype`` is not floating point.
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
         ImportError: ``backend="triton"`` and there is no Triton.
     """
     _check(q, k, v, gate_f, gate_b)
+    if out_dtype is not None and not out_dtype.is_floating_point:
+        raise TypeError(f"out_dtype must be floating point, got {out_dtype}")
     backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v)
     if backend == "reference":
-        return reference_bidirectional_gla(q, k, v, gate_f, gate_b)
-    return _forward_op(q, k, v, gate_f, gate_b, backend)
+        return reference_bidirectional_gla(q, k, v, gate_f, gate_b, out_dtype)
+    return _forward_op(q, k, v, gate_f, gate_b, backend, out_dtype)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> None:
@@ -84,16 +90,23 @@ def _upcast(*tensors: Tensor) -> list[Tensor]:
 
 @torch.library.custom_op("vig_mm::bidirectional_gla", mutates_args=())
 def _forward_op(
-    q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, backend: str = "chunked"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    backend: str = "chunked",
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
+    out_dtype = out_dtype or v.dtype
     if q.shape[0] == 0:
-        return v.new_empty(v.shape)
+        return v.new_empty(v.shape, dtype=out_dtype)
     if backend == "triton":
         from .triton import triton_forward
 
-        return triton_forward(q, k, v, gate_f, gate_b)
+        return triton_forward(q, k, v, gate_f, gate_b, out_dtype=out_dtype)
     with torch.autocast(q.device.type, enabled=False):  # the products inside stay float32
-        return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(v.dtype)
+        return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(out_dtype)
 
 
 @torch.library.custom_op("vig_mm::bidirectional_gla_backward", mutates_args=())
@@ -119,8 +132,8 @@ def _backward_op(
 
 
 @_forward_op.register_fake
-def _(q, k, v, gate_f, gate_b, backend="chunked"):
-    return v.new_empty(v.shape)
+def _(q, k, v, gate_f, gate_b, backend="chunked", out_dtype=None):
+    return v.new_empty(v.shape, dtype=out_dtype)
 
 
 @_backward_op.register_fake
@@ -129,12 +142,12 @@ def _(grad, q, k, v, gate_f, gate_b, backend="chunked"):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.backend = inputs
+    *tensors, ctx.backend, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad: Tensor):
-    return *_backward_op(grad, *ctx.saved_tensors, ctx.backend), None
+    return *_backward_op(grad, *ctx.saved_tensors, ctx.backend), None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)

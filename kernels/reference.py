@@ -12,7 +12,12 @@ GATE_LOGIT_NORMALIZER = 16.0
 
 
 def reference_bidirectional_gla(
-    q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Run both recurrences step by step; differentiable by autograd.
 
@@ -23,12 +28,13 @@ def reference_bidirectional_gla(
     Args:
         q, k, gate_f, gate_b: ``[B, N, H, K]``; the gates are logits.
         v: ``[B, N, H, V]``.
+        out_dtype: of the result; None is that of ``v``.
 
     Returns:
-        ``[B, N, H, V]`` in the dtype of ``v``. Half precision is computed in float32.
+        ``[B, N, H, V]``. Half precision is computed in float32.
     """
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    out_dtype = v.dtype
+    out_dtype = out_dtype or v.dtype
     q, k, v, gate_f, gate_b = (x.to(dtype) for x in (q, k, v, gate_f, gate_b))
     num_tokens = q.shape[1]
 

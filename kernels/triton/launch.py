@@ -133,15 +133,17 @@ def triton_forward(
     gate_f: Tensor,
     gate_b: Tensor,
     *,
+    out_dtype: torch.dtype | None = None,
     segments: int | None = None,
 ) -> Tensor:
     """``[B, N, H, V]``, contiguous, from ``[B, N, H, K]`` (q, k, gate logits) and v.
 
-    Inputs are read in place by their strides, sums and states are float32. ``segments`` overrides
-    into how many runs a sequence is cut, for tests.
+    Inputs are read in place by their strides, sums and states are float32. The result has v's dtype
+    unless ``out_dtype`` says otherwise. ``segments`` overrides into how many runs a sequence is
+    cut, for tests.
     """
     batch, num_tokens, heads, width = q.shape
-    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    out = torch.empty(v.shape, dtype=out_dtype or v.dtype, device=v.device)
     if batch == 0:
         return out
     plan = make_plan(q, v, segments)

@@ -170,7 +170,10 @@ class ViG(ViGBackbone):
         return to_tokens(x) + pos.to(x.dtype), hw
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images ``[B, 3, H, W]`` -> one map ``[B, C, h, w]`` (stride 16) per out index."""
+        """Images ``[B, 3, H, W]`` -> one map ``[B, C, h, w]`` (stride 16) per out index.
+
+        The two convolutions round: h = ceil(floor((H + 1) / 8) / 2), and w from W alike.
+        """
         self.check_image(x)
         x, hw = self.embed(x)
         outs = []
@@ -199,7 +202,8 @@ class ViG(ViGBackbone):
 
 def resize_pos_embed(pos: Tensor, grid: tuple[int, int], hw: tuple[int, int]) -> Tensor:
     """``[1, gh*gw, C]`` -> ``[1, h*w, C]``, bicubic in float32."""
-    if grid == hw:
+    # a comparison with the symbols of torch.export would tie the program to its outcome
+    if all(isinstance(side, int) for side in hw) and grid == hw:
         return pos
     pos = to_map(pos.float(), grid).contiguous()  # much faster than channels last
     return to_tokens(F.interpolate(pos, size=hw, mode="bicubic"))

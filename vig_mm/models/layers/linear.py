@@ -15,7 +15,7 @@ class TokenLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.is_cuda or x.dim() != 3 or x.shape[1] < 512 or torch.compiler.is_compiling()
+        plain = torch.compiler.is_compiling() or x.is_cuda or x.dim() != 3 or x.shape[1] < 512
         if plain:
             return super().forward(x)
         weight = self.weight[:, :, None, None]

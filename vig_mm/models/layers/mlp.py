@@ -6,9 +6,13 @@ from torch import Tensor, nn
 
 from .linear import TokenLinear
 
+FLOAT16_MAX = torch.finfo(torch.float16).max
+
 
 class SwiGLU(nn.Module):
     """``w_out(silu(g) * u)`` with (g, u) the halves of ``w_in x``; no biases.
+
+    In float16 the product of g and u is kept inside its range.
 
     Args:
         channels: C.
@@ -27,4 +31,7 @@ class SwiGLU(nn.Module):
         """``[B, N, C]`` -> ``[B, N, C]``."""
         w_in, w_out = (getattr(self, name) for name in self.names)
         gate, up = w_in(x).chunk(2, dim=-1)
-        return w_out(F.silu(gate, inplace=not torch.is_grad_enabled()).mul_(up))
+        hidden = F.silu(gate, inplace=not torch.is_grad_enabled()).mul_(up)
+        if hidden.dtype == torch.float16:  # inf would be NaN behind w_out
+            hidden = F.hardtanh(hidden, -FLOAT16_MAX, FLOAT16_MAX, inplace=True)
+        return w_out(hidden)

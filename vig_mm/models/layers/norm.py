@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension: x / sqrt(mean(x^2) + eps) * weight.
 
-    The mean is taken in float32 for half-precision inputs.
+    Half-precision inputs are computed in float32, and only the result is rounded.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -24,14 +24,19 @@ class RMSNorm(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        return (x * scale.to(x.dtype)).mul_(self.weight.to(x.dtype))
+        return (x * scale).mul_(self.weight).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a map ``[B, C, h, w]``; free of copies when channels last."""
+    """LayerNorm over the channels of a map ``[B, C, h, w]``; free of copies when channels last.
+
+    The result has the dtype of the weight. So the residual stream that starts here is float32 under
+    autocast on every device; torch's own LayerNorm leaves it in half precision on a CPU.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1).to(self.weight.dtype)
+        return super().forward(x).permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from .linear import TokenLinear
 from .norm import RMSNorm
 
 GATE_RANK = 16
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class GatedLinearAttention2d(nn.Module):
@@ -64,10 +65,17 @@ class GatedLinearAttention2d(nn.Module):
         q, k, v = self.qkv_proj(local).split((channels // 2, channels // 2, channels), dim=-1)
         gate_f, gate_b = self.gk_proj(local).chunk(2, dim=-1)
         o = bidirectional_gla(
-            heads(q), heads(k), heads(v), heads(gate_f), heads(gate_b), backend=self.backend
+            heads(q),
+            heads(k),
+            heads(v),
+            heads(gate_f),
+            heads(gate_b),
+            backend=self.backend,
+            # beyond float16's range o would be inf, and NaN behind its norm
+            out_dtype=torch.float32 if v.dtype == torch.float16 else None,
         )
 
-        if o.is_cuda or self.backend == "triton":
+        def gated(local: Tensor, o: Tensor) -> Tensor:
             y = locality_gate(
                 o,
                 heads(local),
@@ -78,9 +86,14 @@ class GatedLinearAttention2d(nn.Module):
                 act=self.act,
                 backend=self.backend if self.backend in (None, "triton") else "torch",
             )
-            return self.o_proj(y.flatten(2))
+            return self.o_proj(y.flatten(2).to(local.dtype))
+
+        if o.is_cuda or self.backend == "triton":
+            return gated(local, o)
 
         def inject(local: Tensor, o: Tensor) -> Tensor:
+            if local.dtype in HALF_PRECISION:
+                return gated(local, o)  # float32 inside
             g = heads(torch.sigmoid(self.g_proj(local)))
             y = torch.lerp(self.l_norm(heads(local)), self.g_norm(o), g).flatten(2)
             return self.o_proj(F.silu(y, inplace=not torch.is_grad_enabled()) if self.act else y)
