@@ -5,9 +5,13 @@ import os
 import pytest
 import torch
 
+from vig_mm.engine.environment import tell_mmengine_of_forks
+
 if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it
     os.environ["TRITON_INTERPRET"] = "1"
+
+tell_mmengine_of_forks()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -87,7 +87,7 @@ def test_backbones_are_attributes() -> None:
 def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names in the wheel that is built from the source distribution of a copy of this tree."""
     tmp = tmp_path_factory.mktemp("wheel")
-    outside = {".git", ".venv", "data", "work_dirs", "build", "dist"}
+    outside = {".git", ".venv", ".venv-onedl", "data", "work_dirs", "build", "dist"}
     shutil.copytree(
         ROOT,
         tmp / "tree",
@@ -167,15 +167,27 @@ def test_index_lists_every_config_once() -> None:
     assert all(model["Name"] == Path(model["Config"]).stem for model in models)
 
 
-def test_every_requirement_is_pinned() -> None:
+@pytest.mark.parametrize(
+    ("line", "packages", "constraints"),
+    [("upstream", "mm.txt", "constraints.txt"), ("onedl", "onedl.txt", "constraints-onedl.txt")],
+)
+def test_every_requirement_is_pinned(line: str, packages: str, constraints: str) -> None:
     def names(file: str) -> set[str]:
         lines = (ROOT / "requirements" / file).read_text().splitlines()
         found = (re.match(r"[\w.-]+", line) for line in lines)
         return {match[0].lower().replace("_", "-") for match in found if match}
 
-    files = {path.name for path in (ROOT / "requirements").glob("*.txt")} - {"constraints.txt"}
-    wanted = set().union(*map(names, files))
-    assert wanted and wanted <= names("constraints.txt")
+    shared = {"build.txt", "core.txt", "mim.txt", "tests.txt", "tools.txt"}
+    pinned = names(constraints)
+    assert set().union(*map(names, shared | {packages})) <= pinned
+    assert ("onedl-mmcv" in pinned, "mmcv" in pinned) == (line == "onedl", line == "upstream")
+
+
+def test_install_page_shows_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from tested_versions import PAGE, page_with_table
+
+    assert PAGE.read_text() == page_with_table(), "python tools/tested_versions.py writes it"
 
 
 def run_setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -200,9 +212,24 @@ def test_setup_names_what_is_missing(tmp_path: Path) -> None:
     assert "something else than a virtual environment" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
-    result = run_setup("--vnev", new)
-    assert result.returncode == 2
-    assert "'--vnev'" in result.stderr
+    for wrong, named in ((("--vnev", new), "'--vnev'"), (("--line", "onedel"), "'onedel'")):
+        result = run_setup(*wrong)
+        assert result.returncode == 2
+        assert named in result.stderr
+
+
+@pytest.mark.parametrize(("line", "other"), [("upstream", "onedl-mmcv"), ("onedl", "mmcv")])
+def test_setup_does_not_mix_the_lines(tmp_path: Path, line: str, other: str) -> None:
+    venv = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    info = site / f"{other.replace('-', '_')}-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {other}\nVersion: 2.0\n")
+    result = run_setup("--line", line, "--venv", str(venv))
+    assert result.returncode == 1
+    assert f"holds packages of the other line: {other}\n" in result.stderr
+    assert not (venv / "setup.log").exists()
 
 
 def test_no_machine_path_and_no_registry_host_is_committed() -> None:

@@ -1,29 +1,47 @@
 #!/usr/bin/env bash
 # Makes one virtual environment with everything vig_mm needs, in the tested versions.
 #
-#   bash tools/setup_env.sh [--venv DIR]
+#   bash tools/setup_env.sh [--line upstream|onedl] [--venv DIR]
 #
-# DIR is $VIG_MM_VENV where that is set, else .venv in the repository; an environment that exists is
-# completed, not replaced. $VIG_MM_PYTHON names the Python that makes it. A run with nothing to do
-# returns at once. Everything pip and the compiler print goes to DIR/setup.log.
+# --line upstream (the default) takes OpenMMLab's own packages, --line onedl their maintained forks.
+# DIR is $VIG_MM_VENV where that is set, else .venv in the repository, with -onedl added for the forks;
+# an environment that exists is completed, not replaced. $VIG_MM_PYTHON names the Python that makes it.
+# A run with nothing to do returns at once. Everything pip and the compiler print goes to DIR/setup.log.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${VIG_MM_VENV:-$root/.venv}
+line=upstream
+venv=
 while (($#)); do
   case $1 in
+    --line) line=${2:?--line needs upstream or onedl}; shift 2 ;;
     --venv) venv=${2:?--venv needs a folder}; shift 2 ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) echo "setup_env.sh: unknown argument '$1' (only --venv DIR)" >&2; exit 2 ;;
+    *) echo "setup_env.sh: unknown argument '$1' (only --line, --venv)" >&2; exit 2 ;;
   esac
 done
+forks='onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain'
+originals='mmengine mmcv mmdet mmsegmentation mmpretrain'
+case $line in
+  upstream)
+    default_venv=${VIG_MM_VENV:-$root/.venv}
+    constraints=requirements/constraints.txt packages=requirements/mm.txt mmcv=mmcv
+    pythons='3.10, 3.11 or 3.12' other_line=$forks
+    ;;
+  onedl)
+    default_venv=${VIG_MM_VENV:-$root/.venv}-onedl
+    constraints=requirements/constraints-onedl.txt packages=requirements/onedl.txt mmcv=onedl-mmcv
+    pythons='3.11, 3.12 or 3.13' other_line=$originals
+    ;;
+  *) echo "setup_env.sh: unknown line '$line' (upstream or onedl)" >&2; exit 2 ;;
+esac
+venv=${venv:-$default_venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 cd "$root"
 py=$venv/bin/python
 log=$venv/setup.log
 stamp=$venv/.vig_mm-ready
 build_dir=$venv/build
-constraints=requirements/constraints.txt
 steps=7
 step_number=0
 child=
@@ -35,7 +53,10 @@ fail() { # fail WHAT WHAT-TO-DO
 }
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 pin() { sed -n "s/^\($1==[^ ;]*\).*/\1/p" "$constraints"; }
-supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; }
+supported() {
+  "$1" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1])' \
+    "$pythons" 2>/dev/null
+}
 
 stop_child() { [[ -z $child ]] || kill -- "-$child" 2>/dev/null || true; }
 trap stop_child EXIT
@@ -90,7 +111,7 @@ step() {
 # While mmcv compiles: how many of its source files are through. Nothing in any other step.
 progress() {
   local source total
-  for source in "$build_dir"/pip-*/mmcv_*/mmcv/ops/csrc/pytorch; do
+  for source in "$build_dir"/pip-*/*mmcv_*/mmcv/ops/csrc/pytorch; do
     [[ -d $source/cpu ]] || return 0
   done
   total=$(find "$source" "$source/cpu" -maxdepth 1 -name '*.cpp' | wc -l)
@@ -99,15 +120,23 @@ progress() {
 }
 with_cuda=
 
+installed() { # installed DISTRIBUTION...: those of them that the environment has
+  "$py" - "$@" <<'PY'
+import importlib.metadata, sys
+found = {dist.name.lower().replace("_", "-") for dist in importlib.metadata.distributions()}
+print(*(name for name in sys.argv[1:] if name in found))
+PY
+}
+
 has() { "$py" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
 
 make_venv() {
-  local python candidates=(python3 python3.12 python3.11 python3.10)
+  local python candidates=(python3 python3.13 python3.12 python3.11 python3.10)
   [[ -z ${VIG_MM_PYTHON:-} ]] || candidates=("$VIG_MM_PYTHON")
   for python in "${candidates[@]}" ''; do
     supported "$python" && break
   done
-  [[ -n $python ]] || fail "none of '${candidates[*]}' is Python 3.10, 3.11 or 3.12" \
+  [[ -n $python ]] || fail "none of '${candidates[*]}' is Python $pythons" \
     'apt-get install python3 python3-venv python3-dev, or set VIG_MM_PYTHON=/path/to/python'
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module" 'apt-get install python3-venv'
@@ -161,7 +190,13 @@ install_mmcv() { # install_mmcv PIP-OPTIONS...
   else
     export CUDA_VISIBLE_DEVICES=
   fi
-  pip_install --no-build-isolation --no-deps "$@" "$(pin mmcv)"
+  if [[ $line == onedl ]]; then
+    # Its torch needs C++20 and its setup.py asks for C++17: the option that comes last counts.
+    printf '#!/bin/sh\nexec %s "$@" -std=c++20\n' "${CXX:-g++}" >"$build_dir/cxx20"
+    chmod +x "$build_dir/cxx20"
+    export CXX=$build_dir/cxx20 NVCC_APPEND_FLAGS=-std=c++20
+  fi
+  pip_install --no-build-isolation --no-deps "$@" "$(pin "$mmcv")"
 }
 
 # OpenCV's ordinary wheel needs libGL, which servers and containers lack; the headless one does not.
@@ -184,8 +219,12 @@ import_all() { "$py" -c 'import mmdet, mmseg, mmpretrain, mmcv.ops, vig_mm.kerne
 
 [[ $(uname -s) == Linux ]] || fail "this is $(uname -s)" 'use Linux (on Windows: WSL 2)'
 "$py" -V >/dev/null 2>&1 || make_venv
-supported "$py" || fail "$py is $("$py" -V), not Python 3.10, 3.11 or 3.12" \
-  'name another folder with --venv (mmcv 2.1.0 does not install on 3.13)'
+# Both lines' packages have the same import names: in one environment they overwrite each other.
+strangers=$(installed $other_line)
+[[ -z $strangers ]] || fail "$venv holds packages of the other line: $strangers" \
+  "name another folder with --venv, or drop --venv and VIG_MM_VENV for the line's own"
+supported "$py" || fail "$py is $("$py" -V), not Python $pythons, as the line $line needs" \
+  'name another folder with --venv, and a Python with VIG_MM_PYTHON'
 exec 9>"$venv/.vig_mm-lock"
 flock -n 9 || { say "another setup of $venv is running: waiting for it"; flock 9; }
 
@@ -193,14 +232,15 @@ flock -n 9 || { say "another setup of $venv is running: waiting for it"; flock 9
 key=$({
   "$py" -V
   printf '%s\n' "$root" "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
-  cat requirements/*.txt setup.py tools/setup_env.sh
+  cat requirements/{build,core,tools,tests,mim}.txt "$packages" "$constraints" setup.py
+  cat tools/setup_env.sh
 } | sha256sum)
 if [[ $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
   say "environment: $venv is ready"
   exit 0
 fi
 
-say "environment: $venv ($("$py" -V), about 8 GB); log: $log"
+say "environment: $venv (line $line, $("$py" -V), about 8 GB); log: $log"
 : >"$log"
 # Everything on one disk (a small /tmp would not hold torch), and where progress() can look.
 rm -rf "$build_dir"
@@ -220,7 +260,7 @@ else
 fi
 step "mmcv ($note)" install_mmcv
 step 'mmengine, mmdet, mmsegmentation, mmpretrain, tools, tests' \
-  pip_install -r requirements/mm.txt -r requirements/tools.txt -r requirements/tests.txt \
+  pip_install -r "$packages" -r requirements/tools.txt -r requirements/tests.txt \
   -r requirements/mim.txt
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv

@@ -79,6 +79,39 @@ def test_everything_missing_is_one_message(installed):
     assert "MMCV_WITH_OPS=1" in str(error.value)
 
 
+def test_forks_are_completed_by_forks(installed):
+    installed({name: v for name, v in FORKS.items() if name != "onedl-mmdetection"})
+    with pytest.raises(RequirementError) as error:
+        require("mmdet")
+    assert "pip install 'vig-mm[onedl]'" in str(error.value)
+    assert "vig-mm[mm]" not in str(error.value)
+
+    installed(FORKS, operators=False)
+    with pytest.raises(RequirementError, match="onedl-mmcv 2.3.6 has no .*'onedl-mmcv==2.3.6'"):
+        require("mmseg")
+
+
+@pytest.mark.parametrize(
+    ("versions", "name"), [(UPSTREAM, "mmsegmentation"), (FORKS, "onedl-mmsegmentation")]
+)
+def test_mmengine_looks_for_what_is_installed(installed, monkeypatch, versions, name):
+    package_of = pytest.importorskip("mmengine.config.utils").MODULE2PACKAGE
+    monkeypatch.setitem(package_of, "mmseg", "mmsegmentation")
+    installed(versions)
+    environment.tell_mmengine_of_forks()
+    assert package_of["mmseg"] == name
+
+
+def test_mixed_lines(installed):
+    installed(FORKS | {"mmcv": "2.1.0"})
+    with pytest.raises(RequirementError) as error:
+        require("mmpretrain")
+    assert (
+        "upstream's packages (mmcv) and the forks (onedl-mmengine onedl-mmcv onedl-mmpretrain)"
+        in str(error.value)
+    )
+
+
 @pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
 def test_mmcv_too_new(installed, scope):
     installed(UPSTREAM | {"mmcv": "2.2.0"})

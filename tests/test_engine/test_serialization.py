@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("mmengine")
 
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint
 
 from vig_mm.engine.serialization import allow_mmengine_types
 
@@ -70,6 +71,16 @@ def test_numpy_1_names(checkpoint, tmp_path):
     legacy.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     log = torch.load(legacy, weights_only=True)["message_hub"]["log_scalars"]["train/loss"]
     assert log.mean() == 2.0
+
+
+def test_what_is_refused_is_not_loaded_unprotected(tmp_path):
+    """onedl-mmengine tries again without weights_only."""
+    written, path = tmp_path / "written", tmp_path / "evil.pth"
+    torch.save(dict(x=Runs(exec, f"open({str(written)!r}, 'w').close()")), path)
+    allow_mmengine_types()
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(torch.nn.Linear(1, 1), str(path))
+    assert not written.exists()
 
 
 def test_twice_is_once():

@@ -40,7 +40,8 @@ def test_logits_and_stages(name):
     for stage in getattr(model.backbone, "layers", []):
         stage.blocks[-1].register_forward_hook(lambda module, args, out: stages.append(out))
 
-    for dtype, bound in ((torch.float64, 1e-8), (torch.float32, 3e-5)):
+    # position embeddings are resized in float32 even here, and torch's versions round differently
+    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 3e-5)):
         model.to(dtype)
         for height, width in SIZES:
             stages.clear()
