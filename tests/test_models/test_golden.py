@@ -40,10 +40,12 @@ def test_logits_and_stages(name):
     for stage in getattr(model.backbone, "layers", []):
         stage.blocks[-1].register_forward_hook(lambda module, args, out: stages.append(out))
 
-    # position embeddings are resized in float32 even here, and torch's versions round differently
-    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 3e-5)):
+    for dtype, bound in ((torch.float64, 1e-8), (torch.float32, 3e-5)):
         model.to(dtype)
         for height, width in SIZES:
+            if "_h_" not in name and (height, width) != (224, 224):
+                # ViG resizes its position embedding in float32, as torch's version rounds it
+                bound = max(bound, 1e-6)
             stages.clear()
             with torch.no_grad():
                 logits = model(image((height, width)).to(dtype), mode="tensor")[0]
