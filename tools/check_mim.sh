@@ -61,11 +61,13 @@ mim() { "$py" -m mim "$@"; } # a `mim` of the environment below would look there
 pip() { "$py" -m pip "$@"; }
 
 # The environment below is seen through a .pth file. Those that lie in it are not read again, so its
-# editable vig_mm is out of sight.
+# editable vig_mm is out of sight; so would be setuptools' distutils, which Python 3.12 lacks.
+purelib() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 new_environment() {
   python -m venv --without-pip "$work/venv" &&
     python -c 'import site; print("\n".join(site.getsitepackages()))' \
-      >"$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth" &&
+      >"$(purelib "$py")/below.pth" &&
+    cp "$(purelib python)/distutils-precedence.pth" "$(purelib "$py")" &&
     pip install -r "$root/requirements/mim.txt"
 }
 

@@ -180,13 +180,9 @@ def test_opcheck_and_compile():
 
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
         expected, out = run(*leaves), compiled(*leaves)
-        assert torch.equal(out, expected)
-        for x, y in zip(
-            torch.autograd.grad(out, leaves, grad),
-            torch.autograd.grad(expected, leaves, grad),
-            strict=True,
-        ):
-            assert torch.equal(x, y)
+        gradients = [torch.autograd.grad(y, leaves, grad) for y in (out, expected)]
+        # torch 2.8 and 2.9 differ in the last place when they compile
+        torch.testing.assert_close((out, *gradients[0]), (expected, *gradients[1]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
