@@ -169,12 +169,16 @@ def test_cam_says_what_is_wrong(trained, tmp_path, run_tool, extra, message):
 # Of detectors and segmentors: real heads that know red from green
 
 
+def built(scope: str, model: dict) -> nn.Module:
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        return registry.build(ConfigDict(model)).eval()
+
+
 def planted_detector() -> nn.Module:
     """RetinaNet without a neck: an object in each cell, of class 0 where it is red, 1 if green."""
-    from mmdet.registry import MODELS as DETECTORS
-
-    model = DETECTORS.build(
-        ConfigDict(
+    model = built(
+        "mmdet",
+        dict(
             type="RetinaNet",
             backbone=dict(type=CornerBackbone),
             neck=None,
@@ -195,8 +199,8 @@ def planted_detector() -> nn.Module:
             test_cfg=dict(
                 nms_pre=100, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=99
             ),
-        )
-    ).eval()
+        ),
+    )
     head = model.bbox_head
     nn.init.zeros_(head.retina_cls.weight)
     nn.init.zeros_(head.retina_reg.weight)
@@ -208,18 +212,17 @@ def planted_detector() -> nn.Module:
 
 def planted_segmentor() -> nn.Module:
     """One 1x1 convolution: class 0 is red, class 1 green, class 2 all else."""
-    from mmseg.registry import MODELS as SEGMENTORS
-
     head = dict(type="FCNHead", num_convs=0, kernel_size=1, concat_input=False, dropout_ratio=0)
     sizes = dict(in_channels=3, channels=3, in_index=0, num_classes=3)
-    model = SEGMENTORS.build(
-        ConfigDict(
+    model = built(
+        "mmseg",
+        dict(
             type="EncoderDecoder",
             backbone=dict(type=CornerBackbone),
             decode_head=dict(head, **sizes),
             test_cfg=dict(mode="slide", crop_size=(32, 32), stride=(16, 16)),
-        )
-    ).eval()
+        ),
+    )
     conv = model.decode_head.conv_seg
     with torch.no_grad():
         conv.weight.copy_(torch.diag(torch.tensor([4.0, 4, 0]))[:, :, None, None])
@@ -306,8 +309,7 @@ def drawn(inside, kind: str):
             test_cfg=dict(everything, nms_pre=9999),
         )
     torch.manual_seed(0)
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        model = registry.build(model).eval()
+    model = built(scope, model)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     if kind == "segmentor":
