@@ -43,8 +43,9 @@ def test_logits_and_stages(name):
     for dtype, bound in ((torch.float64, 1e-8), (torch.float32, 3e-5)):
         model.to(dtype)
         for height, width in SIZES:
-            if "_h_" not in name and (height, width) != (224, 224):
-                # ViG resizes its position embedding in float32, as torch's version rounds it
+            resized = "_h_" not in name and (height, width) != (224, 224)
+            if resized and not torch.__version__.startswith("2.11."):
+                # its position embedding is resized in float32, which torch rounds as its version
                 bound = max(bound, 1e-6)
             stages.clear()
             with torch.no_grad():

@@ -72,21 +72,12 @@ class EigenMap(EigenCAM):
 class Reached(BaseCAM):
     """Before a method that needs gradients: where the score does not depend on the layer, 0."""
 
-    def get_cam_image(
-        self,
-        input_tensor: Tensor,
-        target_layer: nn.Module,
-        targets: list,
-        activations: np.ndarray,
-        grads: np.ndarray | None,
-        eigen_smooth: bool = False,
-    ) -> np.ndarray:
-        """``[B, C, h, w]`` -> ``[B, h, w]``."""
+    def get_cam_image(self, *args) -> np.ndarray:
+        """``[B, C, h, w]`` -> ``[B, h, w]``; the arguments are those of `EigenMap`."""
+        *_, activations, grads, _ = args
         if grads is None:
             return np.zeros((len(activations), *activations.shape[2:]), np.float32)
-        return super().get_cam_image(
-            input_tensor, target_layer, targets, activations, grads, eigen_smooth
-        )
+        return super().get_cam_image(*args)
 
 
 class GradMap(Reached, GradCAM):
