@@ -1,7 +1,7 @@
 """Train the built-in digits for thousands of iterations and see that memory does not grow.
 
 Every config is trained by tools/train.py in a process of its own, with its data workers, its
-checkpoints and four validations. Meanwhile the memory of that process and its workers is sampled
+checkpoints and ten validations. Meanwhile the memory of that process and its workers is sampled
 from outside, and the device's peaks are read from the training log. What counts is the median of
 the last fifth of the iterations against that of the second fifth; the first one is warm-up. Exit
 status 1: something grew by more than --limit, or a training failed.
@@ -44,6 +44,8 @@ CONFIGS = (
     "mmpretrain/vig-h-mini_digits.py",
 )
 LOG_INTERVAL = 5  # iterations between two lines of the log, which tell where the training is
+PLACES = dict(process="the training process", workers="its data workers", device="the device")
+VALIDATIONS = 10  # two of them in the warm-up
 PARTS = 5  # of a run; the second and the last one are compared
 MIN_SAMPLES = 5  # in each of the two
 MB = 2**20
@@ -112,22 +114,30 @@ def soak_config(path: Path, folder: Path, iters: int, options: dict) -> Path:
         images = len(DATASETS.build(cfg.train_dataloader.dataset))
         length = math.ceil(iters / math.ceil(images / cfg.train_dataloader.batch_size))
         loop.max_epochs = length
-    loop.val_interval = hooks.checkpoint.interval = max(length // 4, 1)
+    loop.val_interval = hooks.checkpoint.interval = max(length // VALIDATIONS, 1)
     target = folder / f"{cfg.default_scope}.py"
     cfg.dump(target)
     return target
 
 
-def host_memory(process: psutil.Process) -> float:
-    """MB of a process and its children; pages that several share count once where Linux tells."""
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            used = one.memory_full_info()
-        except psutil.NoSuchProcess:  # it ended just now
-            continue
-        total += getattr(used, "pss", used.rss)
-    return total / MB
+def own_memory(process: psutil.Process) -> float:
+    """MB of a process, without its files' pages, which the system may drop at any time.
+
+    Pages that it shares with others since a fork count fully: they are copied bit by bit, whenever
+    a reference count or the garbage collector touches them, which is no growth of either process.
+    Where Linux does not count that: resident pages.
+    """
+    try:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+        lines = rollup.read_text().splitlines()[1:] if rollup.exists() else []
+        used = process.memory_info().rss
+    except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):  # it ended just now
+        return 0.0
+    fields = dict(line.split(":") for line in lines)
+    if "Anonymous" in fields:
+        kinds = ("Anonymous", "Pss_Shmem")
+        used = sum(1024 * int(fields[kind].removesuffix("kB")) for kind in kinds)
+    return used / MB
 
 
 def log_lines(work_dir: Path) -> list[dict]:
@@ -139,8 +149,8 @@ def log_lines(work_dir: Path) -> list[dict]:
     return [line for line in lines if "loss" in line]
 
 
-def train(config: Path, folder: Path, interval: float) -> tuple[Samples, Samples]:
-    """Train in a process of its own; returns the samples of the host and of the device.
+def train(config: Path, folder: Path, interval: float) -> dict[str, Samples]:
+    """Train in a process of its own; returns the samples of each of `PLACES`.
 
     Raises:
         UsageError: the training failed.
@@ -148,7 +158,7 @@ def train(config: Path, folder: Path, interval: float) -> tuple[Samples, Samples
     work_dir, log = folder / config.stem, folder / f"{config.stem}.log"
     shutil.rmtree(work_dir, ignore_errors=True)
     command = [sys.executable, ROOT / "tools/train.py", config.name, "--work-dir", work_dir.name]
-    host: Samples = []
+    samples: dict[str, Samples] = {place: [] for place in PLACES}
     with log.open("w") as output:
         started = subprocess.Popen(
             list(map(str, command)), cwd=folder, stdout=output, stderr=subprocess.STDOUT
@@ -158,14 +168,18 @@ def train(config: Path, folder: Path, interval: float) -> tuple[Samples, Samples
             while started.poll() is None:
                 lines = log_lines(work_dir)
                 if lines:
-                    host.append((lines[-1]["step"], host_memory(process)))
+                    step, children = lines[-1]["step"], process.children(recursive=True)
+                    samples["process"].append((step, own_memory(process)))
+                    samples["workers"].append((step, sum(map(own_memory, children))))
                 time.sleep(interval)
         finally:
             started.kill()
     if started.returncode:
         raise UsageError(f"the training failed: {log.read_text().strip().splitlines()[-1]} ({log})")
-    device = [(line["step"], line["memory"]) for line in log_lines(work_dir) if "memory" in line]
-    return host, device
+    samples["device"] = [
+        (line["step"], line["memory"]) for line in log_lines(work_dir) if "memory" in line
+    ]
+    return samples
 
 
 def growth(samples: Samples, iters: int) -> dict[str, float]:
@@ -193,8 +207,8 @@ def soak(config: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Train one config in the current folder and compare."""
     written = soak_config(config, Path.cwd(), args.iters, args.cfg_options)
     began = time.monotonic()
-    host, device = train(written, Path.cwd(), args.interval)
-    last = host[-1][0] if host else 0
+    samples = train(written, Path.cwd(), args.interval)
+    last = max((step for step, _ in samples["process"]), default=0)
     result = dict(
         config=config.name,
         task=written.stem,
@@ -204,11 +218,13 @@ def soak(config: Path, args: argparse.Namespace) -> dict[str, Any]:
         python=platform.python_version(),
         torch=torch.__version__,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        host=growth(host, last),
+        memory={place: growth(found, last) for place, found in samples.items() if found},
     )
-    if device:
-        result["device"] = growth(device, last)
-    return dict(result, samples=[(step, round(used, 1)) for step, used in host])
+    rounded = {
+        place: [(step, round(used, 1)) for step, used in samples[place]]
+        for place in ("process", "workers")
+    }
+    return dict(result, samples=rounded)
 
 
 def table(results: Sequence[dict]) -> str:
@@ -218,24 +234,23 @@ def table(results: Sequence[dict]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for result in results:
-        for where in ("host", "device"):
-            if where in result:
-                use = result[where]
-                lines.append(
-                    f"| {result['config']} | {result['iterations']} | {where} | "
-                    f"{use['start']:.0f} | {use['end']:.0f} | {use['growth']:+.2f} % |"
-                )
+        for place, use in result["memory"].items():
+            lines.append(
+                f"| {result['config']} | {result['iterations']} | {PLACES[place]} | "
+                f"{use['start']:.0f} | {use['end']:.0f} | {use['growth']:+.2f} % |"
+            )
     return "\n".join(lines)
 
 
 PAGE = """# Memory of long trainings
 
 Written by `tools/soak.py`. Each of the configs below was trained on the built-in digits by
-`tools/train.py`, with two data workers, checkpoints and four validations. Host memory is that of
-the process and its workers, sampled every few seconds; pages that they share count once. Device
-memory is the peak that mmengine logs. "After warm-up" is the median over the second fifth of the
-iterations, "at the end" that over the last fifth; more than {limit:g} % between them would be an
-error.
+`tools/train.py`, with two data workers, checkpoints and ten validations. The memory of a process is
+sampled every few seconds: all but the pages of files (libraries, images), which the system may drop
+at any time. A worker starts as a copy of the training process, so the pages that they still share
+count for each. Device memory is the peak that mmengine logs. "After warm-up" is the median over the
+second fifth of the iterations, "at the end" that over the last fifth; more than {limit:g} % between
+them would be an error.
 
 {table}
 
@@ -275,10 +290,10 @@ def main() -> None:
     if out is not None:
         write(results, out, args.limit)
     grown = [
-        f"{result['config']} ({where})"
+        f"{result['config']} ({PLACES[place]})"
         for result in results
-        for where in ("host", "device")
-        if where in result and result[where]["growth"] > args.limit
+        for place, use in result["memory"].items()
+        if use["growth"] > args.limit
     ]
     if grown:
         sys.exit(f"memory grew by more than {args.limit:g} %: {', '.join(grown)}")

@@ -11,6 +11,7 @@ pytest.importorskip("mmcv")
 pytest.importorskip("mmpretrain")
 pytest.importorskip("psutil")
 
+import psutil
 from mmengine.config import Config
 from tool_runs import ROOT
 
@@ -27,11 +28,45 @@ def test_a_short_soak(run_tool, tmp_path):
     printed = run_tool("soak", CONFIG, *options, "--out", "soak.json", cwd=tmp_path)
     (result,) = json.loads((tmp_path / "soak.json").read_text())
     assert result["task"] == "mmpretrain" and 60 <= result["iterations"] <= 65
-    assert result["host"]["growth"] < 20
-    assert 100 < result["host"]["start"] < 20_000
-    steps = [step for step, _ in result["samples"]]
-    assert steps == sorted(steps) and steps[0] <= 20
-    assert f"| {CONFIG.name} | {result['iterations']} | host |" in printed
+    for place in ("process", "workers"):
+        assert result["memory"][place]["growth"] < 20
+        assert 50 < result["memory"][place]["start"] < 20_000
+        steps = [step for step, _ in result["samples"][place]]
+        assert steps == sorted(steps) and steps[0] <= 20
+    assert f"| {CONFIG.name} | {result['iterations']} | the training process |" in printed
+
+
+def test_shared_pages_count_in_both(load_tool):
+    """Pages that a child writes to and so gets for itself are no growth."""
+    soak = load_tool("soak")
+    code = """
+import os, sys
+filled = bytearray(b"x" * 200_000_000)
+if not os.fork():
+    for step in sys.stdin:
+        if step.strip() == "write":
+            filled[:] = bytes(len(filled))
+        elif step.strip() == "grow":
+            more = bytearray(b"y" * 100_000_000)
+        print(step, end="", flush=True)
+    os._exit(0)
+print("ready", flush=True)
+os.wait()
+"""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
+        parent.stdout.readline()
+        (child,) = psutil.Process(parent.pid).children()
+        used = []
+        for step in ("nothing", "write", "grow"):
+            print(step, file=parent.stdin, flush=True)
+            assert parent.stdout.readline().strip() == step
+            used.append(soak.own_memory(child))
+        parent.stdin.close()
+    assert used[0] > 190
+    assert abs(used[1] - used[0]) < 5  # a leak of 20 MB would not be lost in this
+    assert 90 < used[2] - used[1] < 110
+    assert soak.own_memory(child) == 0  # it ended
 
 
 def test_growth(load_tool):
@@ -57,25 +92,26 @@ def test_growth_beyond_the_limit_fails(load_tool, tmp_path, monkeypatch):
         torch="2",
         python="3",
         options={},
-        host=dict(start=1.0, end=2.0, growth=100.0),
+        memory=dict(process=dict(start=1.0, end=2.0, growth=100.0)),
     )
     monkeypatch.setattr(soak, "soak", lambda config, args: dict(result, config=config.name))
     monkeypatch.setattr(soak, "make_digits", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.py").touch()
     monkeypatch.setattr(sys, "argv", ["soak.py", "a.py", "--out", "out.json"])
-    with pytest.raises(SystemExit, match=r"grew by more than 2 %: a.py \(host\)"):
+    with pytest.raises(SystemExit, match=r"than 2 %: a.py \(the training process\)"):
         soak.main()
-    assert "| a.py | 9 | host | 1 | 2 | +100.00 % |" in (tmp_path / "out.md").read_text()
+    page = (tmp_path / "out.md").read_text()
+    assert "| a.py | 9 | the training process | 1 | 2 | +100.00 % |" in page
 
     # what another config gave stays in the file; what shrinks or stays is fine
-    result["host"] = dict(start=2.0, end=1.0, growth=-50.0)
+    result["memory"]["process"] = dict(start=2.0, end=1.0, growth=-50.0)
     (tmp_path / "b.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["soak.py", "b.py", "--out", "out.json"])
     soak.main()
     both = json.loads((tmp_path / "out.json").read_text())
-    assert [(one["config"], one["host"]["growth"]) for one in both] == [
+    assert [(one["config"], one["memory"]["process"]["growth"]) for one in both] == [
         ("a.py", 100),
         ("b.py", -50),
     ]
