@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import os
 import resource
 import sys
 import time
@@ -20,6 +21,7 @@ from gpu import Gpu  # noqa: E402
 
 Run = Callable[[], object]
 MIN_RUNS, MAX_RUNS = 3, 15
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # to the profiler a missing GPU is an error
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 
 
