@@ -110,3 +110,11 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
     capsys.readouterr()
     tool.main()
     assert "8 x 4 = 32" in capsys.readouterr().out
+
+    # what failed is measured again
+    data = json.loads(out.read_text())
+    data["measured"][MINI.stem]["missing"] = "out of memory"
+    out.write_text(json.dumps(data))
+    monkeypatch.setattr(tool, "measure", lambda *_: found)
+    tool.main()
+    assert "missing" not in json.loads(out.read_text())["measured"][MINI.stem]

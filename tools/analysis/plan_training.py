@@ -17,8 +17,8 @@ The step is measured: on the CPU, in float32, with the chunked operator, at the 
 crop, with random images. Measured are small batches (--batches); more images are taken to need as
 much each as the last one measured, or after a single measurement as the images of that one. It is no
 reading of a GPU: the Triton operator needs less, mixed precision too; the CUDA context, NCCL and
-fragmentation come on top. Measurements are kept in --out and used again; delete the file to repeat
-them.
+fragmentation come on top. Measurements are kept in --out and used again, those that failed are
+repeated; delete the file to repeat all.
 """  # noqa: E501
 
 # ruff: noqa: E402
@@ -282,7 +282,8 @@ def main() -> None:
     plans = []
     for path in args.configs:
         size = tuple(args.size or training_size(Config.fromfile(path)))
-        if measured.get(path.stem, {}).get("size") != list(size):
+        found = measured.get(path.stem, {})
+        if found.get("size") != list(size) or "missing" in found:
             print(f"measuring {path.stem} at {size[0]}x{size[1]} ...", flush=True)
             measured[path.stem] = measure(path, size, sorted(set(args.batches)))
             about = machine()
