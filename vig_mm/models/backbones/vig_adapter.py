@@ -135,7 +135,7 @@ class ViGAdapter(ViG):
         """Images ``[B, 3, H, W]`` -> maps ``[B, C, ceil(H / s), ceil(W / s)]``, s = 4 ... 32."""
         self.check_image(x)
         height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
+        x = F.pad(x, (0, _rest(width), 0, _rest(height)))
         finest, pyramid = self.adapter.start(x)
         x, hw = self.embed(x)
         geometry = Geometry.of(hw, x)
@@ -147,3 +147,8 @@ class ViGAdapter(ViG):
             for extractor in interaction.extractors:
                 pyramid = self.run_block(extractor, pyramid, x, geometry)
         return self.adapter.outputs(finest, pyramid, x, geometry, (height, width))
+
+
+def _rest(size: int) -> int:
+    """Pixels up to the next multiple of the stride; inductor does not know ``-size % STRIDE``."""
+    return (size + STRIDE - 1) // STRIDE * STRIDE - size
