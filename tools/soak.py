@@ -49,6 +49,9 @@ VALIDATIONS = 10  # two of them in the warm-up
 PARTS = 5  # of a run; the second and the last one are compared
 MIN_SAMPLES = 5  # in each of the two
 MB = 2**20
+# glibc keeps freed blocks for later, of up to 32 MB, in a heap that grows with every new mixture of
+# sizes. These make it return them, so that what is left is what the training holds.
+RETURN_FREED = dict(MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")
 
 Samples = list[tuple[int, float]]
 """Pairs of an iteration and MB in use then."""
@@ -161,7 +164,11 @@ def train(config: Path, folder: Path, interval: float) -> dict[str, Samples]:
     samples: dict[str, Samples] = {place: [] for place in PLACES}
     with log.open("w") as output:
         started = subprocess.Popen(
-            list(map(str, command)), cwd=folder, stdout=output, stderr=subprocess.STDOUT
+            list(map(str, command)),
+            cwd=folder,
+            env=RETURN_FREED | os.environ,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
             process = psutil.Process(started.pid)
@@ -248,9 +255,10 @@ Written by `tools/soak.py`. Each of the configs below was trained on the built-i
 `tools/train.py`, with two data workers, checkpoints and ten validations. The memory of a process is
 sampled every few seconds: all but the pages of files (libraries, images), which the system may drop
 at any time. A worker starts as a copy of the training process, so the pages that they still share
-count for each. Device memory is the peak that mmengine logs. "After warm-up" is the median over the
-second fifth of the iterations, "at the end" that over the last fifth; more than {limit:g} % between
-them would be an error.
+count for each. glibc is told to return freed memory ({settings}), which
+it else keeps for later: what is left is in use. Device memory is the peak that mmengine logs.
+"After warm-up" is the median over the second fifth of the iterations, "at the end" that over the
+last fifth; more than {limit:g} % between them would be an error.
 
 {table}
 
@@ -273,7 +281,8 @@ def write(results: Sequence[dict], out: Path, limit: float) -> None:
         + "".join(f", `{key}={value}`" for key, value in one["options"].items())
         for one in merged
     ]
-    page = PAGE.format(limit=limit, table=table(merged), runs="\n".join(runs))
+    settings = " ".join(f"`{key}={value}`" for key, value in RETURN_FREED.items())
+    page = PAGE.format(settings=settings, limit=limit, table=table(merged), runs="\n".join(runs))
     out.with_suffix(".md").write_text(page)
 
 
