@@ -58,8 +58,8 @@ def names_of_operators(path):
 
 
 class Operator(nn.Module):
-    def forward(self, *inputs):
-        return bidirectional_gla(*inputs)
+    def forward(self, q, k, v, gate_f, gate_b):  # torch 2.9 cannot export *inputs
+        return bidirectional_gla(q, k, v, gate_f, gate_b)
 
 
 def gla_inputs(tokens, batch=2, gate_scale=3.0, gate_shift=0.0):
@@ -73,7 +73,7 @@ def gla_inputs(tokens, batch=2, gate_scale=3.0, gate_shift=0.0):
 def operator_session(tmp_path_factory):
     path = tmp_path_factory.mktemp("operator") / "operator.onnx"
     auto = torch.export.Dim.AUTO
-    shapes = (tuple({0: auto, 1: auto} for _ in range(5)),)
+    shapes = tuple({0: auto, 1: auto} for _ in range(5))
     program = torch.export.export(Operator(), tuple(gla_inputs(5)), dynamic_shapes=shapes)
     options = dict(dynamo=True, verbose=False, custom_translation_table=TRANSLATIONS)
     torch.onnx.export(program, **options).save(path)
