@@ -264,10 +264,6 @@ last fifth; more than {limit:g} % between them would be an error.
 
 {runs}
 
-In small models what is left of a rise is mostly text: for every checkpoint mmengine formats the
-config anew, and the syntax trees, about 1.6 MB, stay until Python's garbage collector comes round,
-after ten checkpoints or so. Then it is flat: over 120 epochs of one short classifier run, too.
-
 Again, for all three tasks: `python tools/soak.py --iters 2000 --out work_dirs/soak.json`
 """
 

@@ -4,6 +4,7 @@ mmengine 0.10.7 removes the oldest checkpoint before it writes the new one, and 
 final name: a full disk or a kill at that moment leaves half a file, which `--resume` then takes.
 """
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint(self, runner: Any) -> None:
         super()._save_checkpoint(_Whole(runner, self) if self._local else runner)
+        gc.collect()  # mmengine formats the config every time, and leaves megabytes of cycles
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
         if not self._local:
