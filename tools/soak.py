@@ -294,10 +294,12 @@ def main() -> None:
     os.chdir(args.work_dir)  # where the configs find data/digits
     sizes = dict(coco_size=(96, 128), ade_size=(128, 128), imagenet_size=(64, 64))
     make_digits(Path("data/digits"), coco=(100, 10), ade=(100, 10), imagenet=(40, 4), **sizes)
-    results = [soak(config, args) for config in configs]
+    results = []
+    for config in configs:
+        results.append(soak(config, args))
+        if out is not None:  # after each: a later one may fail
+            write(results, out, args.limit)
     print(table(results))
-    if out is not None:
-        write(results, out, args.limit)
     grown = [
         f"{result['config']} ({PLACES[place]})"
         for result in results
