@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-GPU = "cuda"  # device type the kernels run on, ROCm's as well
+GPU = "cuda"  # device type the kernels run on
 MAX_WIDTH = 128
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)  # what Triton supports
@@ -45,6 +45,8 @@ def choose_backend(
         return plain, None
     if not TRITON_INSTALLED:
         return plain, "the package triton is not installed (pip install triton)"
+    if torch.version.hip is not None:
+        return plain, "they have not been made for AMD GPUs, some of which lack tf32"
     if capability is not None and capability < MIN_CAPABILITY:
         found, needed = (".".join(map(str, version)) for version in (capability, MIN_CAPABILITY))
         return plain, f"the GPU has compute capability {found}, Triton needs {needed}"

@@ -26,12 +26,13 @@ from .tile import (
     ACC,
     dlogit,
     dot,
-    level,
-    load_log_gate,
+    load_raw,
     load_state,
     load_tile,
+    log_gate,
     own_factors,
     place,
+    right_half,
     store_tile,
     widen,
 )
@@ -162,7 +163,6 @@ def gradient_kernel(
 
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
-    diagonal = rows[:, None] == rows[None, :]
     g = load_tile(do, rows, cols_v, do_t, do_d, left, V) * scale
     vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
     da_diagonal = (2.0 * tl.sum(g * vs, axis=1))[:, None]
@@ -174,24 +174,34 @@ def gradient_kernel(
     dvs = tl.zeros((C, VP), dtype=ACC)
     for key_block in range(0, KP // BK):
         cols_k = key_block * BK + tl.arange(0, BK)
-        qs = load_tile(q, rows, cols_k, q_t, q_d, left, K)
-        ks = load_tile(k, rows, cols_k, k_t, k_d, left, K)
-        # read again at the end instead of being kept in registers
-        log_f = load_log_gate(gate_f, rows, cols_k, gf_t, gf_d, left, K, AGAIN=True)
-        log_b = load_log_gate(gate_b, rows, cols_k, gb_t, gb_d, left, K, AGAIN=True)
+        # all in flight before the first is used; the gates are read again at the end instead of
+        # being kept in registers
+        qs = load_raw(q, rows, cols_k, q_t, q_d, left, K)
+        ks = load_raw(k, rows, cols_k, k_t, k_d, left, K)
+        logit_f = load_raw(gate_f, rows, cols_k, gf_t, gf_d, left, K, AGAIN=True)
+        logit_b = load_raw(gate_b, rows, cols_k, gb_t, gb_d, left, K, AGAIN=True)
+        qs, ks = qs.to(ACC), ks.to(ACC)
+        log_f = log_gate(logit_f, rows, left)
+        log_b = log_gate(logit_b, rows, left)
         decay_f = tl.exp2(tl.sum(log_f, axis=0))
         decay_b = tl.exp2(tl.sum(log_b, axis=0))
         prefix_f, suffix_f, prefix_b, suffix_b = own_factors(log_f, log_b)
-        a_t += tl.where(diagonal, (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0)
+        pairs = tl.where(
+            rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0
+        )
         dqs, dks = da_diagonal * ks, da_diagonal * qs
         u_f = tl.zeros((C, BK), dtype=ACC)
         u_b = tl.zeros((C, BK), dtype=ACC)
         for i in range(0, LEVELS):
-            mask, right = level(rows, i)
+            right = right_half(rows, i)
             q_factor = tl.where(right, prefix_f, suffix_b)
             k_factor = tl.where(right, prefix_b, suffix_f)
             ql, kl = (qs * q_factor).to(DOT), (ks * k_factor).to(DOT)
-            a_t += tl.where(mask, dot(kl, tl.trans(ql)), 0.0)
+            # right for the pairs of this level; those of higher levels overwrite the others
+            shifted = rows >> i
+            higher = shifted[:, None] != shifted[None, :]
+            pairs = tl.where(higher, dot(kl, tl.trans(ql)), pairs)
+            mask = (shifted[:, None] ^ shifted[None, :]) == 1
             zero = tl.zeros((C, C), dtype=DOT)
             dql = dot(tl.where(mask, da, zero), kl)
             dkl = dot(tl.where(mask, da_t, zero), ql)
@@ -202,6 +212,7 @@ def gradient_kernel(
             u_b += tl.where(right, uk, uq)
             prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
             prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
+        a_t += pairs
         passed_f = tl.zeros((BK,), dtype=ACC)
         passed_b = tl.zeros((BK,), dtype=ACC)
         if STATES:

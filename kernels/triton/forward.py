@@ -11,12 +11,13 @@ import triton.language as tl
 from .tile import (
     ACC,
     dot,
-    level,
-    load_log_gate,
+    load_raw,
     load_state,
     load_tile,
+    log_gate,
     own_factors,
     place,
+    right_half,
     store_tile,
     widen,
 )
@@ -93,19 +94,29 @@ def output_kernel(
     o = tl.zeros((C, VP), dtype=ACC)
     for key_block in range(0, KP // BK):
         cols_k = key_block * BK + tl.arange(0, BK)
-        qs = load_tile(q, rows, cols_k, q_t, q_d, left, K)
-        ks = load_tile(k, rows, cols_k, k_t, k_d, left, K)
-        log_f = load_log_gate(gate_f, rows, cols_k, gf_t, gf_d, left, K)
-        log_b = load_log_gate(gate_b, rows, cols_k, gb_t, gb_d, left, K)
+        # all in flight before the first is used
+        qs = load_raw(q, rows, cols_k, q_t, q_d, left, K)
+        ks = load_raw(k, rows, cols_k, k_t, k_d, left, K)
+        logit_f = load_raw(gate_f, rows, cols_k, gf_t, gf_d, left, K)
+        logit_b = load_raw(gate_b, rows, cols_k, gb_t, gb_d, left, K)
+        qs, ks = qs.to(ACC), ks.to(ACC)
+        log_f = log_gate(logit_f, rows, left)
+        log_b = log_gate(logit_b, rows, left)
         prefix_f, suffix_f, prefix_b, suffix_b = own_factors(log_f, log_b)
-        a += tl.where(rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0)
+        pairs = tl.where(
+            rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0
+        )
         for i in range(0, LEVELS):
-            mask, right = level(rows, i)
+            right = right_half(rows, i)
             ql = (qs * tl.where(right, prefix_f, suffix_b)).to(DOT)
             kl = (ks * tl.where(right, prefix_b, suffix_f)).to(DOT)
-            a += tl.where(mask, dot(ql, tl.trans(kl)), 0.0)
+            # right for the pairs of this level; those of higher levels overwrite the others
+            shifted = rows >> i
+            higher = shifted[:, None] != shifted[None, :]
+            pairs = tl.where(higher, dot(ql, tl.trans(kl)), pairs)
             prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
             prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
+        a += pairs
         if STATES:
             segment = m // per_segment
             s_f = load_state(

@@ -41,23 +41,38 @@ def device_of(x: Tensor) -> AbstractContextManager:
     return torch.cuda.device_of(x)
 
 
+# Triton's own are wrapped for use in kernels and cost 2 us a call.
+def cdiv(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def power_of_2(x: int) -> int:
+    """The next power of 2, at least 16 as in a product of Triton."""
+    return max(16, 1 << (x - 1).bit_length())
+
+
+def largest_chunk(v: Tensor) -> int:
+    """The backward kernel's tiles have to fit the 99 KB of GPUs such as the L40 and RTX 4090."""
+    return CHUNK // 2 if v.element_size() == 4 and v.shape[-1] > 64 else CHUNK
+
+
 def make_plan(q: Tensor, v: Tensor, segments: int | None = None) -> Plan:
     """Chunk, paddings and segments from the shapes alone; ``segments`` forces about so many."""
     batch, num_tokens, heads, width = q.shape
-    chunk = min(CHUNK, max(16, triton.next_power_of_2(num_tokens)))
-    chunks = triton.cdiv(num_tokens, chunk)
+    chunk = min(largest_chunk(v), power_of_2(num_tokens))
+    chunks = cdiv(num_tokens, chunk)
     if segments is None:
-        segments = triton.cdiv(MIN_PROGRAMS, 2 * batch * heads)
-    per_segment = triton.cdiv(chunks, min(max(segments, 1), chunks))
-    padded = max(16, triton.next_power_of_2(width))
+        segments = cdiv(MIN_PROGRAMS, 2 * batch * heads)
+    per_segment = cdiv(chunks, min(max(segments, 1), chunks))
+    padded = power_of_2(width)
     return Plan(
         C=chunk,
         M=chunks,
         KP=padded,
-        VP=max(16, triton.next_power_of_2(v.shape[-1])),
+        VP=power_of_2(v.shape[-1]),
         BK=min(padded, KEY_BLOCK),
         per_segment=per_segment,
-        segments=triton.cdiv(chunks, per_segment),
+        segments=cdiv(chunks, per_segment),
     )
 
 
@@ -77,12 +92,15 @@ def options(kernel: str, plan: Plan) -> dict[str, int]:
 
     Chosen so that the first two spill no registers on sm_80 and sm_90 (tests compile them all).
     """
+    wide = plan.VP > 64
     if kernel == "gradient":
-        return {"num_warps": 8 if plan.C == CHUNK else 4, "num_stages": 1}
-    if plan.C < CHUNK:
+        # maxnreg: all that a thread can have; else ptxas takes 32 for the widest on sm_80
+        warps = 8 if plan.C == CHUNK or wide else 4
+        return {"num_warps": warps, "num_stages": 1, "maxnreg": 255}
+    if plan.C < CHUNK and not wide:
         return {"num_warps": 2, "num_stages": 1}
     # only the state kernel has loads in a loop to fetch ahead
-    return {"num_warps": 4 if plan.VP <= 64 else 8, "num_stages": 2 if kernel == "state" else 1}
+    return {"num_warps": 8 if wide else 4, "num_stages": 2 if kernel == "state" else 1}
 
 
 class _States(NamedTuple):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import SCRATCH, device_of
+from .launch import SCRATCH, cdiv, device_of, power_of_2
 from .tile import ACC, load_tile, place, sigmoids, store_tile
 
 TILE = 2048  # entries of an instance's tile
@@ -161,10 +161,10 @@ def blend_gradient_kernel(
 def _sizes(o: Tensor) -> tuple[tuple[int], dict]:
     """Grid and constants of both kernels."""
     batch, num_tokens, heads, width = o.shape
-    padded = max(16, triton.next_power_of_2(width))
-    rows = min(TILE // padded, triton.next_power_of_2(num_tokens))
+    padded = power_of_2(width)
+    rows = min(TILE // padded, power_of_2(num_tokens))
     warps = max(rows * padded // (32 * PER_THREAD), 1)
-    grid = (batch * triton.cdiv(num_tokens, rows) * heads,)
+    grid = (batch * cdiv(num_tokens, rows) * heads,)
     return grid, dict(R=rows, DP=padded, num_warps=warps, num_stages=1)
 
 

@@ -12,7 +12,7 @@ leaves it. A long sequence is cut into segments that are summed up at the same t
 import triton
 import triton.language as tl
 
-from .tile import ACC, dot, load_log_gate, load_tile
+from .tile import ACC, dot, load_raw, log_gate
 
 
 @triton.jit(do_not_specialize=["T", "M", "per_segment"])
@@ -99,24 +99,25 @@ def state_kernel(
             tl.store(decays + slot * KP + cols_k, log_decay)
         start = m.to(tl.int64) * C
         left = T - m * C
-        log_gate = load_log_gate(gate + start * gate_t, rows, cols_k, gate_t, gate_d, left, K)
-        chunk_decay = tl.sum(log_gate, axis=0)
+        logit = load_raw(gate + start * gate_t, rows, cols_k, gate_t, gate_d, left, K)
+        xs = load_raw(x + start * x_t, rows, cols_k, x_t, x_d, left, K)
+        ys = load_raw(y + start * y_t, rows, cols_v, y_t, y_d, left, V)
+        logs = log_gate(logit, rows, left)
+        chunk_decay = tl.sum(logs, axis=0)
         if not GRAD:
             # A token's own gate acts before it is added: sum up its neighbours'. Subtracting the
             # own one from the sum would cost the digits of the others where it is large.
             neighbour = rows + (1 if left_to_right else -1)
             exists = (neighbour >= 0) & (neighbour < C)
-            index = tl.broadcast_to(tl.where(exists, neighbour, rows)[:, None], log_gate.shape)
-            log_gate = tl.where(exists[:, None], tl.gather(log_gate, index, 0), 0.0)
+            index = tl.broadcast_to(tl.where(exists, neighbour, rows)[:, None], logs.shape)
+            logs = tl.where(exists[:, None], tl.gather(logs, index, 0), 0.0)
         if left_to_right:
-            decay = tl.cumsum(log_gate, axis=0, reverse=True)
+            decay = tl.cumsum(logs, axis=0, reverse=True)
         else:
-            decay = tl.cumsum(log_gate, axis=0)
-        xs = load_tile(x + start * x_t, rows, cols_k, x_t, x_d, left, K)
-        ys = load_tile(y + start * y_t, rows, cols_v, y_t, y_d, left, V)
-        xs = (xs * tl.exp2(decay)).to(DOT)
+            decay = tl.cumsum(logs, axis=0)
+        xs = (xs.to(ACC) * tl.exp2(decay)).to(DOT)
         if GRAD:
-            ys *= scale
+            ys = ys.to(ACC) * scale
         local = dot(tl.trans(xs), ys.to(DOT))
         state = state * tl.exp2(chunk_decay)[:, None] + local
         log_decay += chunk_decay
@@ -145,7 +146,8 @@ def segment_kernel(
     left_to_right = (direction == 1) == GRAD
     first = (direction * tl.num_programs(0) + bh) * segments
     state = tl.zeros((BK, VP), dtype=ACC)
-    for i in range(0, segments):
+    # loads ahead: the slots differ, so what is stored is never what is loaded next
+    for i in tl.range(0, segments, num_stages=4):
         slot = first + (i if left_to_right else segments - 1 - i)
         pointers = ends + slot * KP * VP + inside
         end = tl.load(pointers)

@@ -26,17 +26,20 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 NORMALIZER = tl.constexpr(16.0)  # GATE_LOGIT_NORMALIZER of the reference
 ACC = tl.constexpr(tl.float32)  # type of sums and states; a test makes it float64
+SERIES_TERMS = tl.constexpr(5)  # of log(1 + x), to float32's precision where x is below ...
+SERIES_BELOW = tl.constexpr(1 / 16)
 
 
 @triton.jit
 def log2_alpha(logit):
     """log2(alpha) = log2(sigmoid(logit)) / 16 in float32, also where alpha is nearly 1."""
     small = tl.exp2(-tl.abs(logit) * LOG2_E)
-    rounded = 1.0 + small
-    # log(1 + x) = log(u) x / (u - 1) with u = 1 + x rounded: the rounding error cancels
-    step = tl.where(rounded == 1.0, 1.0, rounded - 1.0)
-    log1p = tl.where(rounded == 1.0, small * LOG2_E, tl.log2(rounded) * (small / step))
-    return (tl.minimum(logit, 0.0) * LOG2_E - log1p) / NORMALIZER
+    # log(1 + x), where 1 + x would lose the digits of x by its series; no division, which is slow
+    series = 1.0 / SERIES_TERMS
+    for i in tl.static_range(SERIES_TERMS - 1, 0, -1):
+        series = 1.0 / i - small * series
+    log1p = tl.where(small < SERIES_BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
+    return (tl.minimum(logit, 0.0) * LOG2_E - log1p) * (1.0 / NORMALIZER)
 
 
 @triton.jit
@@ -65,26 +68,28 @@ def place(blocks, H):
 
 
 @triton.jit
-def load_tile(
+def load_raw(
     base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN: tl.constexpr = False
 ):
-    """``[rows, cols]`` in float32, zero outside the tensor. ``AGAIN``: read again later."""
+    """``[rows, cols]`` as stored, zero outside the tensor. ``AGAIN``: read again later."""
     mask = (rows < valid_rows)[:, None] & (cols < valid_cols)[None, :]
     pointers = base + rows[:, None] * stride_row + cols[None, :] * stride_col
     if AGAIN:
-        x = tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_last")
+        return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_last")
     else:
-        x = tl.load(pointers, mask=mask, other=0.0)
-    return x.to(ACC)
+        return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_log_gate(
-    base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN: tl.constexpr = False
-):
+def load_tile(base, rows, cols, stride_row, stride_col, valid_rows, valid_cols):
+    """``[rows, cols]`` in float32, zero outside the tensor."""
+    return load_raw(base, rows, cols, stride_row, stride_col, valid_rows, valid_cols).to(ACC)
+
+
+@triton.jit
+def log_gate(logit, rows, valid_rows):
     """log2(alpha) of a tile of gate logits; 0, no decay, in the rows outside the tensor."""
-    logit = load_tile(base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN)
-    return tl.where((rows < valid_rows)[:, None], log2_alpha(logit), 0.0)
+    return tl.where((rows < valid_rows)[:, None], log2_alpha(logit.to(ACC)), 0.0)
 
 
 @triton.jit
@@ -101,12 +106,9 @@ def dot(x, y, total=None):
 
 
 @triton.jit
-def level(rows, i):
-    """Mask of the pairs of level i, and which rows lie right of the middle of their block."""
-    shifted = rows >> i
-    mask = (shifted[:, None] ^ shifted[None, :]) == 1
-    right = ((shifted & 1) == 1)[:, None]
-    return mask, right
+def right_half(rows, i):
+    """Which rows lie right of the middle of their block of level i."""
+    return (((rows >> i) & 1) == 1)[:, None]
 
 
 @triton.jit

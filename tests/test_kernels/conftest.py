@@ -24,6 +24,7 @@ def double_kernels(monkeypatch):
 
     for module in (backward, forward, locality_gate, states, tile):
         monkeypatch.setattr(module, "ACC", tl.float64)
+    monkeypatch.setattr(tile, "SERIES_TERMS", tl.constexpr(14))
     for module in (launch, locality_gate):
         monkeypatch.setattr(module, "SCRATCH", torch.float64)
     monkeypatch.setattr(launch, "dot_dtype", lambda dtype: tl.float64)

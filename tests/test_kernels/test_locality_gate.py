@@ -240,7 +240,8 @@ def test_mixer_with_the_kernels_equals_the_mixer_without(act):
     plain, saving = run_mixer(mixer, x, hw), run_mixer(mixer, x, hw, saving=True)
     for a, b, y in zip(plain, saving, expected, strict=True):
         assert rel(a.cpu(), y) < bound
-        assert torch.equal(a, b)
+        # cuDNN may sum up the convolution's weight gradient with atomics
+        assert torch.equal(a, b) if DEVICE == "cpu" else rel(a, b) < 1e-5
     with torch.no_grad():
         assert rel(mixer(x, hw), plain[0]) < 1e-6
 

@@ -354,6 +354,35 @@ def test_operator_benchmark_on_a_stand_in(clock, tmp_path, monkeypatch):
     assert max(result["rival_error"].values()) < 2e-2 and result["graph"] == {}
 
 
+def test_what_ends_a_run_is_left_out_of_the_next(clock, tmp_path, monkeypatch, capsys):
+    """An illegal access of a kernel ends the process; the other shapes still get measured."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are not interpreted")
+    out = tmp_path / "results.json"
+    first, second = Shape(1, 17, 1, 16, 16), Shape(3, 5, 1, 16, 16)
+    measure = gpu_operator.measure
+
+    def lost(shape, *args):
+        if shape == first:
+            raise RuntimeError("an illegal memory access was encountered")
+        return measure(shape, *args)
+
+    monkeypatch.setattr(gpu_operator, "measure", lost)
+    unlimited = common.Budget(None)
+    with pytest.raises(RuntimeError, match="illegal"):
+        gpu_operator.benchmark(clock, [first, second], out, unlimited)
+    for _ in range(2):
+        assert not gpu_operator.benchmark(clock, [first, second], out, unlimited, resume=True)
+        assert f"left out, as it ended an earlier run: {first}" in capsys.readouterr().out
+        data = json.loads(out.read_text())
+        assert [row["label"] for row in data["results"]] == [str(second)]
+        assert data["not_measured"] == [str(first)]
+    monkeypatch.setattr(gpu_operator, "measure", measure)  # all anew
+    assert gpu_operator.benchmark(clock, [first, second], out, unlimited)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["results.json", "results.md"]
+
+
 def test_wrong_results_are_not_reported_as_right(clock, tmp_path, monkeypatch):
     def wrong(q, k, v, *gates):
         return v * (q.sum() + k.sum() + gates[0].sum() + gates[1].sum())

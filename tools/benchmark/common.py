@@ -151,6 +151,30 @@ def earlier_results(out: str | Path, device: str) -> list[dict]:
     return data["results"]
 
 
+class Tried:
+    """Notes beside ``out`` what a measurement is begun with, as a fault of a GPU ends the process:
+    what has no result in the next run with ``resume`` is `lost`, and left out there."""
+
+    def __init__(self, out: str | Path, resume: bool, done: set[str]) -> None:
+        self.path = Path(f"{out}.tried")
+        if not resume:
+            self.path.unlink(missing_ok=True)
+        begun = self.path.read_text().splitlines() if self.path.exists() else []
+        self.lost = set(begun) - done
+        for label in sorted(self.lost):
+            print(f"left out, as it ended an earlier run: {label}", flush=True)
+
+    def begin(self, label: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(f"{label}\n")
+
+    def end(self) -> None:
+        """Every measurement since `begin` has its result."""
+        if not self.lost:
+            self.path.unlink(missing_ok=True)
+
+
 def milliseconds(stats: dict[str, float]) -> str:
     """``12.3 (11.9-14.0)``: median and range."""
     return "{median:.1f} ({min:.1f}-{max:.1f})".format(**{k: 1e3 * x for k, x in stats.items()})

@@ -52,8 +52,9 @@ class Gpu:
     def time(self, rivals: dict[str, Run], seconds: float) -> dict[str, dict]:
         """Time the rivals in turn, about ``seconds`` each, with CUDA events.
 
-        A sample is as many calls as fill 2 ms, at most 20. Nothing waits in between, so a rival
-        whose launches take the CPU longer than the GPU needs is charged for that.
+        A sample is as many calls as fill 2 ms, at most 20. It begins on an idle device and nothing
+        waits inside, so a rival whose launches take the CPU longer than the GPU needs is charged
+        for that.
 
         Returns:
             Per rival: median, min and max seconds of a call; or ``missing``, why there are none.
@@ -78,6 +79,7 @@ class Gpu:
                 if i * samples // rounds == (i + 1) * samples // rounds:
                     continue  # a slow rival sits out some rounds, evenly spread
                 start, end = self.event(), self.event()
+                self.synchronize()  # else the launches would hide behind the rival before
                 start.record()
                 for _ in range(calls):
                     rivals[name]()

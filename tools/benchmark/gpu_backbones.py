@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import Budget, earlier_results, machine, report, save, write
+from common import Budget, Tried, earlier_results, machine, report, save, write
 from gpu import Gpu
 from rivals import deit
 from targets import backbone_targets
@@ -202,11 +202,17 @@ def benchmark(
         batches: images a step, by image size.
 
     Returns:
-        Whether every ViG ran (out of memory counts as such, nothing else does).
+        Whether every ViG ran (out of memory counts as such, nothing else does), and none ended an
+        earlier run.
     """
     device = gpu.device.type
     results = earlier_results(out, device) if resume else []
-    done = {(row["size"], row["mode"], *row["models"]) for row in results}
+
+    def label(size: int, mode: str, names: Iterable[str]) -> str:
+        return f"{size}x{size} {mode}: {', '.join(names)}"
+
+    done = {label(row["size"], row["mode"], row["models"]) for row in results}
+    tried = Tried(out, resume, done)
     stood_in = stand_in()
     notes = [f"stand-ins used for {', '.join(stood_in)}"] if stood_in else []
     if find_spec("timm") is None:
@@ -221,13 +227,14 @@ def benchmark(
         put(title, COLUMNS, rows, data, out, device=device)
 
     def measure_contest(size: int, names: list[str]) -> None:
-        modes = [mode for mode in MODES if (size, mode, *names) not in done]
+        modes = [mode for mode in MODES if label(size, mode, names) not in done | tried.lost]
         if not modes or budget.over():
             return
         models, missing = build_all(names, size, gpu)
         for mode in modes:
             if budget.over():
                 return
+            tried.begin(label(size, mode, names))
             entries = {**measure(size, batches[size], mode, models, gpu), **missing}
             entries = {name: entries[name] for name in names}
             row = {"size": size, "batch": batches[size], "mode": mode, "models": entries}
@@ -240,10 +247,11 @@ def benchmark(
         measure_contest(contest.size, available(contest.models))
     if budget.over():
         print("time is up", flush=True)
+    tried.end()
     output(report)
     for target in backbone_targets(results):
         print(target, flush=True)
-    return not any(
+    return not tried.lost and not any(
         entry.get("missing", "").startswith("failed")
         for row in results
         for name, entry in row["models"].items()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import Budget, earlier_results, report, save
+from common import Budget, Tried, earlier_results, report, save
 from gpu import Gpu, Run
 from rivals import MAX_ATTENTION_FLOPS, Operator, attention_flops, flash_attention
 from shapes import Shape, all_shapes
@@ -261,12 +261,14 @@ def benchmark(
         fla: flash-linear-attention's operators, to compare with them and nothing else.
 
     Returns:
-        Whether ours ran and was right in every shape, and could be captured in a graph.
+        Whether ours ran and was right in every shape, could be captured in a graph, and no shape
+        ended an earlier run.
     """
     device = gpu.device.type
     places = all_shapes()
     results = earlier_results(out, device) if resume else []
     done = {row["label"] for row in results}
+    tried = Tried(out, resume, done)
     bandwidth = gpu.copy_bandwidth()
     print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s", flush=True)
     title = "Bidirectional GLA, bf16: time of ours, times of others over ours, peak memory"
@@ -279,11 +281,12 @@ def benchmark(
         put(title, COLUMNS, rows, data, out, device=device)
 
     for shape in shapes:
-        if str(shape) in done:
+        if str(shape) in done | tried.lost:
             continue
         if budget.over():
             print("time is up", flush=True)
             break
+        tried.begin(str(shape))
         row = measure(shape, gpu, bandwidth, fla or {})
         row["where"] = places.get(shape, [])
         results.append(row)
@@ -291,8 +294,10 @@ def benchmark(
         output(save)
         for line in cells(row):
             print(" | ".join(line), flush=True)
+    tried.end()
     output(report)
     for target in operator_targets(results):
         print(target, flush=True)
     graphs = [entry for row in results for entry in row["graph"].values()]
-    return all(map(is_right, results)) and not any("missing" in entry for entry in graphs)
+    captured = not any("missing" in entry for entry in graphs)
+    return all(map(is_right, results)) and captured and not tried.lost
