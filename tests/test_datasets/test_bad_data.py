@@ -350,6 +350,24 @@ def test_images_that_mmdet_leaves_out_are_counted(coco):
     assert len(truth(dataset, 1).gt_instances) == 0
 
 
+def test_data_set_that_no_image_is_left_of_is_refused(coco):
+    """Of two images one is small, and the other has no annotation."""
+    cfg = coco([annotation()], images=(dict(height=30), {}))
+    with pytest.raises(DataError, match="leaves out all of 2 images .* 1 have no .* 1 have a side"):
+        check_data(cfg, ("train",))
+    del cfg.train_dataloader.dataset.serialize_data
+    with pytest.raises(ValueError, match="need at least one array to concatenate"):
+        built(cfg)
+
+
+def test_picture_that_is_listed_twice_is_two_images(coco):
+    cfg = coco([annotation(), annotation(image_id=2)], images=({}, dict(file_name="1.jpg")))
+    assert counts(cfg) == {"file-name-twice": 1}
+    dataset = built(cfg)
+    assert len({info["img_path"] for info in dataset.data_list}) == 1
+    assert [len(info["instances"]) for info in dataset.data_list] == [1, 1]
+
+
 REFUSED = {
     "incomplete": [annotation(area=None), annotation(bbox=None)],
     "bad-box": [annotation(bbox=[6, 6, 24]), annotation(bbox=[6, 6, float("nan"), 18])],

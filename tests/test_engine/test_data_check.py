@@ -14,12 +14,14 @@ pytest.importorskip("mmpretrain")
 from mmengine.config import Config
 from PIL import Image
 
-from vig_mm.engine.data_check import DataError, check_data, segmentation
+from vig_mm.engine.data_check import DataCheck, DataError, check_data, segmentation
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-WHOLE = dict(image_id=0, bbox=[1, 1, 6, 6], area=36, segmentation=[[1, 1, 7, 1, 7, 7, 1, 7]])
+CORNERS = [1, 1, 7, 1, 7, 7, 1, 7]
+WHOLE = dict(image_id=0, bbox=[1, 1, 6, 6], area=36, segmentation=[CORNERS], iscrowd=0)
+ONE = dict(id=1, category_id=0)
 
 
 def touch(*paths):
@@ -28,10 +30,12 @@ def touch(*paths):
         path.touch()
 
 
-def write_coco(path, images=("1.jpg",), classes=DIGITS, annotations=()):
+def write_coco(path, images=("1.jpg",), classes=DIGITS, annotations=(ONE,), side=32):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = dict(
-        images=[dict(id=i, file_name=name, height=8, width=8) for i, name in enumerate(images)],
+        images=[
+            dict(id=i, file_name=name, height=side, width=side) for i, name in enumerate(images)
+        ],
         categories=[dict(id=i, name=name) for i, name in enumerate(classes)],
         annotations=[{**WHOLE, **one} for one in annotations],
     )
@@ -156,6 +160,34 @@ def test_not_a_coco_file(coco, tmp_path, content, what):
     complaint(coco, "train_dataloader.dataset.ann_file", what, count=1)
 
 
+def test_coco_file_that_cannot_be_read(coco, tmp_path):
+    path = tmp_path / "annotations/train.json"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # a file that opens and gives an error, to root as well
+    complaint(coco, f"'{path}' cannot be read (Input/output error)", count=1)
+
+
+def test_coco_file_that_is_nested_too_deeply(coco, tmp_path):
+    path = tmp_path / "annotations/train.json"
+    path.write_text("[" * 200_000)
+    complaint(coco, f"'{path}' is not a COCO annotation file: it is nested too deeply", count=1)
+
+
+def test_coco_numbers_without_measure(coco, tmp_path):
+    """json's whole numbers have no limit, and Python's floats have one."""
+    path = tmp_path / "annotations/train.json"
+    path.write_text('{"images": [' + "9" * 5000 + "]}")
+    complaint(coco, f"'{path}' is not a JSON file", count=1)
+    huge = 10**400
+    rle = dict(size=[32, 32], counts=[huge])
+    faults = (dict(bbox=[1.5, 1, huge, 6]), dict(segmentation=[[*CORNERS[1:], huge]]))
+    faults = (*faults, dict(segmentation=rle), dict(segmentation=dict(rle, counts="\ud800")))
+    annotations = [dict(ONE, id=i, **one) for i, one in enumerate(faults, 1)]
+    write_coco(path, annotations=annotations)
+    kinds = {one.kind: one.count for one in DataCheck(coco, ("train",)).findings}
+    assert kinds == {"bad-box": 1, "bad-polygon": 1, "broken-rle": 2, "nothing-left": 1}
+
+
 def test_coco_images_that_are_not_there(coco, tmp_path):
     write_coco(tmp_path / "annotations/train.json", images=("1.jpg", "2.jpg", "sub/3.jpg"))
     complaint(coco, "2 of the 3 images", "'2.jpg'", count=1)
@@ -166,6 +198,42 @@ def test_coco_images_that_are_not_there(coco, tmp_path):
 def test_coco_lists_no_image(coco, tmp_path):
     write_coco(tmp_path / "annotations/train.json", images=())
     complaint(coco, "train_dataloader.dataset", "lists no image", count=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (dict(annotations=()), "2 have no annotation of the classes (filter_cfg.filter_empty_gt);"),
+        (dict(side=31), "2 have a side of fewer than 32 pixels (filter_cfg.min_size);"),
+    ],
+)
+def test_coco_no_image_left(coco, tmp_path, changes, why):
+    images = ("1.jpg", "2.jpg")
+    touch(tmp_path / "train/2.jpg")
+    changes = {"annotations": (ONE, dict(ONE, id=2, image_id=1)), **changes}
+    write_coco(tmp_path / "annotations/train.json", images, **changes)
+    write_coco(tmp_path / "annotations/val.json", **changes)  # scores leave no image out
+    complaint(
+        coco, "leaves out all of 2 images in", "train.json', and nothing is left", why, count=1
+    )
+    coco.train_dataloader.dataset.filter_cfg = None
+    check_data(coco)
+
+
+def test_coco_some_images_left(coco, tmp_path):
+    touch(tmp_path / "train/2.jpg")
+    write_coco(tmp_path / "annotations/train.json", images=("1.jpg", "2.jpg"))
+    (line,) = check_data(coco)
+    assert "leaves out 1 image without annotations" in line
+
+
+def test_coco_file_name_twice(coco, tmp_path):
+    annotations = (ONE, dict(ONE, id=2, image_id=1))
+    path = tmp_path / "annotations/train.json"
+    write_coco(path, images=("1.jpg", "./1.jpg"), annotations=annotations)
+    (found,) = DataCheck(coco, ("train",)).findings
+    assert (found.severity, found.kind, found.count) == ("warning", "file-name-twice", 1)
+    assert "1 file_name of 2 images" in found.text and "e.g. 1.jpg: " in found.text
 
 
 def test_coco_classes_the_file_does_not_have(coco, tmp_path):

@@ -1,7 +1,11 @@
 """Every fault planted in a clean little data set is found, counted and named, and no other."""
 
+import importlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +17,8 @@ pytest.importorskip("mmpretrain")
 
 from known_cases import CLASSES, write_classification, write_detection, write_segmentation
 from PIL import Image
+
+from vig_mm.engine.launch import UsageError
 
 
 @pytest.fixture
@@ -401,6 +407,32 @@ def test_many_files_in_other_processes(tmp_path, check, monkeypatch):
     assert status == 1 and kinds["truncated"]["names"] == ["a/33.png", "a/77.png"]
 
 
+def killed(path, **_):
+    assert multiprocessing.parent_process() is not None
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_process(tmp_path, check, monkeypatch):
+    """As by Linux when memory runs out; the others must not be waited for."""
+    for i in range(80):
+        path = tmp_path / "train/a" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    # the package has a function of the module's name
+    module = importlib.import_module("vig_mm.engine.data_survey.survey")
+    monkeypatch.setattr(module, "image_facts", killed)
+    with pytest.raises(UsageError, match="a process was killed, .* --workers 1"):
+        check("--imagenet", tmp_path / "train", "--workers", 2)
+
+
+def test_names_that_are_not_text(folders, check):
+    name = os.fsdecode(b"b\xe4r.png")
+    shutil.copy(folders / "train/leaf/0.png", folders / "train/leaf" / name)
+    status, kinds, printed = check("--imagenet", folders / "train")
+    assert status == 0 and kinds["twice"]["names"] == [f"leaf/0.png = leaf/{name}"]
+    assert r"leaf/b\udce4r.png" in printed
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -408,6 +440,10 @@ def test_many_files_in_other_processes(tmp_path, check, monkeypatch):
         (("--ade", ".", "."), "needs --num-classes"),
         (("--imagenet", "a", "b", "c"), "one folder or two"),
         (("--coco", "nothing.json", "."), "'nothing.json' is not there"),
+        (
+            ("--imagenet", ".", "--out", "."),
+            "--out cannot be written: [Errno 21] Is a directory: '.'",
+        ),
     ],
 )
 def test_wrong_command_lines(args, message, load_tool, monkeypatch, capsys):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,25 @@ def parse_args() -> argparse.Namespace:
     for path in (*(args.coco or ()), *(args.ade or ()), *(args.imagenet or ())):
         if not os.path.exists(path):
             parser.error(f"{path!r} is not there (seen from {os.getcwd()!r})")
+    if args.out is not None:
+        try:
+            make_writable(args.out)
+        except OSError as error:
+            parser.error(f"--out cannot be written: {error}")
     return args
+
+
+def make_writable(path: Path) -> None:
+    """Make the folder of a file, and see that the file can be written in it.
+
+    Raises:
+        OSError: it cannot.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    path.open("a").close()
+    if is_new:
+        path.unlink()
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -153,8 +172,7 @@ def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> list[Finding]
     """All that is found; the worst first."""
     # the survey reads every label map
     check = DataCheck(cfg, splits, label_maps=0)
-    # started before the bar's thread: a fork would copy its locks
-    pool = multiprocessing.Pool(workers) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers) if workers > 1 else None
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -167,19 +185,29 @@ def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> list[Finding]
         if pool is None or len(items) < FEW:
             values = map(function, items)
         else:
-            values = pool.imap(function, items, chunksize=16)
+            values = pool.map(function, items, chunksize=16)
         yield from bar.track(values, total=len(items), description=stage)
 
     try:
+        if pool is not None:
+            # starts the processes before the bar's thread: a fork would copy its locks
+            pool.submit(int).result()
         with bar:
             found = check.findings + survey(check.listings, run_all)
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "a process was killed, probably for lack of memory (dmesg tells): use fewer, e.g. "
+            "--workers 1"
+        ) from error
     finally:
         if pool is not None:
-            pool.terminate()
+            pool.shutdown(cancel_futures=True)
     return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
 
 
 def report(found: list[Finding], name: str, has_config: bool) -> None:
+    # names of files need not be text
+    sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(soft_wrap=True, highlight=False)
     for one in found:
         # the key in the config means nothing without one
@@ -199,7 +227,6 @@ def main() -> None:
     name = args.config or " ".join(args.coco or args.ade or args.imagenet)
     report(found, name, args.config is not None)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         content = dict(data=name, splits=splits, findings=[vars(one) for one in found])
         args.out.write_text(json.dumps(content, indent=1) + "\n")
     if any(one.severity == "error" for one in found):

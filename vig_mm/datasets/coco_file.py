@@ -5,16 +5,15 @@ mmdet leaves out annotations and images without a word (`CocoDataset.parse_data_
 """
 
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .annotation_mask import are_finite, mask_fault
+from .coco_images import image_findings
 from .findings import Finding, number, some
-from .polygons import is_usable
-from .rle import is_whole
 
 _ID = (int, str)
 _FIELDS = {
@@ -32,10 +31,11 @@ class CocoUse:
         where: Key of the data set in its config.
         ann_file: The file.
         classes: Names of its classes.
-        masks: Whether its pipeline loads masks.
+        masks: Whether its masks are loaded or scored.
         filter_empty: `filter_empty_gt` of a data set that filters.
         min_size: Shortest side of an image, in pixels; 0 for all.
         evaluated: Whether it is scored on.
+        scores_masks: Whether the metric reads its masks.
     """
 
     where: str
@@ -45,6 +45,7 @@ class CocoUse:
     filter_empty: bool = False
     min_size: int = 0
     evaluated: bool = False
+    scores_masks: bool = False
 
 
 def read_coco(path: str) -> dict | str:
@@ -57,7 +58,11 @@ def read_coco(path: str) -> dict | str:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        return f"cannot be read ({error.strerror}): correct its permissions, or copy it again"
+    except RecursionError:
+        return "is not a COCO annotation file: it is nested too deeply; export it as COCO again"
+    except ValueError as error:  # of the encoding, of JSON, or of a number of thousands of digits
         return f"is not a JSON file ({error})"
     fault = _other_format(content) or _structure_fault(content)
     return f"is not a COCO annotation file: {fault}" if fault else content
@@ -128,7 +133,7 @@ def examine(content: dict, use: CocoUse) -> Iterator[Finding]:
             )
             dropped = f"{number(len(found), 'annotation')} {left_out}" if left_out else ""
             yield Finding(severity, kind, use.where, text, len(found), tuple(names), dropped)
-    yield from _images(content, use, cases)
+    yield from image_findings(content, use, cases)
 
 
 def annotation_name(annotation: dict, images: dict) -> str:
@@ -164,15 +169,23 @@ _BOX = "bbox is [x, y, width, height] in pixels, from the upper left corner"
 _ANNOTATIONS = {
     "incomplete": (
         "error", "have no bbox, or no area",
-        "mmdet stops; write both (area is that of the mask, or width * height)", "",
+        "mmdet or pycocotools stops; write both (area is that of the mask, or width * height)", "",
     ),
     "bad-box": (
         "error", "have a bbox that is not four finite numbers, or an area that is none", _BOX, "",
     ),
     "no-mask": (
-        "error", "have no segmentation, and the pipeline loads masks",
-        "mmdet stops with KeyError: 'mask'; take them out, or draw them, or use a box detector "
-        "with LoadAnnotations(with_mask=False)", "",
+        "error", "have no segmentation, and masks are loaded or scored",
+        "mmdet or pycocotools stops; take them out, or draw them, or use a box detector "
+        "with LoadAnnotations(with_mask=False) and metric='bbox'", "",
+    ),
+    "unscorable-mask": (
+        "error", "have a first polygon of fewer than three points, or an RLE without counts and "
+        "size", "pycocotools stops when it scores them; draw them again, or take them out", "",
+    ),
+    "bad-crowd": (
+        "error", "have no iscrowd, or one that is neither 0 nor 1", "pycocotools stops without, "
+        "and takes any text for a 1; write iscrowd=0, or 1 for a region of many objects", "",
     ),
     "bad-polygon": (
         "error", "have a segmentation that is neither a list of polygons [[x1, y1, ...], ...] "
@@ -180,11 +193,12 @@ _ANNOTATIONS = {
     ),
     "rle-size": (
         "error", "have an RLE of another size than their image's height and width",
-        "mmdet stops; correct the RLE or the image's entry", "",
+        "it is no mask of that image; correct the RLE or the image's entry", "",
     ),
     "broken-rle": (
         "error", "have an RLE whose runs do not fill its size", "the mask would be what happens "
-        "to be in memory; write them again (pycocotools.mask.encode)", "",
+        "to be in memory, and scoring may never end; write them again "
+        "(pycocotools.mask.encode)", "",
     ),
     "no-image": (
         "warning", "are of images that are not listed", f"{_LEAVES}; list the images, or take "
@@ -226,39 +240,54 @@ _ANNOTATIONS = {
 
 
 def annotation_cases(content: dict, use: CocoUse) -> dict[str, list[dict]]:
-    """The annotations of each kind of `_ANNOTATIONS`, and "kept": those that mmdet keeps."""
+    """The annotations of each kind of `_ANNOTATIONS`, and "kept": those that mmdet keeps.
+
+    What mmdet leaves out can be of a second kind, an error: scoring reads it all the same.
+    """
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     wanted = {one["id"] for one in content["categories"] if one["name"] in use.classes}
     listed = {one["id"] for one in content["categories"]}
     cases = defaultdict(list)
     for annotation in content.get("annotations", []):
-        kind = _box_case(annotation, sizes)
-        if kind is None and annotation["category_id"] not in wanted:
+        is_wanted = annotation["category_id"] in wanted
+        is_scored = use.evaluated and is_wanted and annotation["image_id"] in sizes
+        kind = _box_case(annotation, sizes, is_scored)
+        if kind is None and not is_wanted:
             # unlisted ones are reported with the classes
             kind = "other-class" if annotation["category_id"] in listed else "unlisted"
-        if kind is None and use.masks:
-            kind = _mask_case(annotation, sizes[annotation["image_id"]])
-        if kind in (None, "short-part"):
+        mask = None
+        if (use.masks and kind is None) or (use.scores_masks and is_scored):
+            mask = mask_fault(annotation, sizes[annotation["image_id"]], use.scores_masks)
+        if mask is not None and (kind is None or _ANNOTATIONS[mask][0] == "error"):
+            cases[mask].append(annotation)
+        is_kept = kind is None and mask in (None, "short-part")
+        if is_kept:
             cases["kept"].append(annotation)
-            if annotation.get("iscrowd"):
-                cases["crowd"].append(annotation)
         if kind is not None:
             cases[kind].append(annotation)
+        crowd = annotation.get("iscrowd")
+        # training takes none for 0
+        if (is_scored or (is_kept and crowd is not None)) and crowd not in (0, 1):
+            cases["bad-crowd"].append(annotation)
+        elif is_kept and crowd:
+            cases["crowd"].append(annotation)
     return cases
 
 
-def _box_case(annotation: dict, sizes: dict) -> str | None:
-    """mmdet's conditions, in its order."""
+def _box_case(annotation: dict, sizes: dict, is_scored: bool) -> str | None:
+    """mmdet's conditions, in its order; pycocotools reads the box in spite of ignore=1."""
     if annotation["image_id"] not in sizes:
         return "no-image"
-    if annotation.get("ignore"):
+    if annotation.get("ignore") and not is_scored:
         return "ignored"
     box, area = annotation.get("bbox"), annotation.get("area")
     if box is None or area is None:
         return "incomplete"
-    is_box = isinstance(box, list) and len(box) == 4 and _are_finite([*box, area])
+    is_box = isinstance(box, list) and len(box) == 4 and are_finite([*box, area])
     if not is_box:
         return "bad-box"
+    if annotation.get("ignore"):
+        return "ignored"
     x, y, width, height = box
     image_width, image_height = sizes[annotation["image_id"]]
     inner_width = max(0, min(x + width, image_width) - max(x, 0))
@@ -266,73 +295,3 @@ def _box_case(annotation: dict, sizes: dict) -> str | None:
     if width < 1 or height < 1 or area <= 0:
         return "no-area"
     return None if inner_width * inner_height else "outside"
-
-
-def _mask_case(annotation: dict, size: tuple[int, int]) -> str | None:
-    mask = annotation.get("segmentation")
-    if not mask:
-        return "no-mask"
-    if isinstance(mask, list):
-        if not all(isinstance(one, list) and _are_finite(one) for one in mask):
-            return "bad-polygon"
-        usable = sum(map(is_usable, mask))
-        return None if usable == len(mask) else "short-part" if usable else "short-polygons"
-    if not isinstance(mask, dict):
-        return "bad-polygon"
-    if not (isinstance(mask.get("counts"), list | str) and mask.get("size")):
-        return "bad-rle"
-    if tuple(mask["size"]) != size[::-1]:
-        return "rle-size"
-    return None if is_whole(mask) else "broken-rle"
-
-
-def _are_finite(values: list) -> bool:
-    return set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
-
-
-def _images(content: dict, use: CocoUse, cases: dict[str, list[dict]]) -> Iterator[Finding]:
-    """Images without anything to learn from, and small ones."""
-    wanted = {one["id"] for one in content["categories"] if one["name"] in use.classes}
-    annotations = content.get("annotations", [])
-    # mmdet looks at what is left out for other reasons as well
-    annotated = {one["image_id"] for one in annotations if one["category_id"] in wanted}
-    kept = {one["image_id"] for one in cases["kept"]}
-    empty, small, bare = [], [], []
-    for image in content["images"]:
-        if image["id"] not in annotated:
-            empty.append(image["file_name"])
-        elif image["id"] not in kept:
-            bare.append(image["file_name"])
-        if min(image["height"], image["width"]) < use.min_size:
-            small.append(image["file_name"])
-    total = number(len(content["images"]), "image")
-    place = f"of {total} in {use.ann_file!r}"
-
-    def finding(severity, kind, names, what, effect, left_out):
-        text = f"{use.where}.ann_file: {len(names)} {place} {what}, e.g. {some(names, 3)}: {effect}"
-        dropped = f"{number(len(names), 'image')} {left_out}" if left_out else ""
-        return Finding(severity, kind, use.where, text, len(names), tuple(names), dropped)
-
-    if empty:
-        what = "have no annotation of the classes"
-        if use.filter_empty:
-            effect = "mmdet leaves them out (filter_cfg.filter_empty_gt)"
-            yield finding(
-                "warning", "no-annotation", empty, what,
-                f"{effect}; set it to False to learn from them that nothing is there",
-                "without annotations of the classes",
-            )  # fmt: skip
-        else:
-            effect = "they count as images in which nothing is there"
-            yield finding("note", "no-annotation", empty, what, effect, "")
-    if bare:
-        yield finding(
-            "warning", "nothing-left", bare, "have annotations, but none that mmdet keeps",
-            "they count as images in which nothing is there", "",
-        )  # fmt: skip
-    if small:
-        yield finding(
-            "warning", "min-size", small, f"have a side of fewer than {use.min_size} pixels",
-            "mmdet leaves them out (filter_cfg.min_size)", f"with a side below {use.min_size} "
-            "pixels",
-        )  # fmt: skip

@@ -6,7 +6,9 @@ broken off) for grey, and mmcv does not name an empty file.
 
 import hashlib
 import io
+import threading
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -27,6 +29,8 @@ _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 _PNG_DEPTH = 24  # position of the bits per sample
 _TIFF_DEPTH = 258  # tag of the bits per sample
 _TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_OPENCV_PIXELS = 2**30  # it decodes no picture of more
+_UNLIMITED = threading.Lock()  # while PIL's limit, which is global, is lifted
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def file_fault(path: str) -> str | None:
     Nothing of a jpg or png is decoded that ends as it should; other formats and ends are.
 
     Returns:
-        "missing", "empty", "truncated", or None. What else may be wrong, the decoder says.
+        "missing", "empty", "truncated", "unreadable" (the system does not let it be read), or None.
+        What else may be wrong, the decoder says.
     """
     try:
         with open(path, "rb") as file:
@@ -88,9 +93,27 @@ def file_fault(path: str) -> str | None:
                 return None
             file.seek(0)
             content = file.read()
-    except FileNotFoundError:
-        return "missing"
+    except OSError as error:
+        return fault_of(error)
     return "truncated" if _is_truncated(content) else None
+
+
+def fault_of(error: OSError) -> str:
+    """The fault of a file that the system does not open or read."""
+    return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+
+
+def open_image(file: str | BinaryIO) -> Image.Image:
+    """`Image.open` for pictures of any size; OpenCV decodes six times what PIL opens."""
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        with _UNLIMITED:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(file)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
 
 
 def _is_truncated(content: bytes) -> bool:
@@ -98,10 +121,13 @@ def _is_truncated(content: bytes) -> bool:
     if content.startswith(_JPEG):
         return not _jpeg_ends(content)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
+        with open_image(io.BytesIO(content)) as image:
+            if image.width * image.height <= _OPENCV_PIXELS:
+                image.load()
     except UnidentifiedImageError:
         return content.startswith(_PNG)  # PIL knows its beginning: the rest of the header is gone
+    except Image.DecompressionBombError:  # some formats show the size of a part only now
+        return False
     except (OSError, SyntaxError, ValueError, EOFError):
         return True
     return False
@@ -138,16 +164,16 @@ def image_facts(path: str, flag: str = "color", backend: str | None = None) -> I
             content = file.read()
         fault = file_fault(path)
     except OSError as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        return ImageFacts(path, fault="missing" if is_missing else "unreadable", detail=str(error))
+        return ImageFacts(path, fault=fault_of(error), detail=str(error))
     facts = _header(content)
     facts["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
     if fault is None:
         try:
             image = mmcv.imfrombytes(content, flag, backend=backend)
             if image is None:
-                raise ValueError(f"{backend or 'cv2'} does not know its format")
+                raise ValueError(f"{backend or 'cv2'} cannot decode it")
             facts["loaded"] = image.shape[:2]
+            facts.update(_decoded(content))
         except Exception as error:  # each decoder has its own
             fault = "unreadable" if facts.get("format") else "not-an-image"
             facts["detail"] = " ".join(str(error).split())
@@ -157,17 +183,28 @@ def image_facts(path: str, flag: str = "color", backend: str | None = None) -> I
 
 
 def _header(content: bytes) -> dict:
-    """The facts that do not need the pixels, and `transparent`."""
+    """The facts for which PIL decodes nothing; {} where it does not know the format."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             facts = dict(format=image.format, mode=image.mode, size=image.size[::-1])
-            facts["orientation"] = image.getexif().get(ExifTags.Base.Orientation, 1)
             facts["bits"] = _bits(image, content)
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return {}
+    return facts
+
+
+def _decoded(content: bytes) -> dict:
+    """The facts for which PIL may decode: only of what the loader has, whose size is limited."""
+    facts = {}
+    try:
+        with open_image(io.BytesIO(content)) as image:
+            # the tags of a png may stand behind its pixels
+            facts["orientation"] = image.getexif().get(ExifTags.Base.Orientation, 1)
             if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
                 lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
                 facts["transparent"] = lowest < 255
-    except (OSError, SyntaxError, ValueError, EOFError):
-        return {}
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        pass  # OpenCV decodes more than PIL
     return facts
 
 

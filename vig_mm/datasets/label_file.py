@@ -4,9 +4,9 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import UnidentifiedImageError
 
-from .image_file import file_fault
+from .image_file import fault_of, file_fault, open_image
 
 # Smallest value that mmseg, which casts label maps to 8 bits, takes for another.
 TOO_LARGE = 256
@@ -46,17 +46,24 @@ def label_facts(path: str, backend: str = "pillow") -> LabelFacts:
     """
     import mmcv
 
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        return LabelFacts(path, fault_of(error), str(error))
     fault = file_fault(path)
     if fault:
         return LabelFacts(path, fault)
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             facts = dict(format=image.format, mode=image.mode, size=image.size[::-1])
         labels = mmcv.imfrombytes(content, "unchanged", backend=backend)
+        if labels is None:
+            raise ValueError(f"{backend} cannot decode it")
     except Exception as error:  # each decoder has its own
-        return LabelFacts(path, "not-an-image", " ".join(str(error).split()))
+        is_image = not isinstance(error, UnidentifiedImageError)
+        fault = "unreadable" if is_image else "not-an-image"
+        return LabelFacts(path, fault, " ".join(str(error).split()))
     if labels.ndim == 3:
         if labels.shape[2] != 1:
             return LabelFacts(path, channels=labels.shape[2], **facts)

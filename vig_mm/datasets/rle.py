@@ -13,12 +13,11 @@ def is_whole(rle: dict) -> bool:
     height, width = rle["size"]
     counts = rle["counts"]
     if isinstance(counts, str):
-        runs = _decompress(counts)
-    elif all(isinstance(one, int) for one in counts):
-        runs = np.array(counts, np.int64)
-    else:
+        # as Python's integers, which hold any run
+        counts = _decompress(counts).tolist()
+    if not counts or not all(isinstance(one, int) for one in counts):
         return False
-    return len(runs) > 0 and runs.min() >= 0 and int(runs.sum()) == height * width
+    return min(counts) >= 0 and sum(counts) == height * width
 
 
 def _decompress(counts: str) -> np.ndarray:
@@ -28,7 +27,7 @@ def _decompress(counts: str) -> np.ndarray:
     16 in the last one is the sign. From the fourth run on it is the difference to the run two
     before.
     """
-    codes = np.frombuffer(counts.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
     is_last = codes & 32 == 0
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or not is_last[-1]:
         return np.empty(0, np.int64)

@@ -17,10 +17,10 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from vig_mm.datasets.findings import some
-from vig_mm.datasets.image_file import FAULTS, FIX, file_fault
+from vig_mm.datasets.image_file import FAULTS, FIX, file_fault, open_image
 from vig_mm.datasets.label_file import TOO_LARGE
 
 from .data_check import DataError
@@ -111,8 +111,9 @@ class GuardedPipeline(Compose):
         path = data["seg_map_path"]
         if _is_local(path):
             _refuse_fault(path)
-            _refuse_large_values(path)
         data = _named(transform, data, path)
+        if _is_local(path):
+            _refuse_large_values(path)
         _refuse_labels(data, self._num_classes)
         return data
 
@@ -134,7 +135,7 @@ def _is_local(path: Any) -> bool:
 
 def _refuse_fault(path: str) -> None:
     fault = file_fault(path)
-    if fault:
+    if fault and fault != "unreadable":  # the loader tells why
         raise SampleError(f"{path!r} {FAULTS[fault]}; {FIX}; {_CHECKER}")
 
 
@@ -154,14 +155,14 @@ def _refuse_other_size(data: dict) -> None:
 
 
 def _refuse_large_values(path: str) -> None:
-    """mmseg casts label maps to 8 bits, so this must come before."""
+    """Of the file, for mmseg has cast what it loaded to 8 bits."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if not image.mode.startswith("I"):
                 return
             largest = int(np.asarray(image).max())
     except UnidentifiedImageError:
-        return  # for the loader to say
+        return  # the loader knows more formats
     if largest >= TOO_LARGE:
         raise SampleError(
             f"{path!r} holds the value {largest}, and mmseg cuts label maps to 8 bits, which makes "

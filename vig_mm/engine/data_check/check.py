@@ -60,6 +60,7 @@ class DataCheck:
     """The findings over all loaders of one config.
 
     Attributes:
+        cfg: The whole config.
         findings: What is wrong, left out, or worth a note.
         listings: The files of each data set, as far as they are there.
         classes: Data set -> its classes, in label order.
@@ -78,7 +79,7 @@ class DataCheck:
         self.coco: dict[str, dict | str] = {}
         self.ann_files: dict[str, list[str]] = {}
         self.num_classes = list(_num_classes(cfg.get("model")))
-        self._cfg = cfg
+        self.cfg = cfg
         for split in splits:
             loader = cfg.get(f"{split}_dataloader")
             if loader is None:
@@ -91,7 +92,7 @@ class DataCheck:
     def _dataset(self, where: str, dataset: dict) -> None:
         kind = dataset.get("type")
         if isinstance(kind, str):
-            with DATASETS.switch_scope_and_registry(self._cfg.get("default_scope")) as registry:
+            with DATASETS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
                 kind = registry.get(kind)
         root = dataset.get("data_root") or ""
         if not inspect.isclass(kind) or dataset.get("backend_args") or "://" in root:
@@ -127,7 +128,7 @@ class DataCheck:
         if names:
             what = f"{number(len(names), 'file')} in {folder!r} {why}"
             text = (
-                f"{where}: {what}, e.g. {some(names, 3)}: {self._cfg.default_scope} leaves them "
+                f"{where}: {what}, e.g. {some(names, 3)}: {self.cfg.default_scope} leaves them "
                 "out; rename or convert them, or take them away"
             )
             found = Finding("warning", "not-taken", where, text, len(names), tuple(names), what)

@@ -49,7 +49,8 @@ def check(found: DataCheck, where: str, dataset: dict, kind: type, root: str) ->
             f"are not in {folder!r}, e.g. {gone[0]!r}{hint(folder)}",
             gone,
         )
-    use = _use(where, dataset, kind, path, classes)
+    evaluator = found.cfg.get(f"{where.partition('_')[0]}_evaluator")
+    use = _use(where, dataset, kind, path, classes, evaluator)
     _check_classes(found, use, content)
     _check_ids(found, use, content)
     found.findings += examine(content, use)
@@ -67,8 +68,8 @@ def check_evaluators(found: DataCheck, split: str, evaluator: Any) -> None:
         split: "train", "val" or "test".
         evaluator: The config's `{split}_evaluator`.
     """
-    for metric in [evaluator] if isinstance(evaluator, dict) else evaluator or []:
-        path = metric.get("ann_file") if isinstance(metric, dict) else None
+    for metric in _metrics(evaluator):
+        path = metric.get("ann_file")
         if not path or "://" in path:
             continue
         where = f"{split}_evaluator.ann_file"
@@ -96,19 +97,42 @@ def _read(found: DataCheck, where: str, key: str, path: str) -> dict | None:
     return None
 
 
-def _use(where: str, dataset: dict, kind: type, ann_file: str, classes: tuple[str, ...]) -> CocoUse:
+def _use(
+    where: str,
+    dataset: dict,
+    kind: type,
+    ann_file: str,
+    classes: tuple[str, ...],
+    evaluator: Any,
+) -> CocoUse:
     filters = dataset.get("filter_cfg") or {}
     if option(dataset, kind, "test_mode", False):
         filters = {}
+    evaluated = not where.startswith("train")
+    loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
+    # tools/data/check_dataset.py has no metric for files without a config
+    scores_masks = evaluated and (_scores_masks(evaluator) if evaluator else loads_masks)
     return CocoUse(
         where,
         ann_file,
         classes,
-        masks=bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask")),
+        masks=loads_masks or scores_masks,
         filter_empty=bool(filters.get("filter_empty_gt")),
         min_size=filters.get("min_size", 0),
-        evaluated=not where.startswith("train"),
+        evaluated=evaluated,
+        scores_masks=scores_masks,
     )
+
+
+def _scores_masks(evaluator: Any) -> bool:
+    """Whether one of the metrics of an evaluator is COCO's for masks."""
+    return any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
+
+
+def _metrics(evaluator: Any) -> list[dict]:
+    """The configs of an evaluator's metrics."""
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return [metric for metric in metrics if isinstance(metric, dict)]
 
 
 def _check_classes(found: DataCheck, use: CocoUse, content: dict) -> None:

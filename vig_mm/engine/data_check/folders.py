@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vig_mm.datasets.findings import some
 from vig_mm.datasets.listing import FolderListing
 
-from .files import absent, files, hint
+from .files import IMAGES, absent, files, hint
+from .image_list import lines_of
 from .options import classes_of, image_loader, option
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check(found: DataCheck, where: str, dataset: dict, kind: type, root: str) ->
         if names:
             _check_classes(found, where, folder, kind, classes)
     else:
-        names, labels = sorted(files(folder, tuple(extensions), any_case=True)), []
+        names, labels = _unlabelled(found, where, folder, tuple(extensions)), []
     if names:
         listing = FolderListing(where, folder, tuple(names), *image_loader(dataset), tuple(labels))
         found.listings.append(listing)
@@ -66,10 +66,12 @@ def _in_folders(
             f"{hint(root)}",
         )
         return [], []
-    names, other = [], []
+    names, other, beside = [], [], []
     for name in sorted(files(root, ("",))):
         if os.sep in name:
             (names if name.lower().endswith(extensions) else other).append(name)
+        elif name.lower().endswith((*extensions, *IMAGES)):
+            beside.append(name)
     labels = [name.partition(os.sep)[0] for name in names]
     filled = set(labels)
     empty = [name for name in classes if name not in filled]
@@ -82,7 +84,21 @@ def _in_folders(
             empty,
         )
     found.not_taken(where, root, other, f"do not end in one of {', '.join(sorted(extensions))}")
+    found.not_taken(where, root, beside, "are in no class folder (move them into one)")
     return names, labels
+
+
+def _unlabelled(found: DataCheck, where: str, root: str, extensions: tuple[str, ...]) -> list[str]:
+    """The images below a folder."""
+    names = sorted(files(root, extensions, any_case=True))
+    if not names:
+        found.error(
+            where,
+            "no-images",
+            f"{where}.data_prefix: {root!r} has no file that ends in one of "
+            f"{', '.join(sorted(extensions))}{hint(root)}",
+        )
+    return names
 
 
 def _check_classes(
@@ -109,13 +125,11 @@ def _listed(
     found: DataCheck, where: str, path: str, folder: str, labelled: bool
 ) -> tuple[list[str], list[str]]:
     """The images and labels in a file of lines `image label`, or of lines `image`."""
-    if not os.path.isfile(path):
-        found.missing(where, "ann_file", path, "list of images")
-        return [], []
     heads = [one for one in found.num_classes if "data_preprocessor" not in one[0]]
     names, labels = [], []
-    for i, line in enumerate(Path(path).read_text().splitlines(), 1):
-        name, _, label = line.strip().rpartition(" ") if labelled else (line.strip(), "", "0")
+    for i, line in enumerate(lines_of(found, where, path), 1):
+        # mmpretrain strips lines with labels only
+        name, _, label = line.strip().rpartition(" ") if labelled else (line, "", "0")
         problem = ""
         if not (name and label.isdecimal()):
             wanted = "the path of an image" + (" and the number of its class" if labelled else "")

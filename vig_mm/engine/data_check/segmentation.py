@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vig_mm.datasets.findings import some
-from vig_mm.datasets.image_file import FAULTS
+from vig_mm.datasets.image_file import FAULTS, FIX
 from vig_mm.datasets.label_file import label_facts, stray_values
 from vig_mm.datasets.listing import SegListing
 
 from .files import IMAGES, absent, files, hint
+from .image_list import lines_of
 from .options import classes_of, image_loader, option, transform
 
 if TYPE_CHECKING:
@@ -116,10 +116,17 @@ def _names(
     ann_file = dataset.get("ann_file")
     if ann_file:
         path = os.path.join(root, ann_file)
-        if not os.path.isfile(path):
-            found.missing(where, "ann_file", path, "list of images")
+        names = [line.strip() for line in lines_of(found, where, path)]
+        if not names:
             return None
-        names = Path(path).read_text().split()
+        if "" in names:
+            found.error(
+                where,
+                "list",
+                f"{where}.ann_file: line {names.index('') + 1} of {path!r} is empty: delete it, "
+                f"for mmseg takes it for an image {suffix!r}",
+            )
+            return None
         gone = absent([name + suffix for name in names], images)
         if gone:
             found.error(
@@ -161,7 +168,8 @@ def label_problem(path: str, listing: SegListing) -> str:
     """What is wrong with a label map, in words; "" if nothing is."""
     facts = label_facts(path, listing.label_backend)
     if facts.fault:
-        return f"label map {path!r} cannot be read: it {FAULTS[facts.fault]}"
+        why = facts.detail if facts.fault == "unreadable" else f"it {FAULTS[facts.fault]}"
+        return f"label map {path!r} cannot be read: {why}; {FIX}"
     if facts.channels != 1:
         return (
             f"{path!r} is a picture of {facts.channels} colour channels, but a "
