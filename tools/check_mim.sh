@@ -28,11 +28,6 @@ python -c 'import mmengine, mmcv, mmpretrain, pip' 2>/dev/null ||
   fail "$(command -v python || echo python) lacks mmengine, mmcv, mmpretrain or pip" \
     'bash tools/setup_env.sh, then . .venv/bin/activate'
 
-# The environment's line of OpenMMLab packages decides which versions pip may take.
-constraints=constraints.txt
-python -m pip show --quiet onedl-mmcv 2>/dev/null && constraints=constraints-onedl.txt
-export PIP_CONSTRAINT=$root/requirements/$constraints
-
 work=$(mktemp -d "${TMPDIR:-/tmp}/vig_mm-mim.XXXXXX")
 server=
 clean() {
@@ -43,6 +38,24 @@ trap clean EXIT
 trap 'exit 130' INT TERM
 export TMPDIR=$work # pip and torch leave folders there
 log=$work/log
+
+# pip keeps what the environment has; for what comes on top, the tested versions.
+pinned=constraints.txt
+python -m pip show --quiet onedl-mmcv 2>/dev/null && pinned=constraints-onedl.txt
+export PIP_CONSTRAINT=$work/constraints.txt
+python - "$root/requirements/$pinned" >"$PIP_CONSTRAINT" <<'PY'
+import re, sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+def canonical(name): return re.sub("[-_.]+", "-", name).lower()
+
+lines = [line for line in Path(sys.argv[1]).read_text().splitlines() if line[:1] not in ("", "#")]
+pins = {canonical(line.partition("==")[0]): line for line in lines}
+pins |= {canonical(d.name): f"{d.name}=={d.version}" for d in distributions()}
+pins.pop("vig-mm", None)
+print("\n".join(pins.values()))
+PY
 py=$work/venv/bin/python
 
 # check WHAT PATTERN COMMAND...: COMMAND has to succeed and print PATTERN (extended regular expression)

@@ -47,11 +47,11 @@ def main() -> None:
     args = parse_args()
     checkpoint = read_checkpoint(args.src)
     if is_public(checkpoint):
-        state, key = weights(checkpoint, args.weights)
+        state, key = weights(checkpoint, args.weights, path=args.src)
         state = to_classifier(state) if args.form == "classifier" else to_backbone(state)
         converted, form = {"state_dict": state, "meta": {}}, f"mm {args.form}"
     else:
-        state, key = weights(checkpoint)
+        state, key = weights(checkpoint, path=args.src)
         converted, form = {"model": to_public(state)}, "public"
     dst = Path(args.dst)
     dst.parent.mkdir(parents=True, exist_ok=True)

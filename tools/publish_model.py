@@ -54,7 +54,7 @@ def publishable(checkpoint: dict, source: str) -> dict:
     classes = meta.get("dataset_meta", {}).get("classes")
     if not classes:
         raise UsageError(f"{source!r} has no class names in it (meta.dataset_meta.classes)")
-    state, _ = weights(checkpoint, "state_dict")
+    state, _ = weights(checkpoint, "state_dict", path=source)
     state = OrderedDict((name, x.detach().cpu().contiguous()) for name, x in state.items())
     # versions of modules, for those that rename weights of old checkpoints
     state._metadata = getattr(checkpoint["state_dict"], "_metadata", OrderedDict())

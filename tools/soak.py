@@ -31,11 +31,12 @@ exit_without_mmengine()
 
 import psutil
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from vig_mm.datasets.digits import make_digits
 from vig_mm.engine.launch import UsageError, run
+from vig_mm.engine.user_input import ConfigOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = (
@@ -87,7 +88,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         default={},
         metavar="KEY=VALUE",
         help="override entries of every config",

@@ -28,6 +28,7 @@ from vig_mm.engine.launch import (
 )
 from vig_mm.engine.model_check import check_channels, check_options
 from vig_mm.engine.sample_guard import guard_loaders
+from vig_mm.engine.user_input import check_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -89,6 +90,8 @@ def dump_metric(scope: str, path: str) -> DumpResults:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
+    if args.show_dir is not None:
+        check_folder(args.show_dir, "--show-dir")
     cfg.resume = False
     cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
     left_out = check_data(cfg, ("test",))

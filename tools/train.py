@@ -22,6 +22,7 @@ from vig_mm.engine.launch import (
     bare_model,
     build_runner,
     check_initial_weights,
+    check_optimizer,
     check_weights,
     load_config,
     run,
@@ -29,6 +30,7 @@ from vig_mm.engine.launch import (
 from vig_mm.engine.model_check import check_channels, check_options
 from vig_mm.engine.resume import latest_checkpoint, make_resumable, take_seed
 from vig_mm.engine.sample_guard import guard_loaders
+from vig_mm.engine.user_input import seed
 
 BF16_WRAPPER = "vig_mm.Bf16OptimWrapper"
 
@@ -57,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate from auto_scale_lr.base_batch_size to the real batch size",
     )
-    parser.add_argument("--seed", type=int, help="seed of weights, data order and augmentation")
+    parser.add_argument("--seed", type=seed, help="seed of weights, data order and augmentation")
     return parser.parse_args()
 
 
@@ -109,6 +111,7 @@ def main() -> None:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise UsageError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
         cfg.auto_scale_lr.enable = True
+    check_optimizer(cfg)
     set_precision(cfg, args.amp)
     make_resumable(cfg)
     set_start(cfg, args.resume)

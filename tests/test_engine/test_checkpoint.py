@@ -20,11 +20,14 @@ from mmpretrain.registry import MODELS
 import vig_mm
 from vig_mm.engine.checkpoint import (
     CheckpointError,
+    check_numbers,
+    is_public,
     prepare_checkpoint,
     read_checkpoint,
     to_backbone,
     to_classifier,
     to_public,
+    weights,
 )
 
 CONVERT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
@@ -167,6 +170,74 @@ def test_unrelated_weights_are_an_error(tmp_path):
         pretrained("vig_tiny", tmp_path / "resnet.pth")
 
 
+ONES = {"w": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ({"net": ONES}, r"the keys 'net'\. .* in checkpoint\['net'\]: save .*'model': checkpoint"),
+        ({"ema": {"model": ONES}, "epoch": 3}, r"in checkpoint\['ema'\]\['model'\]: save"),
+        ({"state_dict": {}, "meta": {}}, "'state_dict' is empty. Give a file"),
+        ({"state_dict": {"w": 1.0}}, "'state_dict' holds float, no tensors. Give a file"),
+        ({"state_dict": None}, "the keys 'state_dict'. Give a file"),
+        ({0: torch.ones(2)}, "1 of its 1 tensors have no name but 0"),
+        ({"state_dict": {**ONES, 7: torch.ones(2)}}, "1 of its 2 tensors have no name but 7"),
+    ],
+    ids=["other key", "nested", "empty", "numbers", "none", "bare list", "one without a name"],
+)
+def test_no_weights_is_one_message(content, reason):
+    with pytest.raises(CheckpointError, match=f"^'x.pth': .*{reason}"):
+        weights(content, path="x.pth")
+
+
+def test_an_optimizer_is_no_place_for_weights():
+    content = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "ema": ONES}
+    with pytest.raises(CheckpointError) as caught:
+        weights(content, "state_dict")
+    assert str(caught.value).endswith("There are tensors in checkpoint['ema']")
+
+
+UNFIT = {
+    "nan": (torch.tensor([1.0, float("nan")]), "1 of its weights hold NaN or infinity: weight"),
+    "infinity": (torch.tensor([1.0, float("inf")]), "hold NaN or infinity: weight"),
+    "too large": (torch.full((2,), 1e300, dtype=torch.float64), "hold NaN or infinity: weight"),
+    "int8": (torch.ones(2, dtype=torch.int8), r"weight \(torch.int8\)"),
+    "complex": (torch.ones(2, dtype=torch.complex64), r"weight \(torch.complex64\)"),
+    "meta": (torch.ones(2, device="meta"), r"weight \(meta, no values\)"),
+    "sparse": (torch.ones(2).to_sparse(), r"weight \(torch.sparse_coo\)"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_weights_must_be_finite_numbers(kind):
+    value, reason = UNFIT[kind]
+    norm = torch.nn.BatchNorm1d(2)
+    state = {**norm.state_dict(), "weight": value}
+    with pytest.raises(CheckpointError, match=f"'x.pth' cannot be used: .*{reason}"):
+        check_numbers(state, dict(norm.named_parameters()), "x.pth")
+
+
+def test_buffers_and_other_precisions_are_fine():
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_var.fill_(float("inf"))
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {**norm.state_dict(), "weight": torch.ones(2, dtype=dtype)}
+        check_numbers(state, dict(norm.named_parameters()), "x.pth")
+
+
+@pytest.mark.parametrize("kind", ["nan", "int8"])
+def test_backbone_takes_finite_numbers_only(kind, tmp_path):
+    """The grid of positions, too, which is resized before it is loaded."""
+    state = vig_mm.ViG(depth=1).state_dict()
+    broken = {"nan": lambda x: x * float("nan"), "int8": lambda x: x.to(torch.int8)}[kind]
+    torch.save({**state, "pos_embed": broken(state["pos_embed"])}, tmp_path / "x.pth")
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"))
+    backbone = vig_mm.ViG(depth=1, img_size=64, init_cfg=init)
+    with pytest.raises(CheckpointError, match="x.pth' cannot be used: 1 of its .*: pos_embed"):
+        backbone.init_weights()
+
+
 class _Payload:
     def __init__(self, target):
         self.target = target
@@ -253,6 +324,18 @@ def test_prepare_checkpoint(public, tmp_path):
     assert set(torch.load(converted)["state_dict"]) == set(to_classifier(state))
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_prepare_checkpoint_keeps_the_names_of_an_mm_model(prefix, public, tmp_path):
+    """Its weights under a public file's key."""
+    _, state = public
+    mm = {**to_classifier(state), "neck.w": torch.ones(1)}
+    content = {"model": {prefix + name: x for name, x in mm.items()}}
+    assert not is_public(content) and is_public({"model": state})
+    torch.save(content, tmp_path / "x.pth")
+    written = torch.load(prepare_checkpoint(tmp_path / "x.pth", tmp_path / "work"))["state_dict"]
+    assert set(written) == set(mm) and all(torch.equal(written[name], mm[name]) for name in mm)
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A folder, its address on this machine, and the list of what was asked for."""
@@ -314,8 +397,10 @@ def test_convert_tool_there_and_back(tmp_path):
 
 
 def test_convert_tool_refuses(tmp_path):
-    torch.save({"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
-               tmp_path / "detector.pth")
+    torch.save(
+        {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
+        tmp_path / "detector.pth",
+    )
     for src, word in (("missing.pth", "missing.pth"), ("detector.pth", "neck.b")):
         result = run_convert(tmp_path / src, tmp_path / "out.pth")
         assert result.returncode != 0

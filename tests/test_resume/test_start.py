@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import IterBasedTrainLoop
 from toy import toy
 
-from vig_mm.engine.checkpoint import CheckpointError
+from vig_mm.engine.checkpoint import CheckpointError, read_checkpoint
 from vig_mm.engine.resume import latest_checkpoint, make_resumable, take_seed
 
 
@@ -84,6 +84,20 @@ def test_without_pointer(pointer, work):
     assert latest_checkpoint(work) == str(work / "iter_5.pth")
 
 
+def test_dangling_link(work):
+    """Say, to a disk that is not mounted."""
+    (work / "last_checkpoint").write_text(str(work / "iter_5.pth"))
+    (work / "iter_9.pth").symlink_to("nowhere.pth")
+    assert latest_checkpoint(work) == str(work / "iter_5.pth")
+
+
+@pytest.mark.parametrize("broken", [b"\xff\xfe", b"\0" * 20, b"x" * 5000], ids=["bytes", "0", "x"])
+def test_broken_pointer(broken, work, log):
+    (work / "last_checkpoint").write_bytes(broken)
+    assert latest_checkpoint(work) == str(work / "iter_5.pth")
+    assert "is not a file" in log.text and "going on from" in log.text
+
+
 def test_none_is_whole(work, log):
     (work / "last_checkpoint").write_text(str(work / "iter_5.pth"))
     for path in work.glob("*.pth"):
@@ -115,6 +129,24 @@ def test_weights_cannot_be_resumed(tmp_path):
     torch.save(dict(state_dict=dict(weight=torch.ones(1)), meta={}), tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="no meta.iter, meta.epoch, optimizer, message_hub"):
         take_seed(Config(dict(load_from=str(tmp_path / "weights.pth"))))
+
+
+@pytest.mark.parametrize(
+    "changes, lacking",
+    [
+        (dict(meta=None), "meta.iter, meta.epoch"),
+        (dict(meta="iter, epoch"), "meta.iter, meta.epoch"),
+        (dict(meta=dict(iter="2", epoch=1)), "meta.iter"),
+        (dict(optimizer={}), "optimizer"),
+        (dict(message_hub=None), "message_hub"),
+    ],
+    ids=["no meta", "meta of another kind", "iter of another kind", "optimizer", "log"],
+)
+def test_what_a_checkpoint_must_hold(changes, lacking, trained, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({**read_checkpoint(trained / "iter_2.pth"), **changes}, path)
+    with pytest.raises(CheckpointError, match=f"x.pth': it holds no {lacking}[.] To start"):
+        take_seed(Config(dict(load_from=str(path))))
 
 
 OURS = ("vig_mm.EpochBasedTrainLoop", "vig_mm.SafeCheckpointHook")

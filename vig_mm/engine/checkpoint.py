@@ -10,6 +10,7 @@ import errno
 import os
 import pickle
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -88,7 +89,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     path = os.fspath(path)
     file = local_file(path)
     allow_mmengine_types()
-    if not Path(file).is_file():
+    if not os.path.isfile(file):  # unlike Path's, false for any text that is no path
         raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
     try:
         # public training scripts keep their command line beside the weights
@@ -131,16 +132,36 @@ def _what_is_wrong(file: str, error: Exception) -> str:
 
 
 def is_public(checkpoint: dict) -> bool:
-    """Whether this is a public ViG file rather than an mm one."""
-    return "state_dict" not in checkpoint and any(
-        isinstance(checkpoint.get(key), dict) for key in PUBLIC_KEYS
-    )
+    """Whether this is a public ViG file rather than an mm one.
+
+    An mm model's weights may lie where public files have theirs; their names tell.
+    """
+    found = _public_parts(checkpoint)
+    return bool(found) and not any(_is_wrapped(state) for state in found)
 
 
-def weights(checkpoint: dict, key: str | None = None) -> tuple[StateDict, str]:
+def _public_parts(checkpoint: dict) -> list[dict]:
+    """What lies where public files have their weights, and mm files nothing."""
+    if isinstance(checkpoint.get("state_dict"), dict):
+        return []
+    return [checkpoint[key] for key in PUBLIC_KEYS if isinstance(checkpoint.get(key), dict)]
+
+
+def _is_wrapped(names: Iterable) -> bool:
+    """Whether a state dict is of a whole mm model, whose backbone stands behind ``backbone.``."""
+    return any(str(name).removeprefix("module.").startswith("backbone.") for name in names)
+
+
+def weights(checkpoint: dict, key: str | None = None, path: str = "") -> tuple[StateDict, str]:
     """The state dict inside a checkpoint and the key it was found under ('' for a bare one).
 
     Without ``key``: ``state_dict``, then ``model_ema``, then ``model``, then the dict itself.
+
+    Args:
+        path: the checkpoint's file, for the messages.
+
+    Raises:
+        CheckpointError: there are no weights, or some that have no name.
     """
     for name in (key,) if key else ("state_dict", *PUBLIC_KEYS):
         if isinstance(checkpoint.get(name), dict):
@@ -148,13 +169,89 @@ def weights(checkpoint: dict, key: str | None = None) -> tuple[StateDict, str]:
             break
     else:
         name, state = "", checkpoint
-    state = {k.removeprefix("module."): x for k, x in state.items() if isinstance(x, Tensor)}
-    if not state or (key and not name):
+    file = f"{path!r}: " if path else ""
+    tensors = {k: x for k, x in state.items() if isinstance(x, Tensor)}
+    if not tensors or (key and not name):
         raise CheckpointError(
-            f"no weights{f' under {key!r}' if key else ''} in a checkpoint with the keys "
-            f"{', '.join(map(repr, list(checkpoint)[:8]))}"
+            f"{file}no weights{f' under {key!r}' if key else ''} in a checkpoint with the keys "
+            f"{', '.join(map(repr, list(checkpoint)[:8]))}{_where_else(checkpoint, key, name)}"
         )
-    return state, name
+    unnamed = [k for k in tensors if not isinstance(k, str)]
+    if unnamed:
+        raise CheckpointError(
+            f"{file}{len(unnamed)} of its {len(tensors)} tensors have no name but "
+            f"{', '.join(map(repr, unnamed[:4]))}: it is no model's state_dict. Save that one: "
+            "torch.save({'state_dict': model.state_dict()}, FILE)"
+        )
+    return {k.removeprefix("module."): x for k, x in tensors.items()}, name
+
+
+def _where_else(checkpoint: dict, key: str | None, name: str) -> str:
+    """What a checkpoint holds that has no weights under ``key`` or ``name``, and what to do."""
+    inside = list(_states_inside(checkpoint))
+    if inside:
+        there = f". There are tensors in checkpoint{' and checkpoint'.join(inside)}"
+        save = f"torch.save({{'model': checkpoint{inside[0]}}}, FILE)"
+        return there if key else f"{there}: save them where they are found, {save}"
+    advice = ". Give a file written by torch.save({'state_dict': model.state_dict()}, FILE)"
+    if not name:
+        return advice
+    held = ", ".join(sorted({type(x).__name__ for x in checkpoint[name].values()}))
+    return f"; its {name!r} {f'holds {held}, no tensors' if held else 'is empty'}{advice}"
+
+
+def _states_inside(checkpoint: dict, depth: int = 2) -> Iterator[str]:
+    """Subscripts of the dicts with tensors in them; an optimizer's lie deeper than these."""
+    for key, value in checkpoint.items():
+        if isinstance(value, dict):
+            if any(isinstance(x, Tensor) for x in value.values()):
+                yield f"[{key!r}]"
+            elif depth > 1:
+                yield from (f"[{key!r}]{rest}" for rest in _states_inside(value, depth - 1))
+
+
+def check_numbers(state: StateDict, parameters: Mapping[str, Tensor], path: str) -> None:
+    """See that weights are finite floating-point numbers; torch copies anything that it can cast.
+
+    Buffers are not looked at: counters are integers, and masks may hold infinities.
+
+    Args:
+        state: weights of a file under the model's names.
+        parameters: the model's parameters.
+        path: the file, for the messages.
+
+    Raises:
+        CheckpointError: names those that are not.
+    """
+    pairs = {
+        name: (state[name], own)
+        for name, own in parameters.items()
+        if name in state and own.is_floating_point()
+    }
+    kinds = {name: _kind(x) for name, (x, _) in pairs.items()}
+    unfit = [f"{name} ({kind})" for name, kind in kinds.items() if kind]
+    if unfit:
+        raise CheckpointError(
+            f"{path!r} cannot be used: {len(unfit)} of its weights are no plain floating-point "
+            f"tensors: {_some(unfit, 4)}. Save the state_dict of the model that was trained, "
+            "neither quantized nor made on the device 'meta'"
+        )
+    broken = [k for k, (x, own) in pairs.items() if not x.to(own.dtype).isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path!r} cannot be used: {len(broken)} of its weights hold NaN or infinity: "
+            f"{_some(broken, 4)}. The training that wrote it has diverged: take a checkpoint from "
+            "before that (docs/troubleshooting.md, 'The loss is nan')"
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    """What keeps a tensor from being weights: its type, layout or device ('': nothing)."""
+    if tensor.is_meta:
+        return "meta, no values"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    return "" if tensor.is_floating_point() else str(tensor.dtype)
 
 
 def to_classifier(public: StateDict) -> StateDict:
@@ -176,8 +273,7 @@ def to_backbone(state: StateDict, prefix: str | None = None) -> StateDict:
         prefix: take only what stands behind it (mmengine's ``init_cfg`` option).
     """
     if prefix is None:
-        wrapped = any(name.startswith("backbone.") for name in state)
-        if not wrapped:
+        if not _is_wrapped(state):
             state = to_classifier(state)
         prefix = "backbone."
     elif prefix and not prefix.endswith("."):
@@ -191,7 +287,7 @@ def to_public(state: StateDict) -> StateDict:
     Raises:
         CheckpointError: there are parts that the public models do not have.
     """
-    wrapped = any(name.startswith("backbone.") for name in state)
+    wrapped = _is_wrapped(state)
     hierarchical = any(re.match(r"(backbone\.)?layers\.", name) for name in state)
     head = "classifier.head." if hierarchical else "head."
     public, foreign = {}, []
@@ -216,25 +312,27 @@ def to_public(state: StateDict) -> StateDict:
 
 
 def prepare_checkpoint(path: str, work_dir: str) -> str:
-    """A file that mmengine can load: ``path`` itself, or an mm copy of a public file.
+    """A file that mmengine can load: ``path`` itself, or an mm copy of one with public keys.
 
     Args:
-        work_dir: where the copy, a classifier's, is written as ``<name>_mm.pth``. Detectors and
-            segmentors take the ``backbone.`` part of it.
+        work_dir: where the copy is written as ``<name>_mm.pth``: a public file's is a classifier's,
+            of which detectors and segmentors take the ``backbone.`` part.
     """
     path = local_file(str(path))
     checkpoint = read_checkpoint(path)
-    if not is_public(checkpoint):
+    if not _public_parts(checkpoint):
         return path
-    state, key = weights(checkpoint)
-    state = to_classifier(state)
+    state, key = weights(checkpoint, path=path)
+    kind = "an mm model's file with public keys"
+    if is_public(checkpoint):
+        state, kind = to_classifier(state), "a public ViG file"
     target = Path(work_dir) / f"{Path(path).stem}_mm.pth"
     target.parent.mkdir(parents=True, exist_ok=True)
     # every process of a distributed run does this: replace in one step, never half a file
     part = target.with_suffix(f".{os.getpid()}.tmp")
     torch.save({"state_dict": state, "meta": {}}, part)
     os.replace(part, target)
-    print_log(f"{path} is a public ViG file: its {key!r} was written to {target}", "current")
+    print_log(f"{path} is {kind}: its {key!r} was written to {target}", "current")
     return str(target)
 
 
@@ -255,12 +353,14 @@ def load_pretrained_backbone(backbone: "ViGBackbone", path: str, prefix: str | N
     grid (resized, bicubic). Anything else that is missing is logged as a warning, name by name.
 
     Raises:
-        CheckpointError: nothing fits, a weight has another shape, or the file has blocks that this
-            backbone lacks: a checkpoint of another model or size.
+        CheckpointError: nothing fits, a weight has another shape, the file has blocks that this
+            backbone lacks (a checkpoint of another model or size), or a weight is no finite number.
     """
-    state, key = weights(read_checkpoint(path))
+    state, key = weights(read_checkpoint(path), path=path)
     named = _some(list(state), 4)
     state = to_backbone(state, prefix)
+    # before a grid is resized, which takes floating-point numbers only
+    check_numbers(state, dict(backbone.named_parameters()), path)
     own = backbone.state_dict()
     state = backbone.fit_state_dict(state)
 

@@ -15,11 +15,13 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from torch import Tensor
 
 from vig_mm.registry import HOOKS
 
 from .checkpoint import CheckpointError
+from .resume import check_optimizer_state
 
 PART = ".part"
 """What is behind a checkpoint's name as long as it is being written."""
@@ -51,10 +53,17 @@ class SafeCheckpointHook(CheckpointHook):
         self._bytes = sum(tensor.nbytes for tensor in _tensors(checkpoint))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Log what a resumed run takes from its checkpoint."""
+        """Log what a resumed run takes from its checkpoint.
+
+        Raises:
+            CheckpointError: its optimizer state does not fit the run's optimizer.
+        """
         if not runner._resume:
             return
         state = checkpoint.get("optimizer") or {}
+        # FlexibleRunner's strategies and wrappers of several optimizers have forms of their own
+        if isinstance(runner, Runner) and "param_groups" in state:
+            check_optimizer_state(runner.optim_wrapper.optimizer, state, runner._load_from)
         parts = {
             "weights": "state_dict" in checkpoint,
             "averaged weights": "ema_state_dict" in checkpoint,

@@ -1,6 +1,7 @@
 """What the tools share: arguments, config, device, checks, and the Runner."""
 
 import argparse
+import difflib
 import errno
 import os
 import sys
@@ -9,28 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit
-from mmengine.registry import RUNNERS
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from .checkpoint import CheckpointError, read_checkpoint, weights
+from .checkpoint import CheckpointError, check_numbers, read_checkpoint, weights
 from .data_check import DataError
 from .distributed import LaunchError, prepare_distributed
 from .environment import SCOPES, RequirementError, require, tell_mmengine_of_forks
 from .layer_decay import LayerDecayError
 from .model_check import ModelError
+from .user_input import ConfigOptions, UsageError, check_folder, read_config
 
 UNPROTECTED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Environment variable by which torch.load runs what a checkpoint asks for."""
-
-
-class UsageError(ValueError):
-    """A command line or config that cannot be run; the message says what to change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +56,7 @@ def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         metavar="KEY=VALUE",
         help="override entries of the config, e.g. train_dataloader.batch_size=4 "
         'model.neck.in_channels="[96,192]" (quotes needed, no blanks inside)',
@@ -93,6 +91,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except mistakes as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
+    except KeyError as error:
+        if " registry. Please check whether " not in str(error):  # mmengine has no class for it
+            raise
+        sys.exit(f"{sys.argv[0]}: error: a type in the config is unknown: {error.args[0]}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -112,18 +114,20 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read a config, apply the common options, and see that its library is installed.
 
     Raises:
-        UsageError: there is no such config, or it names none of the three libraries.
+        UsageError: there is no such config, it cannot be read or changed as asked, it names none of
+            the three libraries, or its work folder is a file.
         RequirementError: the environment does not fit (see `environment.require`).
         LaunchError: the processes do not fit ``--launcher`` (see `prepare_distributed`).
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise UsageError(f"config {args.config!r} is not a file (seen from {os.getcwd()!r})")
     tell_mmengine_of_forks()
     # Custom modules import the library, so its check comes first.
-    cfg = Config.fromfile(args.config, import_custom_modules=False)
+    cfg = read_config(args.config)
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError) as error:  # an index that a list lacks, a key of a number
+            raise UsageError(f"--cfg-options do not fit {args.config}: {error.args[0]}") from error
     scope = cfg.get("default_scope")
     if scope not in SCOPES:
         raise UsageError(
@@ -138,6 +142,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
+    check_folder(cfg.work_dir, "--work-dir")
     prepare_distributed(cfg)
     return cfg
 
@@ -158,6 +163,24 @@ def bare_model(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def check_optimizer(cfg: Config) -> None:
+    """See that the optimizer's type is known; what mmengine says otherwise does not name it.
+
+    Raises:
+        UsageError: it is not; names one that comes close.
+    """
+    kind = cfg.get("optim_wrapper", {}).get("optimizer", {}).get("type")
+    with OPTIMIZERS.switch_scope_and_registry(cfg.default_scope) as registry:
+        if not isinstance(kind, str) or registry.get(kind) is not None:
+            return
+        known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
+    close = difflib.get_close_matches(kind.lower(), known, 1)
+    raise UsageError(
+        f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
+        + (f", did you mean {known[close[0]]!r}?" if close else "; correct it or import its module")
+    )
 
 
 def check_initial_weights(cfg: Any) -> None:
@@ -191,22 +214,22 @@ def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
         partly: Whether it is enough that something fits, as when fine-tuning.
 
     Raises:
-        CheckpointError: names what is missing or of another shape.
+        CheckpointError: names what is missing, of another shape, or no finite number.
     """
     model = bare_model(model)
-    state, _ = weights(read_checkpoint(path))
+    state, _ = weights(read_checkpoint(path), path=path)
     own = {k: x for k, x in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     missing = [name for name in own if name not in state]
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+    reshaped = {
+        name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
-    ]
+    }
     unfit = len(missing) + len(reshaped)
     if unfit == len(own) if partly else unfit:
         details = "; ".join(
             f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
-            for what, names in (("missing", missing), ("of another shape", reshaped))
+            for what, names in (("missing", missing), ("of another shape", [*reshaped.values()]))
             if names
         )
         raise CheckpointError(
@@ -214,3 +237,6 @@ def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
             "Give the checkpoint that was trained with this config, or the config it was "
             "trained with."
         )
+    fitting = {name: state[name] for name in own if name in state and name not in reshaped}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    check_numbers(fitting, parameters, path)

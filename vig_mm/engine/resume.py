@@ -1,6 +1,7 @@
 """Going on with a training that was interrupted: which file, which seed, which loop."""
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.optim import Optimizer
 
 from .checkpoint import CheckpointError, read_checkpoint
 
@@ -17,6 +19,11 @@ _OURS = {
     CheckpointHook: "vig_mm.SafeCheckpointHook",
 }
 """mmengine's class -> ours, of the same options."""
+
+_AS_IT_WAS = (
+    "Set this as it was, or start a new run from its weights: --cfg-options load_from=FILE, "
+    "without --resume"
+)
 
 
 def make_resumable(cfg: Config) -> None:
@@ -63,8 +70,9 @@ def latest_checkpoint(work_dir: str) -> str | None:
     """
     work_dir = Path(work_dir).absolute()
     pointer = work_dir / "last_checkpoint"
-    named = Path(pointer.read_text().strip()) if pointer.is_file() else None
-    if named is not None and not named.is_file():
+    # broken bytes in it name no file; os.path's test is false for any text that is no path
+    named = Path(pointer.read_text(errors="replace").strip()) if pointer.is_file() else None
+    if named is not None and not os.path.isfile(named):
         named = work_dir / named.name  # the folder was moved, or is mounted elsewhere
     unfit = []
     for path in _candidates(work_dir, named):
@@ -96,7 +104,9 @@ def _candidates(work_dir: Path, named: Path | None) -> list[Path]:
     for folder in folders:
         for path in folder.glob("*.pth"):
             number = re.search(r"_(\d+)\.pth$", path.name)
-            if number and not path.name.startswith("best_") and path != named:
+            if not number or path.name.startswith("best_") or path == named:
+                continue
+            if path.is_file():  # not a link that leads nowhere
                 others.append((int(number[1]), path.stat().st_mtime, path))
     return ([named] if named else []) + [path for *_, path in sorted(others, reverse=True)]
 
@@ -110,9 +120,11 @@ def take_seed(cfg: Config) -> None:
         CheckpointError: training cannot go on from this file: it holds weights only.
     """
     checkpoint = read_checkpoint(cfg.load_from)
-    meta = checkpoint.get("meta") or {}
-    lacking = [f"meta.{key}" for key in ("iter", "epoch") if key not in meta]
-    lacking += [key for key in ("optimizer", "message_hub") if key not in checkpoint]
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, dict):
+        meta = {}
+    lacking = [f"meta.{key}" for key in ("iter", "epoch") if not isinstance(meta.get(key), int)]
+    lacking += [key for key in ("optimizer", "message_hub") if not checkpoint.get(key)]
     if lacking:
         raise CheckpointError(
             f"training cannot be resumed from {cfg.load_from!r}: it holds no {', '.join(lacking)}. "
@@ -129,3 +141,31 @@ def take_seed(cfg: Config) -> None:
             logging.WARNING,
         )
     cfg.randomness = {**randomness, "seed": seed}
+
+
+def check_optimizer_state(optimizer: Optimizer, state: dict, path: str) -> None:
+    """See that a checkpoint's state is one of this optimizer; torch's errors name no file.
+
+    Args:
+        state: What the checkpoint ``path`` has of its optimizer.
+
+    Raises:
+        CheckpointError: it was written by another one, or with other parameter groups.
+    """
+    groups = state["param_groups"]
+    saved, own = ([len(g["params"]) for g in some] for some in (groups, optimizer.param_groups))
+    if saved != own:
+        raise CheckpointError(
+            f"training cannot be resumed from {path!r}: its optimizer has {len(saved)} parameter "
+            f"groups of {sum(saved)} weights, this run's has {len(own)} of {sum(own)}. That is "
+            "other parameter groups than the run that wrote it had; frozen_stages, paramwise_cfg "
+            f"and the constructor of optim_wrapper make them. {_AS_IT_WAS}"
+        )
+    lacking = set(optimizer.defaults).difference(*groups)
+    foreign = set().union(*groups).difference(*optimizer.param_groups, ["initial_lr"])
+    if lacking and foreign:  # either alone comes with another version of torch, too
+        raise CheckpointError(
+            f"training cannot be resumed from {path!r}: it was written by another optimizer, with "
+            f"{', '.join(sorted(foreign))}, and {type(optimizer).__name__} has "
+            f"{', '.join(sorted(lacking))}. {_AS_IT_WAS}"
+        )
