@@ -1,6 +1,7 @@
 """Files that PIL or the system does not open, lists that are wrong, and long polygons."""
 
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -22,7 +23,7 @@ from PIL import Image
 from vig_mm.datasets import polygons
 from vig_mm.datasets.image_file import file_fault, image_facts
 from vig_mm.datasets.label_file import label_facts
-from vig_mm.engine.data_check import DataCheck, image_list
+from vig_mm.engine.data_check import DataCheck, DataError, image_list
 from vig_mm.engine.sample_guard import GuardedPipeline, SampleError
 
 
@@ -281,3 +282,19 @@ def test_long_polygons():
         tracemalloc.stop()
     assert crossing == [crosses_itself(points), crosses_itself(late)] == [False, True]
     assert peak < 40e6  # bytes; 2000 * 2000 doubles are 32e6
+
+
+@pytest.mark.parametrize("folder", ["train", "train/one", "train/one/more"])
+def test_folder_without_permission(folder, folders, tmp_path, monkeypatch):
+    """What os.walk would pass over in silence."""
+    (tmp_path / "train/one/more").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == str(tmp_path / folder):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"{folder}' cannot be read: .* correct its permissions"):
+        folders(b"", ann_file="", data_prefix="train")

@@ -13,15 +13,11 @@ from vig_mm.datasets.listing import Listing
 
 from ..model_check import part_name, parts
 from . import coco, folders, segmentation
-from .files import hint
+from .files import DataError, hint
 from .options import leaves
 
 _HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
 _LABEL_MAPS = 20  # read of each loader: wrong numbering shows in most of them
-
-
-class DataError(ValueError):
-    """The data does not fit the config; the message lists everything that is wrong."""
 
 
 def check_data(cfg: Config, splits: tuple[str, ...] = ("train", "val", "test")) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vig_mm.datasets.findings import some
 from vig_mm.datasets.listing import FolderListing
 
-from .files import IMAGES, absent, files, hint
+from .files import IMAGES, absent, entries, files, hint
 from .image_list import lines_of
 from .options import classes_of, image_loader, option
 
@@ -118,7 +118,7 @@ def _check_classes(
 
 
 def _folders(root: str) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    return sorted(entry.name for entry in entries(root) if entry.is_dir())
 
 
 def _listed(
