@@ -59,7 +59,9 @@ def absent(names: list[str], folder: str) -> list[str]:
 
 def _refuse(error: OSError) -> NoReturn:
     advice = "; correct its permissions" if isinstance(error, PermissionError) else ""
-    raise DataError(f"folder {error.filename!r} cannot be read: {error.strerror}{advice}") from error
+    raise DataError(
+        f"folder {error.filename!r} cannot be read: {error.strerror}{advice}"
+    ) from error
 
 
 def hint(path: str) -> str:
