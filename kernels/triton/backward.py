@@ -26,13 +26,13 @@ from .tile import (
     ACC,
     dlogit,
     dot,
+    level,
     load_raw,
     load_state,
     load_tile,
     log_gate,
     own_factors,
     place,
-    right_half,
     store_tile,
     widen,
 )
@@ -193,18 +193,14 @@ def gradient_kernel(
         u_f = tl.zeros((C, BK), dtype=ACC)
         u_b = tl.zeros((C, BK), dtype=ACC)
         for i in range(0, LEVELS):
-            right = right_half(rows, i)
+            own, upward, right = level(rows, i)
             q_factor = tl.where(right, prefix_f, suffix_b)
             k_factor = tl.where(right, prefix_b, suffix_f)
             ql, kl = (qs * q_factor).to(DOT), (ks * k_factor).to(DOT)
-            # right for the pairs of this level; those of higher levels overwrite the others
-            shifted = rows >> i
-            higher = shifted[:, None] != shifted[None, :]
-            pairs = tl.where(higher, dot(kl, tl.trans(ql)), pairs)
-            mask = (shifted[:, None] ^ shifted[None, :]) == 1
+            pairs = tl.where(upward, dot(kl, tl.trans(ql)), pairs)
             zero = tl.zeros((C, C), dtype=DOT)
-            dql = dot(tl.where(mask, da, zero), kl)
-            dkl = dot(tl.where(mask, da_t, zero), ql)
+            dql = dot(tl.where(own, da, zero), kl)
+            dkl = dot(tl.where(own, da_t, zero), ql)
             dqs += dql * q_factor
             dks += dkl * k_factor
             uq, uk = ql.to(ACC) * dql, -kl.to(ACC) * dkl

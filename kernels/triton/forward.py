@@ -11,13 +11,13 @@ import triton.language as tl
 from .tile import (
     ACC,
     dot,
+    level,
     load_raw,
     load_state,
     load_tile,
     log_gate,
     own_factors,
     place,
-    right_half,
     store_tile,
     widen,
 )
@@ -107,13 +107,10 @@ def output_kernel(
             rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0
         )
         for i in range(0, LEVELS):
-            right = right_half(rows, i)
+            _, upward, right = level(rows, i)
             ql = (qs * tl.where(right, prefix_f, suffix_b)).to(DOT)
             kl = (ks * tl.where(right, prefix_b, suffix_f)).to(DOT)
-            # right for the pairs of this level; those of higher levels overwrite the others
-            shifted = rows >> i
-            higher = shifted[:, None] != shifted[None, :]
-            pairs = tl.where(higher, dot(ql, tl.trans(kl)), pairs)
+            pairs = tl.where(upward, dot(ql, tl.trans(kl)), pairs)
             prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
             prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
         a += pairs

@@ -100,8 +100,6 @@ def state_kernel(
         start = m.to(tl.int64) * C
         left = T - m * C
         logit = load_raw(gate + start * gate_t, rows, cols_k, gate_t, gate_d, left, K)
-        xs = load_raw(x + start * x_t, rows, cols_k, x_t, x_d, left, K)
-        ys = load_raw(y + start * y_t, rows, cols_v, y_t, y_d, left, V)
         logs = log_gate(logit, rows, left)
         chunk_decay = tl.sum(logs, axis=0)
         if not GRAD:
@@ -115,6 +113,8 @@ def state_kernel(
             decay = tl.cumsum(logs, axis=0, reverse=True)
         else:
             decay = tl.cumsum(logs, axis=0)
+        xs = load_raw(x + start * x_t, rows, cols_k, x_t, x_d, left, K)
+        ys = load_raw(y + start * y_t, rows, cols_v, y_t, y_d, left, V)
         xs = (xs.to(ACC) * tl.exp2(decay)).to(DOT)
         if GRAD:
             ys = ys.to(ACC) * scale

@@ -106,9 +106,16 @@ def dot(x, y, total=None):
 
 
 @triton.jit
-def right_half(rows, i):
-    """Which rows lie right of the middle of their block of level i."""
-    return (((rows >> i) & 1) == 1)[:, None]
+def level(rows, i):
+    """Masks of the pairs of level i, and of level i and above; which rows lie right of the middle.
+
+    Levels in turn may overwrite each other with the second mask: each pair's own one is the last.
+    """
+    shifted = rows >> i
+    own = (shifted[:, None] ^ shifted[None, :]) == 1
+    upward = shifted[:, None] != shifted[None, :]
+    right = ((shifted & 1) == 1)[:, None]
+    return own, upward, right
 
 
 @triton.jit

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vig_mm.kernels import bidirectional_gla, dispatch, locality_gate, trace_time
 from vig_mm.kernels.dispatch import choose_backend
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ON_DEVICE = dict(device=DEVICE)
 GPU = dict(
     plain="chunked",
     device="cuda",
@@ -29,21 +31,19 @@ def nothing_said(monkeypatch):
 
 @pytest.fixture
 def gpu_is_cpu(monkeypatch):
-    """CPU tensors are treated as those on a GPU; Triton interprets the kernels."""
+    """Without a GPU, CPU tensors are treated as those on one; Triton interprets the kernels."""
     pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        pytest.skip("Triton interprets nothing where there is a GPU")
-    monkeypatch.setattr(dispatch, "GPU", "cpu")
+    monkeypatch.setattr(dispatch, "GPU", DEVICE)
 
 
 def gla_inputs(width=4, v_width=8, **options):
     sizes = (width, width, v_width, width, width)
-    return [torch.randn(2, 5, 1, size, **options) for size in sizes]
+    return [torch.randn(2, 5, 1, size, **ON_DEVICE | options) for size in sizes]
 
 
 def gate_inputs(width=8, **options):
-    weights = [torch.ones(width, **options) for _ in range(2)]
-    return [torch.randn(2, 5, 1, width, **options) for _ in range(3)] + weights
+    weights = [torch.ones(width, **ON_DEVICE | options) for _ in range(2)]
+    return [torch.randn(2, 5, 1, width, **ON_DEVICE | options) for _ in range(3)] + weights
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,8 @@ pytest.importorskip("triton")
 
 TARGETS = (80, 90)
 SHARED_LIMITS = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# Bytes that the backward pass, less its largest kernel, spills on other GPUs than `TARGETS` with
-# some releases of Triton (3.5 and 3.9 were seen).
-SMALL_SPILL = 32
+# Later releases (3.9 was seen) spill one register for sm_100.
+OLDER_TRITON = ("3.5.", "3.6.")
 # name: batch, tokens, heads, K, V, dtype
 CASES = {
     "hier_16_32_bf16": (1, 66800, 3, 16, 32, "bfloat16"),
@@ -176,8 +176,9 @@ def test_launches_compile_without_spills(case, record_property):
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))
         assert result["shared"] <= SHARED_LIMITS[result["target"]], result
         if result["kernel"] != "gradient_kernel":
-            backward = "grad" in result["kernel"] and result["target"] not in TARGETS
-            assert result["spills"] <= (SMALL_SPILL if backward else 0), result
+            # one register of 4 bytes, in blend_gradient_kernel
+            newer = result["target"] == 100 and not version("triton").startswith(OLDER_TRITON)
+            assert result["spills"] <= (4 if newer else 0), result
 
 
 if __name__ == "__main__":
