@@ -1,0 +1,47 @@
+"""Findings: one record for each kind of fault in a data set, with a count."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+SEVERITIES = ("error", "warning", "note")
+
+
+class DataError(ValueError):
+    """The data does not fit the config; the message lists everything that is wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault in one data set.
+
+    Attributes:
+        severity: `error` if training would stop or learn wrong labels, `warning` if a library
+            leaves something out or changes it without a word, `note` if nothing is lost.
+        kind: A short fixed name.
+        where: Key of the data set in its config.
+        text: The whole message: where, how many of what, what comes of it, what to do.
+        count: How many files, annotations, images or classes.
+        names: All of them.
+        left_out: What the library leaves out, with the count; empty if nothing.
+    """
+
+    severity: str
+    kind: str
+    where: str
+    text: str
+    count: int = 1
+    names: tuple[str, ...] = ()
+    left_out: str = ""
+
+
+def some(names: Iterable[Any], limit: int = 5) -> str:
+    """The first few names, and how many there are."""
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return (", ".join(map(str, names[:limit])) or "none") + more
+
+
+def number(count: int, noun: str) -> str:
+    """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
