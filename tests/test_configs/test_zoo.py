@@ -73,6 +73,32 @@ def base_of(name: str) -> tuple[str, set[str]] | None:
 
 
 VARIANTS = {name: base for name in CONFIGS if (base := base_of(name))}
+
+# What the small and base sizes change in the tiny one's recipe, besides the size of the backbone.
+PYRAMID = {"model.neck.in_channels"}
+UPERNET = {"model.decode_head.in_channels", "model.auxiliary_head.in_channels"}
+RATE = {"optim_wrapper.optimizer.lr"}
+RATES = RATE | {"lr_per_512", "param_scheduler"}  # the first and the last rate stay as they are
+DECAY = {"optim_wrapper.optimizer.weight_decay"}
+LAYER_DECAY = {"optim_wrapper.paramwise_cfg.decay_rate"}
+SIZES = (  # names, what changes there; the first that fits
+    (r"vig-h-s_.*coco|vig-h-s_upernet", set()),
+    (r"vig-h-b_.*coco", PYRAMID),
+    (r"vig-h-b_upernet", UPERNET),
+    (r"vig-[sb]-adapter_fpn", PYRAMID | RATE | DECAY),
+    (r"vig-[sb]_simple-pyramid", PYRAMID),
+    (r"vig-[sb]-adapter_upernet", UPERNET | RATE | LAYER_DECAY),
+    (r"vig-[sb]_upernet", UPERNET | RATE | LAYER_DECAY | {"model.neck.embed_dim"}),
+    (r"vig-h-s_.*in1k", RATES),
+    (r"vig-h-b_.*in1k", RATES | {"model.head.in_channels"}),
+    (r"vig-s_.*in1k", RATES | DECAY | {"model.head.in_channels"}),
+    (r"vig-b_.*in1k", {"model.head.in_channels"}),
+)
+LARGER = [
+    name
+    for name in CONFIGS
+    if re.search(r"vig-(h-)?[sb][-_]", name) and "-fsdp_" not in name  # the tiny one has none
+]
 REPRESENTATIVES = [name for name in CONFIGS if name not in VARIANTS]
 
 
@@ -217,6 +243,14 @@ def test_variant_differs_only_where_it_should(name):
         assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == (
             "AmpOptimWrapper", "float16", "dynamic",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGER, ids=stem)
+def test_size_is_the_tiny_ones_recipe(name):
+    tiny = load(re.sub(r"vig-(h-)?[sb]", r"vig-\1t", name)).to_dict()
+    entries = next(entries for pattern, entries in SIZES if re.search(pattern, name))
+    size = {"model.backbone.arch", "model.backbone.drop_path_rate"}
+    assert differences(tiny, load(name).to_dict()) == entries | size
 
 
 LARGE_TESTS = [name for name, (_, entries) in VARIANTS.items() if entries is LARGE_TEST]
