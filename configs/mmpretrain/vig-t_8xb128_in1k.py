@@ -57,8 +57,6 @@ param_scheduler = [
         convert_to_iter_based=True),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
 
 # Decay 0.9999: mmengine counts the other way round, momentum = 1 - decay. Validation and saved
