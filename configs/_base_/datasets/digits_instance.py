@@ -1,5 +1,5 @@
-# The built-in digits in COCO layout (tools/data/make_digits.py writes them to data/digits). Pipelines
-# and batch sizes stand in the experiment's own file.
+# The built-in digits in COCO layout (tools/data/make_digits.py writes them to data/digits).
+# Pipelines and batch sizes stand in the experiment's own file.
 _base_ = './coco_instance.py'
 
 data_root = 'data/digits/coco/'

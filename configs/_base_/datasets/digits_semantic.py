@@ -1,6 +1,6 @@
 # The built-in digits in ADE20K layout (tools/data/make_digits.py writes them to data/digits):
-# label 0 = ignored, 1 = background, 2...11 = the digits zero...nine. Pipelines and batch sizes stand
-# in the experiment's own file.
+# label 0 = ignored, 1 = background, 2...11 = the digits zero...nine. Pipelines and batch
+# sizes stand in the experiment's own file.
 _base_ = './ade20k.py'
 
 data_root = 'data/digits/ade'

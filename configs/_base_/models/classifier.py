@@ -1,5 +1,5 @@
-# A classifier of ImageNet-1K with one linear layer, trained with label smoothing, Mixup and CutMix as
-# DeiT is. Backbone and `head.in_channels` come from the experiment.
+# A classifier of ImageNet-1K with one linear layer, trained with label smoothing, Mixup and CutMix;
+# backbone and `head.in_channels` come from the experiment.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
