@@ -1,10 +1,14 @@
 """Findings: one record for each kind of fault in a data set, with a count."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 SEVERITIES = ("error", "warning", "note")
+
+Table = Mapping[str, tuple[str, ...]]
+"""Kind -> severity, what the files or annotations do, what comes of it and what to do; then, where
+a library leaves them out, the words for that behind their number."""
 
 
 class DataError(ValueError):
@@ -45,3 +49,34 @@ def some(names: Iterable[Any], limit: int = 5) -> str:
 def number(count: int, noun: str) -> str:
     """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def findings(
+    table: Table,
+    cases: Mapping[str, Sequence[str]],
+    where: str,
+    place: str,
+    total: int,
+    noun: str,
+    option: str = "",
+) -> Iterator[Finding]:
+    """One finding for each kind in a table that has cases.
+
+    Args:
+        table: What to say of each kind, in the order of the findings.
+        cases: Names by kind.
+        where: Key of the data set in its config.
+        place: The folder or file they are in.
+        total: How many were looked at.
+        noun: What they are, in the singular.
+        option: Of the data set, which names the place.
+    """
+    for kind, (severity, what, effect, *left_out) in table.items():
+        names = cases.get(kind, ())
+        if names:
+            text = (
+                f"{where}{option}: {len(names)} of {number(total, noun)} in {place!r} {what}, "
+                f"e.g. {some(names, 3)}: {effect}"
+            )
+            dropped = f"{number(len(names), noun)} {left_out[0]}" if left_out else ""
+            yield Finding(severity, kind, where, text, len(names), tuple(names), dropped)

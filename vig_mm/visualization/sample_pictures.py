@@ -6,7 +6,7 @@ other; mmpretrain names the first class only.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -39,7 +39,6 @@ class SamplePictures(ABC):
     def has_truth(self, sample: Any) -> bool:
         """Whether annotations were loaded, even if there is nothing on the image."""
 
-    @abstractmethod
     def draw(
         self,
         image: np.ndarray,
@@ -56,6 +55,13 @@ class SamplePictures(ABC):
             truth_frame: height and width of the image whose coordinates the annotations are in;
                 default: those of ``image``.
         """
+        shown = image.shape[:2]
+        frames = {side: (truth_frame or shown) if side == TRUTH else shown for side in sides}
+        return self._draw(image, sample, frames)
+
+    @abstractmethod
+    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+        """`draw`; ``frames``: the sides, and height and width of what their coordinates are in."""
 
 
 class DetectionPictures(SamplePictures):
@@ -73,22 +79,14 @@ class DetectionPictures(SamplePictures):
     def has_truth(self, sample: Any) -> bool:
         return "gt_instances" in sample and "bboxes" in sample.gt_instances
 
-    def draw(
-        self,
-        image: np.ndarray,
-        sample: Any,
-        sides: Sequence[str] = (PREDICTION,),
-        truth_frame: Size | None = None,
-    ) -> Image.Image:
+    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
         drawn = []
-        for side in sides:
-            if side == TRUTH:
-                frame, instances = truth_frame or image.shape[:2], sample.gt_instances
-            else:
-                frame, instances = image.shape[:2], sample.pred_instances
+        for side, frame in frames.items():
+            instances = sample.gt_instances if side == TRUTH else sample.pred_instances
+            if side == PREDICTION:
                 instances = instances[instances.scores >= self.score_thr]
             drawn.append(self._side(image, instances, frame))
-        return pictures.beside(drawn, sides if len(sides) > 1 else ())
+        return pictures.beside(drawn, [*frames] if len(frames) > 1 else ())
 
     def _side(self, image: np.ndarray, instances: Any, frame: Size) -> Image.Image:
         picture = pictures.fitted(image)
@@ -115,27 +113,18 @@ class SegmentationPictures(SamplePictures):
     def has_truth(self, sample: Any) -> bool:
         return "gt_sem_seg" in sample
 
-    def draw(
-        self,
-        image: np.ndarray,
-        sample: Any,
-        sides: Sequence[str] = (PREDICTION,),
-        truth_frame: Size | None = None,
-    ) -> Image.Image:
+    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
         picture = pictures.fitted(image)
         drawn, areas = [], np.zeros(len(self.classes), int)
-        for side in sides:
-            if side == TRUTH:
-                frame, labels = truth_frame or image.shape[:2], sample.gt_sem_seg.data
-            else:
-                frame, labels = image.shape[:2], sample.pred_sem_seg.data
-            labels = _resized(_array(labels)[0], frame, picture)
+        for side, frame in frames.items():
+            labels = sample.gt_sem_seg if side == TRUTH else sample.pred_sem_seg
+            labels = _resized(_array(labels.data)[0], frame, picture)
             drawn.append(pictures.draw_label_map(picture, labels, self.palette))
             known = labels[labels < len(areas)]
             areas += np.bincount(known, minlength=len(areas))
         present = [int(i) for i in np.argsort(-areas, kind="stable") if areas[i]]
         legend = pictures.legend(picture.height, present, self.classes, self.palette)
-        return pictures.beside([*drawn, legend], sides if len(sides) > 1 else ())
+        return pictures.beside([*drawn, legend], [*frames] if len(frames) > 1 else ())
 
 
 class ClassificationPictures(SamplePictures):
@@ -144,17 +133,11 @@ class ClassificationPictures(SamplePictures):
     def has_truth(self, sample: Any) -> bool:
         return "gt_label" in sample or "gt_score" in sample
 
-    def draw(
-        self,
-        image: np.ndarray,
-        sample: Any,
-        sides: Sequence[str] = (PREDICTION,),
-        truth_frame: Size | None = None,
-    ) -> Image.Image:
+    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
         picture = pictures.fitted(image)
-        if PREDICTION not in sides:
+        if PREDICTION not in frames:
             return pictures.beside([picture], [self._truth(sample)])
-        truth = int(sample.gt_label[0]) if TRUTH in sides else None
+        truth = int(sample.gt_label[0]) if TRUTH in frames else None
         scores = _array(sample.pred_score)
         panel = pictures.score_panel(picture.height, scores, self.classes, truth)
         return pictures.beside([picture, panel])

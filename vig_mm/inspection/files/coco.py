@@ -6,11 +6,11 @@ mmdet leaves out annotations and images without a word (`CocoDataset.parse_data_
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from ..findings import Finding, number, some
+from ..findings import Finding, Table, findings, number, some
 from ..listings import CocoUse
 from .coco_images import image_findings
 from .coco_masks import are_finite, mask_fault
@@ -96,18 +96,13 @@ def examine(content: dict, use: CocoUse) -> Iterator[Finding]:
     cases = annotation_cases(content, use)
     total = len(content.get("annotations", []))
     images = {image["id"]: image["file_name"] for image in content["images"]}
-    for kind, (severity, what, effect, left_out) in _ANNOTATIONS.items():
-        found = cases.get(kind)
-        if found:
-            names = [annotation_name(one, images) for one in found]
-            if use.evaluated and kind in _SCORED:
-                effect, left_out = f"{effect}; scores count them as objects all the same", ""
-            text = (
-                f"{use.where}.ann_file: {len(found)} of {number(total, 'annotation')} in "
-                f"{use.ann_file!r} {what}, e.g. {some(names, 3)}: {effect}"
-            )
-            dropped = f"{number(len(found), 'annotation')} {left_out}" if left_out else ""
-            yield Finding(severity, kind, use.where, text, len(found), tuple(names), dropped)
+    table = dict(_ANNOTATIONS)
+    for kind in _SCORED if use.evaluated else ():
+        severity, what, effect, _ = table[kind]
+        table[kind] = severity, what, f"{effect}; scores count them as objects all the same"
+    names = {kind: [annotation_name(one, images) for one in cases[kind]] for kind in table}
+    place = (use.where, use.ann_file, total, "annotation", ".ann_file")
+    yield from findings(table, names, *place)
     yield from image_findings(content, use, cases)
 
 
@@ -124,9 +119,7 @@ def _ids(content: dict, use: CocoUse) -> Iterator[Finding]:
         ("annotations", "mmdet refuses them"),
         ("categories", "all but one would be lost"),
     ):
-        counts: dict[Any, int] = defaultdict(int)
-        for one in content.get(key, []):
-            counts[one["id"]] += 1
+        counts = Counter(one["id"] for one in content.get(key, []))
         twice = [str(one) for one, count in counts.items() if count > 1]
         if twice:
             text = (
@@ -138,42 +131,41 @@ def _ids(content: dict, use: CocoUse) -> Iterator[Finding]:
 
 # What mmdet's data set leaves out, and the evaluator, which reads the file itself, does not.
 _SCORED = ("ignored", "outside", "no-area", "short-polygons", "bad-rle")
-# kind: severity, what they do, what comes of it and what to do, "annotations ..." left out
 _LEAVES = "mmdet leaves them out"
 _BOX = "bbox is [x, y, width, height] in pixels, from the upper left corner"
-_ANNOTATIONS = {
+_ANNOTATIONS: Table = {
     "incomplete": (
         "error", "have no bbox, or no area",
-        "mmdet or pycocotools stops; write both (area is that of the mask, or width * height)", "",
+        "mmdet or pycocotools stops; write both (area is that of the mask, or width * height)",
     ),
     "bad-box": (
-        "error", "have a bbox that is not four finite numbers, or an area that is none", _BOX, "",
+        "error", "have a bbox that is not four finite numbers, or an area that is none", _BOX,
     ),
     "no-mask": (
         "error", "have no segmentation, and masks are loaded or scored",
         "mmdet or pycocotools stops; take them out, or draw them, or use a box detector "
-        "with LoadAnnotations(with_mask=False) and metric='bbox'", "",
+        "with LoadAnnotations(with_mask=False) and metric='bbox'",
     ),
     "unscorable-mask": (
         "error", "have a first polygon of fewer than three points, or an RLE without counts and "
-        "size", "pycocotools stops when it scores them; draw them again, or take them out", "",
+        "size", "pycocotools stops when it scores them; draw them again, or take them out",
     ),
     "bad-crowd": (
         "error", "have no iscrowd, or one that is neither 0 nor 1", "pycocotools stops without, "
-        "and takes any text for a 1; write iscrowd=0, or 1 for a region of many objects", "",
+        "and takes any text for a 1; write iscrowd=0, or 1 for a region of many objects",
     ),
     "bad-polygon": (
         "error", "have a segmentation that is neither a list of polygons [[x1, y1, ...], ...] "
-        "nor an RLE", "mmdet stops; correct them", "",
+        "nor an RLE", "mmdet stops; correct them",
     ),
     "rle-size": (
         "error", "have an RLE of another size than their image's height and width",
-        "it is no mask of that image; correct the RLE or the image's entry", "",
+        "it is no mask of that image; correct the RLE or the image's entry",
     ),
     "broken-rle": (
         "error", "have an RLE whose runs do not fill its size", "the mask would be what happens "
         "to be in memory, and scoring may never end; write them again "
-        "(pycocotools.mask.encode)", "",
+        "(pycocotools.mask.encode)",
     ),
     "no-image": (
         "warning", "are of images that are not listed", f"{_LEAVES}; list the images, or take "
@@ -209,7 +201,7 @@ _ANNOTATIONS = {
     ),
     "short-part": (
         "note", "have a polygon of fewer than three points among others", "mmdet leaves out "
-        "these polygons and keeps the annotations", "",
+        "these polygons and keeps the annotations",
     ),
 }  # fmt: skip
 

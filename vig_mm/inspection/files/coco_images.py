@@ -4,8 +4,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from ..findings import Finding, number, some
+from ..findings import Finding, Table, findings, number, some
 from ..listings import CocoUse
+
+_BACKGROUND = "count as images in which nothing is there"
 
 
 def image_findings(content: dict, use: CocoUse, cases: dict[str, list[dict]]) -> Iterator[Finding]:
@@ -35,46 +37,40 @@ def image_findings(content: dict, use: CocoUse, cases: dict[str, list[dict]]) ->
         remaining += not (is_small or (is_empty and use.filter_empty))
     twice = [name for name, count in Counter(names).items() if count > 1]
     total = number(len(content["images"]), "image")
-    place = f"of {total} in {use.ann_file!r}"
-
-    def finding(severity, kind, names, what, effect, left_out):
-        text = f"{use.where}.ann_file: {len(names)} {place} {what}, e.g. {some(names, 3)}: {effect}"
-        dropped = f"{number(len(names), 'image')} {left_out}" if left_out else ""
-        return Finding(severity, kind, use.where, text, len(names), tuple(names), dropped)
-
     # without one of the classes in the file, that is the error
     if names and wanted and not remaining:
         yield _none_left(use, total, empty if use.filter_empty else [], small)
     if twice:
         text = (
-            f"{use.where}.ann_file: {number(len(twice), 'file_name')} {place} occur more than "
-            f"once, e.g. {some(twice, 3)}: each entry is an image of its own, in which the objects "
-            "of the others count as background; give all annotations of a picture one image_id"
+            f"{use.where}.ann_file: {number(len(twice), 'file_name')} of {total} in "
+            f"{use.ann_file!r} occur more than once, e.g. {some(twice, 3)}: each entry is an image "
+            "of its own, in which the objects of the others count as background; give all "
+            "annotations of a picture one image_id"
         )
         yield Finding("warning", "file-name-twice", use.where, text, len(twice), tuple(twice))
-    if empty:
-        what = "have no annotation of the classes"
-        if use.filter_empty:
-            effect = "mmdet leaves them out (filter_cfg.filter_empty_gt)"
-            yield finding(
-                "warning", "no-annotation", empty, what,
-                f"{effect}; set it to False to learn from them that nothing is there",
-                "without annotations of the classes",
-            )  # fmt: skip
-        else:
-            effect = "they count as images in which nothing is there"
-            yield finding("note", "no-annotation", empty, what, effect, "")
-    if bare:
-        yield finding(
-            "warning", "nothing-left", bare, "have annotations, but none that mmdet keeps",
-            "they count as images in which nothing is there", "",
+    found = {"no-annotation": empty, "nothing-left": bare, "min-size": small}
+    place = (use.where, use.ann_file, len(content["images"]), "image", ".ann_file")
+    yield from findings(_table(use), found, *place)
+
+
+def _table(use: CocoUse) -> Table:
+    empty = ("note", "have no annotation of the classes", f"they {_BACKGROUND}")
+    if use.filter_empty:
+        empty = (
+            "warning", empty[1], "mmdet leaves them out (filter_cfg.filter_empty_gt); set it to "
+            "False to learn from them that nothing is there", "without annotations of the classes",
         )  # fmt: skip
-    if small:
-        yield finding(
-            "warning", "min-size", small, f"have a side of fewer than {use.min_size} pixels",
-            "mmdet leaves them out (filter_cfg.min_size)", f"with a side below {use.min_size} "
-            "pixels",
-        )  # fmt: skip
+    return {
+        "no-annotation": empty,
+        "nothing-left": (
+            "warning", "have annotations, but none that mmdet keeps", f"they {_BACKGROUND}",
+        ),
+        "min-size": (
+            "warning", f"have a side of fewer than {use.min_size} pixels",
+            "mmdet leaves them out (filter_cfg.min_size)",
+            f"with a side below {use.min_size} pixels",
+        ),
+    }  # fmt: skip
 
 
 def _none_left(use: CocoUse, total: str, empty: list[str], small: list[str]) -> Finding:

@@ -8,10 +8,9 @@ from functools import partial
 from ..files.coco import annotation_cases, annotation_name
 from ..files.coco_shapes import shape_faults
 from ..files.images import ImageFacts
-from ..findings import Finding, some
+from ..findings import Finding, Table, findings, some
 from ..listings import CocoListing
 from ..paths import IMAGES, files
-from .cases import Table, findings
 
 _IMAGES: Table = {
     "turned-size": (

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..files.images import FAULTS, FIX, ImageFacts
-from ..findings import Finding
+from ..findings import Finding, Table, findings
 from ..listings import FolderListing, Listing
-from .cases import Table, findings
 
 _PLURAL = {
     "missing": "are not there",

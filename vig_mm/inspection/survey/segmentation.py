@@ -7,9 +7,8 @@ from functools import partial
 
 from ..files.images import FIX, ImageFacts
 from ..files.label_maps import TOO_LARGE, LabelFacts, label_facts, stray_values
-from ..findings import Finding, some
+from ..findings import Finding, Table, findings, some
 from ..listings import SegListing
-from .cases import Table, findings
 
 _TABLE: Table = {
     "label-unreadable": ("error", "cannot be read", FIX),
