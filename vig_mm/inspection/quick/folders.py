@@ -5,7 +5,6 @@ import os
 from ..findings import some
 from ..listings import FolderListing
 from ..paths import IMAGES, absent, entries, files, hint
-from .image_list import lines_of
 from .options import classes_of, image_loader, option
 from .report import Report
 
@@ -121,7 +120,7 @@ def _listed(
     """The images and labels in a file of lines `image label`, or of lines `image`."""
     heads = [one for one in found.num_classes if "data_preprocessor" not in one[0]]
     names, labels = [], []
-    for i, line in enumerate(lines_of(found, where, path), 1):
+    for i, line in enumerate(found.lines_of(where, path), 1):
         # mmpretrain strips lines with labels only
         name, _, label = line.strip().rpartition(" ") if labelled else (line, "", "0")
         problem = ""

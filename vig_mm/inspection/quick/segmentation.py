@@ -7,7 +7,6 @@ from ..files.label_maps import label_facts, stray_values
 from ..findings import some
 from ..listings import SegListing
 from ..paths import IMAGES, absent, files, hint
-from .image_list import lines_of
 from .options import classes_of, image_loader, option, transform
 from .report import Report
 
@@ -110,7 +109,7 @@ def _names(
     ann_file = dataset.get("ann_file")
     if ann_file:
         path = os.path.join(root, ann_file)
-        names = [line.strip() for line in lines_of(found, where, path)]
+        names = [line.strip() for line in found.lines_of(where, path)]
         if not names:
             return None
         if "" in names:
