@@ -4,7 +4,7 @@ import os
 
 from ..findings import some
 from ..listings import FolderListing
-from ..paths import IMAGES, absent, entries, files, hint
+from ..paths import IMAGES, entries, files, hint
 from .options import classes_of, image_loader, option
 from .report import Report
 
@@ -138,14 +138,6 @@ def _listed(
             return [], []
         names.append(name)
         labels.append(label)
-    gone = absent(names, folder)
-    if gone:
-        found.error(
-            where,
-            "missing",
-            f"{where}.ann_file: {len(gone)} of the {len(names)} images in {path!r} are not in "
-            f"{folder!r}, e.g. {gone[0]!r}{hint(folder)}",
-            gone,
-        )
+    if found.absent(where, "ann_file", names, path, folder):
         return [], []
     return names, labels if labelled else []

@@ -11,7 +11,7 @@ from vig_mm.preflight.model import part_name, parts
 
 from ..findings import Finding, number, some
 from ..listings import Listing
-from ..paths import hint
+from ..paths import absent, hint
 
 _HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
 
@@ -54,6 +54,17 @@ class Report:
             f"{where}.{key}: no {what} {path!r} (seen from {os.getcwd()!r}): put the data there, "
             f"or set {where}.{key} in the config or by --cfg-options{hint(path)}",
         )
+
+    def absent(self, where: str, key: str, names: list[str], path: str, folder: str) -> list[str]:
+        """Those of the names in the file `path` that are not in a folder, after noting them."""
+        gone = absent(names, folder)
+        if gone:
+            text = (
+                f"{where}.{key}: {len(gone)} of the {len(names)} images in {path!r} are not in "
+                f"{folder!r}, e.g. {gone[0]!r}{hint(folder)}"
+            )
+            self.error(where, "missing", text, gone)
+        return gone
 
     def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
         """Note the files in a folder that a data set leaves out, if there are any."""
