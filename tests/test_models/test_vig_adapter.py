@@ -303,8 +303,11 @@ def test_adapter_checkpoint_that_lacks_a_weight_is_reported(tmp_path, messages):
     del state["adapter.up.weight"]
     torch.save({"state_dict": state}, tmp_path / "b.pth")
     pretrained(tmp_path / "b.pth")
-    assert [text for level, text in messages if level == 30 and "MISSING" in text
-            and text.endswith(": adapter.up.weight")]
+    assert [
+        text
+        for level, text in messages
+        if level == 30 and "MISSING" in text and text.endswith(": adapter.up.weight")
+    ]
 
 
 def test_norms_of_other_vig_outputs_stay_out(tmp_path, messages):

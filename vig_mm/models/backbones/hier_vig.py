@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,7 +71,7 @@ class HierViG(ViGBackbone):
         ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
     """
 
-    arch_zoo = {
+    arch_zoo: dict[str, dict[str, Any]] = {
         "tiny": dict(embed_dims=96, depths=(2, 2, 5, 2), num_heads=(3, 6, 12, 24)),
         "small": dict(embed_dims=96, depths=(2, 2, 17, 2), num_heads=(3, 6, 12, 24)),
         "base": dict(embed_dims=128, depths=(2, 2, 17, 2), num_heads=(4, 8, 16, 32)),
@@ -131,6 +132,7 @@ class HierViG(ViGBackbone):
         self.check_image(x)
         x = self.patch_embed(x)
         outs = []
+        stage: Any
         for i, stage in enumerate(self.layers):
             hw = (x.shape[2], x.shape[3])
             x = to_tokens(x)

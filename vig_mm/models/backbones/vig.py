@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ class ViG(ViGBackbone):
         ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
     """
 
-    arch_zoo = {
+    arch_zoo: dict[str, dict[str, Any]] = {
         "tiny": dict(embed_dims=192, depth=12, num_heads=3, mixer_act=True),
         "small": dict(embed_dims=384, depth=12, num_heads=6, mixer_act=False),
         "base": dict(embed_dims=768, depth=12, num_heads=12, mixer_act=False),

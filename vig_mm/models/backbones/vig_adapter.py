@@ -1,6 +1,7 @@
 """Plain ViG with ViT-Adapter (arXiv 2205.08534): four maps, strides 4 to 32."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,6 +141,7 @@ class ViGAdapter(ViG):
         x, hw = self.embed(x)
         geometry = Geometry.of(hw, x)
         size = self.depth // len(self.adapter.interactions)
+        interaction: Any
         for i, interaction in enumerate(self.adapter.interactions):
             x = self.run_block(interaction.injector, x, pyramid, geometry)
             for block in self.blocks[i * size : (i + 1) * size]:
