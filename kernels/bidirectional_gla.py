@@ -27,7 +27,7 @@ def bidirectional_gla(
 ) -> Tensor:
     """Bidirectional gated linear attention with direction-wise, per-channel gates.
 
-    Every token t attends to all tokens s, each direction with its own decay (ViG, section 3.2):
+    Every token t attends to all tokens s, each direction with its own decay (ViG, section 3.2)::
 
         log alpha = logsigmoid(gate) / 16
         o_t = K^-1/2 / 2 * [ sum_{s<=t} (q_t . k_s * prod_{s<j<=t} alpha_f[j]) v_s

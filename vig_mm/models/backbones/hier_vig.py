@@ -57,15 +57,18 @@ class HierViG(ViGBackbone):
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
-        embed_dims, depths, num_heads: C of the first stage (doubled in each next one), blocks and
-            heads of the four stages. None: as ``arch`` says.
-        out_indices: stages returned, each through a LayerNorm ``norm{i}`` of its own. The last
-            one's may start from the public ``classifier.norm``.
+        embed_dims: C of the first stage, doubled in each next one. None: as ``arch`` says, here
+            and in the next two.
+        depths: number of blocks of each stage.
+        num_heads: H of each stage.
+        out_indices: stages whose output is returned, each through a LayerNorm ``norm{i}`` of its
+            own. That of the last stage is loaded from the public ``classifier.norm``.
         drop_path_rate: stochastic depth of the last block.
         frozen_stages: -1 freezes nothing, 0 the stem, i also the first i stages.
         with_cp: activation checkpointing, block by block.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
+            checkpoints.
 
     Raises:
         ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
