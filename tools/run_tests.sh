@@ -16,4 +16,4 @@ export PATH="$(realpath "$venv")/bin:$PATH"
 ruff check --quiet .
 ruff format --check --quiet .
 mypy --no-error-summary
-exec python -m pytest -p tools.tested_versions "$@"
+exec python -m pytest -p tools.dev.tested_versions "$@"

@@ -1,6 +1,7 @@
 _base_ = './default_runtime.py'
 
 default_scope = 'mmpretrain'
+tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
 
 default_hooks = dict(visualization=dict(type='VisualizationHook', enable=False))
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])

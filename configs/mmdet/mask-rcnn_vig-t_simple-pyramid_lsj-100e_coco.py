@@ -53,9 +53,6 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 # --tta: three scales, each plain and flipped
-tta_model = dict(
-    type='vig_mm.InstanceTTAModel',
-    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -96,8 +93,6 @@ param_scheduler = [
         gamma=0.1),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=5)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))
 
 auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -1,29 +1,14 @@
 # ViG-H-T, ImageNet-1K, 300 epochs, 8 GPUs x 128 images, mixed precision (fp16).
 # The recipe of the public weights.
-_base_ = ['../_base_/datasets/imagenet_224.py', '../_base_/mmpretrain_runtime.py']
+_base_ = [
+    '../_base_/models/classifier.py', '../_base_/datasets/imagenet_224.py',
+    '../_base_/mmpretrain_runtime.py'
+]
 
 model = dict(
-    type='ImageClassifier',
-    data_preprocessor=dict(
-        type='ClsDataPreprocessor',
-        num_classes=1000,
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        to_rgb=True),
     backbone=dict(
         type='vig_mm.HierViG', arch='tiny', out_indices=(3, ), drop_path_rate=0.2),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=768,
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
-        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        cal_acc=False),
-    # every batch is mixed, by one of the two with even odds
-    train_cfg=dict(
-        augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
-        probs=[0.5, 0.5]))
+    head=dict(in_channels=768))
 
 # The public rates (peak, first, last) are per 512 images of global batch and scale linearly.
 lr_per_512 = 8e-4
@@ -59,8 +44,6 @@ param_scheduler = [
         convert_to_iter_based=True),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
 
 # Decay 0.9999: mmengine counts the other way round, momentum = 1 - decay. Validation and saved

@@ -11,8 +11,9 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
 
 import vig_mm
-from vig_mm.engine import checkpoint
-from vig_mm.engine.checkpoint import CheckpointError, to_public
+from vig_mm.checkpoints import pretrained as initializer
+from vig_mm.checkpoints.conversion import to_public
+from vig_mm.checkpoints.reading import CheckpointError
 from vig_mm.models.layers.deformable_attention import DeformableAttention, Maps
 
 VIG = dict(embed_dims=32, depth=4, num_heads=2)
@@ -267,7 +268,7 @@ def messages(monkeypatch):
     """What loading logs, as (level, text)."""
     logged = []
     monkeypatch.setattr(
-        checkpoint, "print_log", lambda text, logger, level=20: logged.append((level, text))
+        initializer, "print_log", lambda text, logger, level=20: logged.append((level, text))
     )
     return logged
 

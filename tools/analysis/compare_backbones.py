@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -39,7 +39,8 @@ from torch import nn
 
 from common import machine, markdown, write  # isort: skip
 
-from vig_mm.engine.launch import UsageError, load_config, run
+from vig_mm.apis.launch import load_config, run
+from vig_mm.preflight.user_input import UsageError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REFERENCE = "vig-h-t"

@@ -19,7 +19,7 @@ The model is built on the CPU and runs on torch's meta device: shapes only, noth
 # ruff: noqa: E402
 import argparse
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -29,7 +29,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vig_mm.engine.launch import UsageError, load_config, run
+from vig_mm.apis.launch import load_config, run
+from vig_mm.preflight.user_input import UsageError
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)
 PROPOSALS, MASKED_BOXES = 1000, 100

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.inference import Predictor, read_image
-from vig_mm.engine.launch import UsageError, add_config_options, load_config
+from vig_mm.apis.inference import Predictor, read_image
+from vig_mm.apis.launch import add_config_options, load_config
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.preflight.user_input import UsageError
 
 
 @dataclass
