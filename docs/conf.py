@@ -41,7 +41,7 @@ html_title = f"vig_mm {release}"
 html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 pygments_style = "friendly"
 copybutton_exclude = ".linenos, .gp, .go"
 

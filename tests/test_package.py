@@ -183,6 +183,19 @@ def test_every_requirement_is_pinned(line: str, packages: str, constraints: str)
     assert ("onedl-mmcv" in pinned, "mmcv" in pinned) == (line == "onedl", line == "upstream")
 
 
+def test_hooks_have_the_pinned_ruff() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    needed = {
+        package
+        for hook in config["repos"][0]["hooks"]
+        for package in hook["additional_dependencies"]
+        if package.startswith("ruff")
+    }
+    for constraints in ("constraints.txt", "constraints-onedl.txt"):
+        assert needed <= set((ROOT / "requirements" / constraints).read_text().splitlines())
+    assert len(needed) == 1
+
+
 def test_install_page_shows_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools" / "dev"))
     from tested_versions import PAGE, page_with_table

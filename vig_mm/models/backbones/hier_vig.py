@@ -60,7 +60,7 @@ class HierViG(ViGBackbone):
         embed_dims: C of the first stage, doubled in each next one. None: as ``arch`` says, here
             and in the next two.
         depths: number of blocks of each stage.
-        num_heads: H of each stage.
+        num_heads: number of heads H of each stage.
         out_indices: stages whose output is returned, each through a LayerNorm ``norm{i}`` of its
             own. That of the last stage is loaded from the public ``classifier.norm``.
         drop_path_rate: stochastic depth of the last block.

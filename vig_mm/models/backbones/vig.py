@@ -63,9 +63,9 @@ class ViG(ViGBackbone):
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
-        embed_dims: C. None: as ``arch`` says, here and in the next three.
+        embed_dims: channels C. None: as ``arch`` says, here and in the next three.
         depth: number of blocks.
-        num_heads: H.
+        num_heads: number of heads H.
         mixer_act: whether the token mixer has SiLUs, as in ViG-T.
         img_size: training image size in pixels, which sets the grid of ``pos_embed``. For images
             of another size it is resized (bicubic).
