@@ -11,11 +11,9 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32),
     backbone=dict(
         type='vig_mm.HierViG', arch='tiny', out_indices=(0, 1, 2, 3), drop_path_rate=0.2),
-    neck=dict(in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5))
+    neck=dict(in_channels=[96, 192, 384, 768]))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

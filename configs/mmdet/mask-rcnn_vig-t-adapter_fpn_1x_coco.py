@@ -12,11 +12,9 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32),
     # SyncBN in the adapter where there is a GPU, else BN
     backbone=dict(type='vig_mm.ViGAdapter', arch='tiny', drop_path_rate=0.1),
-    neck=dict(in_channels=[192, 192, 192, 192], out_channels=256, num_outs=5))
+    neck=dict(in_channels=[192, 192, 192, 192]))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -14,8 +14,7 @@ norm_cfg = dict(type='vig_mm.LayerNorm2d', eps=1e-6)
 model = dict(
     # Every image lies in the upper left of 1024x1024 pixels, in training and in tests alike:
     # pos_embed is stretched over what the backbone is given, padding included.
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=1024),
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         type='vig_mm.ViG', arch='tiny', out_indices=-1, drop_path_rate=0.1),
     neck=dict(

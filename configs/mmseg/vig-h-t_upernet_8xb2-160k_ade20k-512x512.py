@@ -10,19 +10,11 @@ _base_ = [
 
 crop_size = (512, 512)
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], size=crop_size),
+    data_preprocessor=dict(size=crop_size),
     backbone=dict(
         type='vig_mm.HierViG', arch='tiny', out_indices=(0, 1, 2, 3), drop_path_rate=0.2),
-    decode_head=dict(
-        in_channels=[96, 192, 384, 768],
-        channels=512,
-        pool_scales=(1, 2, 3, 6),
-        dropout_ratio=0.1,
-        num_classes=150),
-    auxiliary_head=dict(
-        in_channels=384, in_index=2, channels=256, num_classes=150,
-        loss_decode=dict(loss_weight=0.4)))
+    decode_head=dict(in_channels=[96, 192, 384, 768], num_classes=150),
+    auxiliary_head=dict(in_channels=384, num_classes=150))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

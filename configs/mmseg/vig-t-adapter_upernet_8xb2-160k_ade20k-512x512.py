@@ -11,19 +11,11 @@ _base_ = [
 
 crop_size = (512, 512)
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], size=crop_size),
+    data_preprocessor=dict(size=crop_size),
     # SyncBN in the adapter where there is a GPU, else BN
     backbone=dict(type='vig_mm.ViGAdapter', arch='tiny', drop_path_rate=0.1),
-    decode_head=dict(
-        in_channels=[192, 192, 192, 192],
-        channels=512,
-        pool_scales=(1, 2, 3, 6),
-        dropout_ratio=0.1,
-        num_classes=150),
-    auxiliary_head=dict(
-        in_channels=192, in_index=2, channels=256, num_classes=150,
-        loss_decode=dict(loss_weight=0.4)),
+    decode_head=dict(in_channels=[192, 192, 192, 192], num_classes=150),
+    auxiliary_head=dict(in_channels=192, num_classes=150),
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
 
 train_pipeline = [

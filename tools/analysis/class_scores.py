@@ -1,4 +1,4 @@
-"""One score a class, whatever the task: what Grad-CAM and HiResCAM differentiate."""
+"""Differentiable scores of each class, of a classifier, detector or segmentor."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

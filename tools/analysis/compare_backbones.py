@@ -30,8 +30,8 @@ exit_without_mmengine()
 
 import torch
 from cost_models import gcvit_windows
-from count_flops import _run_detector
-from measuring import Cpu, CudaGpu, limit_memory, make_device, multiply_adds, problem, significant
+from count_flops import count_model
+from measuring import Cpu, CudaGpu, limit_memory, make_device, problem, significant
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -104,16 +104,7 @@ def build(cfg: Config) -> nn.Module:
 
 def count(model: nn.Module, task: str, size: tuple[int, int]) -> dict[str, int]:
     """Parameters, and multiply-adds of one image."""
-    image = torch.empty(1, 3, *size, device="meta")
-
-    def forward(meta: nn.Module) -> None:
-        if task == "det":
-            _run_detector(meta, image)
-        else:
-            meta(image, mode="tensor")
-
-    parameters = sum(x.numel() for x in model.parameters())
-    return {"parameters": parameters, "flops": multiply_adds(model, forward)["Global"]}
+    return count_model(model, TASKS[task][0], size)
 
 
 def make_batch(

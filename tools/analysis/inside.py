@@ -1,4 +1,4 @@
-"""What the tools that look inside a trained model share: arguments, one image, its model."""
+"""Model, image and arguments for the tools that show the inside of a trained model."""
 
 import argparse
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ def mask_fault(annotation: dict, size: tuple[int, int], scored: bool) -> str | N
         scored: Whether pycocotools scores the mask as well.
 
     Returns:
-        A kind of finding (see `coco`), or None.
+        A kind of finding (see `coco_annotations`), or None.
     """
     mask = annotation.get("segmentation")
     if not mask:

@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from ..files.coco import examine, read_coco
+from ..files.coco import read_coco
+from ..files.coco_annotations import examine
 from ..findings import some
 from ..listings import CocoListing, CocoUse
 from ..paths import absent, hint

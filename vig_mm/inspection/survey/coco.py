@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..files.coco import annotation_cases, annotation_name
+from ..files.coco_annotations import annotation_cases, annotation_name
 from ..files.coco_shapes import shape_faults
 from ..files.images import ImageFacts
 from ..findings import Finding, Table, findings, some
