@@ -43,6 +43,7 @@ html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 pygments_style = "friendly"
+highlight_language = "text"  # of code blocks that name none: error messages, folders
 copybutton_exclude = ".linenos, .gp, .go"
 
 
