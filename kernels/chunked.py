@@ -260,7 +260,7 @@ def _forward(
 
 def chunked_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v and both gate logits, each shaped like its input.
 
     With x_t = P_t - P_mid the only exponent of token t in its chunk, the gate's gradient is a
@@ -285,6 +285,7 @@ def _backward(
 ) -> None:
     batch, num_tokens, heads, width = q.shape
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=True)
+    assert c.decays is not None
     rows = c.v.shape[0]
     g = torch.mul(_rows(grad, c.size).transpose(1, 2), 0.5 * width**-0.5, out=torch.empty_like(c.v))
     halves = (slice(0, width), slice(width, None))
