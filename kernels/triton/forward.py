@@ -13,6 +13,27 @@ from .states import in_range, sums_matrix
 from .tile import ACC, dot, ex2, gate_bits, load, running, store, weights
 
 
+@triton.jit
+def anchored_output(
+    qs, ks, p, e, i, j, a, o, s_f, s_b, STATES: tl.constexpr, DOT: tl.constexpr
+):  # fmt: skip
+    """A ``[C, C]`` and o ``[C, VP]`` plus what a block of key channels adds to them.
+
+    qs, ks ``[C, BK]``; p, e: running sums from the chunk's middle; s_f, s_b: what enters, decayed
+    to the middle.
+    """
+    qf = (qs * ex2(p)).to(DOT)
+    kf = (ks * ex2(-p)).to(DOT)
+    qb = (qs * ex2(-e)).to(DOT)
+    kb = (ks * ex2(e)).to(DOT)
+    a += tl.where(j <= i, dot(qf, tl.trans(kf)), 0.0)
+    a += tl.where(j >= i, dot(qb, tl.trans(kb)), 0.0)
+    if STATES:
+        o = dot(qf, s_f, o)
+        o = dot(qb, s_b, o)
+    return a, o
+
+
 @triton.jit(do_not_specialize=["T", "M"])
 def output_kernel(
     q,
@@ -90,19 +111,14 @@ def output_kernel(
                 sums = sums_matrix(C)
                 fast = in_range(running(sums, bits_f, logit_f), running(sums, bits_b, logit_b))
             if fast:
+                s_f = tl.zeros((BK, VP), dtype=DOT)
+                s_b = tl.zeros((BK, VP), dtype=DOT)
+                if STATES:
+                    s_f = tl.load(states + slot * KP * VP + inside).to(DOT)
+                    s_b = tl.load(states + (heads * M + slot) * KP * VP + inside).to(DOT)
                 p = running(anchored_f, bits_f, logit_f)
                 e = running(anchored_b, bits_b, logit_b)
-                qf = (qs * ex2(p)).to(DOT)
-                kf = (ks * ex2(-p)).to(DOT)
-                qb = (qs * ex2(-e)).to(DOT)
-                kb = (ks * ex2(e)).to(DOT)
-                a += tl.where(j <= i, dot(qf, tl.trans(kf)), 0.0)
-                a += tl.where(j >= i, dot(qb, tl.trans(kb)), 0.0)
-                if STATES:
-                    s = tl.load(states + slot * KP * VP + inside).to(DOT)
-                    o = dot(qf, s, o)
-                    s = tl.load(states + (heads * M + slot) * KP * VP + inside).to(DOT)
-                    o = dot(qb, s, o)
+                a, o = anchored_output(qs, ks, p, e, i, j, a, o, s_f, s_b, STATES, DOT)
             else:
                 o += exact_output(
                     q_m, k_m, v_m, gf_m, gb_m, q_t, k_t, v_t, gf_t, gb_t, rows, cols_k, cols_v,

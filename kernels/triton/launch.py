@@ -12,13 +12,16 @@ from torch import Tensor
 from .backward import exact_gradient_kernel, gradient_kernel
 from .forward import output_kernel
 from .states import FACTORS, local_kernel, scan_kernel, segment_kernel
+from .sweep import sweep_kernel
 
 CHUNK = 64  # tokens, of the forward pass; and of what takes one launch
 GRADIENT_CHUNK = 32  # of the backward pass, where registers are scarce
 KEY_BLOCK = 32
 SCRATCH = torch.float32
 MIN_PROGRAMS = 528  # of a scan, four for each multiprocessor of an H100 or H200
-SCAN_ENTRIES = 2048  # of a state that a program, one warp, walks with at most
+SWEEP_HEADS = math.inf  # B H from which the forward pass is one sweep: a GPU has to tell
+SCAN_ENTRIES = 2048  # of a state that a program, one warp, walks with at most ...
+MAX_PARTS = 4  # ... divided into so many parts at most, for more programs
 
 
 class Plan(NamedTuple):
@@ -53,12 +56,17 @@ def power_of_2(x: int) -> int:
     return max(16, 1 << (x - 1).bit_length())
 
 
+def largest_chunk(v: Tensor) -> int:
+    """Tokens of a chunk; fewer where registers and the 99 KB of GPUs such as the L40 are short."""
+    return GRADIENT_CHUNK if v.element_size() == 4 and v.shape[-1] > 64 else CHUNK
+
+
 def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = False) -> Plan:
     """Chunk, paddings and segments from the shapes alone; ``segments`` forces about so many."""
     batch, num_tokens, heads, width = q.shape
-    chunk = power_of_2(num_tokens)
-    if chunk > CHUNK:
-        chunk = GRADIENT_CHUNK if grad else CHUNK
+    chunk, largest = power_of_2(num_tokens), largest_chunk(v)
+    if chunk > largest:
+        chunk = GRADIENT_CHUNK if grad else largest
     chunks = cdiv(num_tokens, chunk)
     padded = power_of_2(width)
     if segments is None:
@@ -106,9 +114,13 @@ def options(kernel: str, plan: Plan) -> dict[str, int]:
     elif kernel == "gradient":
         warps = 4 if plan.C == CHUNK or not narrow else 2
     else:
-        warps = 2 if narrow else 4
+        warps = 2 if narrow and kernel != "sweep" else 4
     chosen = {"num_warps": warps, "num_stages": 1}
-    return chosen if kernel == "gradient" else {**chosen, "N": 16 if kernel == "exact" else 8}
+    if kernel == "gradient":
+        chosen["maxnreg"] = 255  # all that there are; else ptxas takes 32 for wide heads on sm_80
+    if kernel in ("gradient", "sweep"):
+        return chosen
+    return {**chosen, "N": 16 if kernel == "exact" else 8}
 
 
 def by_tokens(x: Tensor) -> Tensor:
@@ -150,7 +162,8 @@ def _scan(
     """
     _, rows, chunks, padded, v_padded = own.shape
     segments = cdiv(chunks, per_segment)
-    parts = 1 << (cdiv(MIN_PROGRAMS, 2 * rows * segments) - 1).bit_length()
+    missing = cdiv(MIN_PROGRAMS, 2 * rows * segments)
+    parts = min(1 << (missing - 1).bit_length(), MAX_PARTS)
     per_program = min(padded, max(SCAN_ENTRIES // v_padded, 1))
     per_program = max(per_program // parts, 1)
     grid = (rows, 2 * segments, padded // per_program)
@@ -232,6 +245,14 @@ def triton_forward(
     q, k, v, *gates = map(by_tokens, (q, k, v, gate_f, gate_b))
     settings = options("output", plan)
     with device_of(q):
+        if plan.M > 1 and batch * heads >= SWEEP_HEADS and plan.BK == plan.KP:
+            size = (batch * heads, plan.M, plan.KP, plan.VP)
+            states = torch.empty(size, dtype=state_dtype(q.dtype), device=q.device)
+            sweep_kernel[(batch * heads,)](
+                q, k, v, *gates, out, states, num_tokens, heads, plan.M, scale,
+                *strides(q, k, v, *gates), **_sizes(plan, width, v), **options("sweep", plan),
+            )  # fmt: skip
+            return out
         s = _states(k, v, gates, plan, scale)
         output_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
             q, k, v, *gates, out, s.states, s.factors, s.flags, num_tokens, heads, plan.M, scale,

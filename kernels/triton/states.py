@@ -24,10 +24,14 @@ FACTORS = tl.constexpr(3)  # of a chunk's channel: whole, to the middle from the
 
 
 @triton.jit
+def own_state(x, y, matrix, bits, logit, DOT: tl.constexpr):
+    """``[BK, V]``: what a chunk adds to the state of one direction; x ``[C, BK]``, y ``[C, V]``."""
+    return dot(tl.trans((x * ex2(running(matrix, bits, logit))).to(DOT)), y)
+
+
+@triton.jit
 def store_own(states, x, y, matrix, bits, logit, DOT: tl.constexpr):
-    """What a chunk adds to the state of one direction: pointers ``[BK, V]``, x ``[C, BK]``, y."""
-    own = dot(tl.trans((x * ex2(running(matrix, bits, logit))).to(DOT)), y)
-    tl.store(states, own.to(states.dtype.element_ty))
+    tl.store(states, own_state(x, y, matrix, bits, logit, DOT).to(states.dtype.element_ty))
 
 
 @triton.jit

@@ -27,10 +27,11 @@ def double_kernels(monkeypatch):
         launch,
         locality_gate,
         states,
+        sweep,
         tile,
     )
 
-    for module in (backward, exact, forward, locality_gate, states, tile):
+    for module in (backward, exact, forward, locality_gate, states, sweep, tile):
         monkeypatch.setattr(module, "ACC", tl.float64)
     monkeypatch.setattr(tile, "SERIES_TERMS", tl.constexpr(14))
     for module in (launch, locality_gate):
