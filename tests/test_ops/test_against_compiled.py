@@ -267,6 +267,27 @@ def test_deform_conv(both, setting, kind, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_offsets_that_are_no_numbers_read_nothing(both, serve, value, device):
+    """Of a training that diverges; on the CPU mmcv's own backward pass then ends the process."""
+    x, offset, mask, weight = deformable_inputs(CONVOLUTIONS[4], "random", torch.float32, device)
+    offset[:, ::3] = value
+    options = CONVOLUTIONS[4][1:6]
+    own, ours = both(
+        lambda: (
+            mmcv.ops.deform_conv2d(x, offset, weight, *options),
+            mmcv.ops.modulated_deform_conv2d(x, offset, mask, weight, None, *options),
+        )
+    )
+    for a, b in zip(own, ours, strict=True):
+        close(a, b)
+    for result in gradients(
+        lambda *tensors: mmcv.ops.deform_conv2d(*tensors, *options), [x, offset, weight]
+    ):
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (1, 2)])
 def test_deform_conv_gives_the_gradients_that_are_asked_for(both, needed, device):
     """One convolution, two backward passes, each of another gradient: no value is taken over."""

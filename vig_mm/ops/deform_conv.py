@@ -180,7 +180,7 @@ def _forward(
     bias: Tensor | None,
     geometry: tuple[int, ...],
 ) -> Tensor:
-    tensors = (input, weight, offset, *_mask_and_bias(input, weight, mask, bias))
+    tensors = (input, weight, _numbers(offset), *_mask_and_bias(input, weight, mask, bias))
     return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, mask is not None)
 
 
@@ -194,7 +194,7 @@ def _backward(
     geometry: tuple[int, ...],
 ) -> tuple[Tensor, ...]:
     """Gradients of input, weight, offset, mask and bias."""
-    tensors = (grad, input, weight, offset, *_mask_and_bias(input, weight, mask, bias))
+    tensors = (grad, input, weight, _numbers(offset), *_mask_and_bias(input, weight, mask, bias))
     grads = torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, mask is not None)
     grads[2].masked_fill_(_at_minus_one(offset, weight.shape[2:], geometry), 0)
     return grads
@@ -218,6 +218,11 @@ def _at_minus_one(offset: Tensor, kernel: tuple[int, int], geometry: tuple[int, 
     y = offset[..., 0, :, :] + axes[0][:, None, :, None]
     x = offset[..., 1, :, :] + axes[1][:, None, :]
     return torch.stack((y == -1, x == -1), dim=-3).flatten(1, 4)
+
+
+def _numbers(offset: Tensor) -> Tensor:
+    """Far outside for NaN, where mmcv reads 0; torchvision would read at a wild address."""
+    return offset.nan_to_num(nan=torch.finfo(offset.dtype).min)
 
 
 def _mask_and_bias(
