@@ -139,3 +139,27 @@ def test_enable_and_disable(tmp_path: Path) -> None:
     assert in_env("-c", find).stdout == "False\n"
     assert not list(site.glob("*.pth"))
     assert in_env("-m", "vig_mm.ops", "enbale").returncode == 2
+
+
+def test_the_page_lists_every_function_that_is_served() -> None:
+    """docs/install.md: a row for each file of mmcv.ops whose functions `ext.py` has."""
+    pytest.importorskip("mmcv")
+    code = (
+        "import json, pathlib, re, vig_mm.ops, mmcv.ops, mmcv\n"
+        "from importlib.util import module_from_spec\n"
+        "spec = vig_mm.ops.OperatorFinder().find_spec(vig_mm.ops.MODULE)\n"
+        "ext = module_from_spec(spec); spec.loader.exec_module(ext)\n"
+        "files = pathlib.Path(mmcv.ops.__file__).parent.glob('*.py')\n"
+        "print(json.dumps(sorted(f.stem for f in files if any(\n"
+        "    re.search(rf'ext_module\\.{name}\\b', f.read_text()) for name in ext.__all__))))"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    sys.path.insert(0, str(ROOT / "tools" / "dev"))
+    try:
+        from mmcv_operators import OPERATORS, PAGE, RECORD, table
+    finally:
+        sys.path.pop(0)
+    served = set(json.loads(result.stdout.splitlines()[-1]))
+    assert served - {"info"} <= OPERATORS.keys()
+    assert table(json.loads(RECORD.read_text())) in PAGE.read_text(encoding="utf-8")

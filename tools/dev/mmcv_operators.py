@@ -9,7 +9,6 @@ part of the model, or where the file that defines a part imports one of its func
 """
 
 import argparse
-import ast
 import inspect
 import json
 import os
@@ -34,6 +33,28 @@ RECORD = ROOT / "docs" / "mmcv_operators.json"
 PAGE = ROOT / "docs" / "install.md"
 BEGIN, END = "<!-- operators:begin -->\n", "<!-- operators:end -->\n"
 LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
+PYTHON = "mmcv's own Python"
+# File of mmcv.ops -> its names that configs and models use, and what serves them without mmcv._ext.
+OPERATORS = {
+    "nms": (("nms", "batched_nms", "nms_match"), "torchvision; NumPy for `offset=1`, `nms_match`"),
+    "soft_nms": (("soft_nms",), "NumPy"),
+    "roi_align": (("RoIAlign",), "torchvision, average pooling"),
+    "roi_pool": (("RoIPool",), "torch"),
+    "deform_conv": (("DeformConv2d", "DeformConv2dPack"), "torchvision"),
+    "modulated_deform_conv": (("ModulatedDeformConv2d", "…Pack"), "torchvision"),
+    "saconv": (("SAConv2d",), "torchvision"),
+    "multi_scale_deform_attn": (("MultiScaleDeformableAttention",), "torch"),
+    "deform_roi_pool": (("DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"), "torch"),
+    "focal_loss": (("sigmoid_focal_loss", "softmax_focal_loss"), "torch"),
+    "carafe": (("CARAFE", "CARAFEPack", "CARAFENaive"), "torch"),
+    "masked_conv": (("MaskedConv2d",), "torch"),
+    "psa_mask": (("PSAMask",), "torch"),
+    "sync_bn": (("SyncBatchNorm",), "torch"),
+    "point_sample": (("point_sample", "SimpleRoIAlign"), PYTHON),
+    "corner_pool": (("CornerPool",), PYTHON),
+    "cc_attention": (("CrissCrossAttention",), PYTHON),
+    "merge_cells": (("ConcatCell", "SumCell", "GlobalPoolingCell"), PYTHON),
+}
 
 
 def structure(value: Any) -> Any:
@@ -119,15 +140,25 @@ def survey(library: str) -> dict:
     }
 
 
-def functions(module: str) -> list[str]:
-    """The names that a file of `mmcv.ops` takes from the compiled module."""
-    tree = ast.parse(Path(import_module(module).__file__).read_text())
-    return [
-        name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load_ext"
-        for name in ast.literal_eval(node.args[1])
-    ]
+def table(record: dict) -> str:
+    """Markdown, one row for each operator; the numbers are stock configs."""
+    reached_by = {library: record[library]["operators"] for library in LIBRARIES}
+    unknown = set().union(*reached_by.values()) - {f"mmcv.ops.{name}" for name in OPERATORS}
+    if unknown:
+        raise SystemExit(f"no row for {', '.join(sorted(unknown))}: add it to OPERATORS")
+    lines = [f"| `mmcv.ops` | served by | {' | '.join(LIBRARIES)} |", "|---|---|---|---|---|"]
+    for module, (names, source) in OPERATORS.items():
+        counts = [str(reached_by[x].get(f"mmcv.ops.{module}", "")) for x in LIBRARIES]
+        lines.append(f"| {', '.join(f'`{n}`' for n in names)} | {source} | {' | '.join(counts)} |")
+    built = [record[x]["configs"] - len(record[x]["not built"]) for x in LIBRARIES]
+    lines.append(f"| of so many configs whose models are built | | {' | '.join(map(str, built))} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_page(record: dict) -> None:
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(before + BEGIN + table(record) + END + after, encoding="utf-8")
 
 
 def main() -> None:
@@ -135,13 +166,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table from the JSON")
     parser.add_argument("--library", choices=LIBRARIES, action="append")
     args = parser.parse_args()
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if not args.table:
         warnings.filterwarnings("ignore")
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing is downloaded
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         for library in args.library or LIBRARIES:
             record[library] = survey(library) | {"version": import_module(library).__version__}
             RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write_page(record)
 
 
 if __name__ == "__main__":
