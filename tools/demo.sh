@@ -8,7 +8,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-config=configs/mmdet/mask-rcnn_vig-h-mini_fpn_4e_digits.py
+config=configs/mmdet/mask-rcnn_vig-h-mini_fpn_5e_digits.py
 work=work_dirs/demo
 case ${1:-} in
   '') ;;

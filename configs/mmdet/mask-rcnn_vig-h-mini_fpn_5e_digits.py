@@ -1,5 +1,5 @@
 # The small Mask R-CNN on the built-in digits, cut down for a first look (tools/demo.sh): smaller
-# pictures, half the epochs at twice the learning rate, fewer proposals, no scoring in between.
+# pictures, fewer epochs at twice the learning rate, fewer proposals, no scoring in between.
 _base_ = './mask-rcnn_vig-h-mini_fpn_digits.py'
 
 model = dict(
@@ -21,18 +21,19 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 # Reading a picture takes 5 ms: no worker processes, and all cores for torch.
-workers = dict(num_workers=0, persistent_workers=False)
-train_dataloader = dict(**workers, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(**workers, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 # one group of parameters, updated at once
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, fused=True), paramwise_cfg=dict(_delete_=True))
 
-max_epochs = 4
+max_epochs = 5
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=150),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-5,
