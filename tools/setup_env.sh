@@ -286,7 +286,7 @@ export TMPDIR=$build_dir
 check_machine
 [[ $mmcv == lite ]] || ((++steps))
 step 'build tools' pip_install -r requirements/build.txt
-has torch && note='there already' || note='about 2.5 GB to download'
+has torch && note='there already' || note='about 2.7 GB to download'
 step "torch and torchvision ($note)" pip_install torch torchvision numpy
 if [[ $mmcv == compiled ]]; then
   choose_operators

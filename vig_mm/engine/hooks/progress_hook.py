@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from vig_mm.registry import HOOKS
 
@@ -92,20 +93,21 @@ class ProgressBarHook(Hook):
             # reading a loss makes a GPU wait
             if last or now - self._seen >= 0.5:
                 self._seen = now
-                shown = {} if loss is None else {"loss": f"loss {float(loss):.3f}"}
+                shown = {} if loss is None else {"loss": f"loss {_number(loss):.3f}"}
                 self._bar.update(self._task, completed=done, description=where, **shown)
         elif is_main_process() and not self._terminal and (done >= self._next or last):
             self._next = done + self._total // LINES
-            left = (now - self._since) / (done - self._first) * (self._total - done)
-            shown = "" if loss is None else f", loss {float(loss):.3f}"
-            clock = f"{int(left) // 60}:{int(left) % 60:02d}"
-            print(
-                f"  {where}, {done}/{self._total}{shown}, {clock} to go",
-                file=self._file,
-                flush=True,
-            )
+            shown = "" if loss is None else f", loss {_number(loss):.3f}"
+            if done > self._first + 1:  # the first one takes longer
+                left = int((now - self._since) / (done - self._first) * (self._total - done))
+                shown += f", {left // 60}:{left % 60:02d} to go"
+            print(f"  {where}, {done}/{self._total}{shown}", file=self._file, flush=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _number(loss: Tensor | float) -> float:
+    return loss.item() if isinstance(loss, Tensor) else loss
