@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -225,7 +226,12 @@ def test_setup_names_what_is_missing(tmp_path: Path) -> None:
     assert "something else than a virtual environment" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
-    for wrong, named in ((("--vnev", new), "'--vnev'"), (("--line", "onedel"), "'onedel'")):
+    for wrong, named in (
+        (("--vnev", new), "'--vnev'"),
+        (("--line", "onedel"), "'onedel'"),
+        (("--mmcv", "light"), "'light'"),
+        (("--line", "onedl", "--mmcv", "lite"), "the forks have no mmcv-lite"),
+    ):
         result = run_setup(*wrong)
         assert result.returncode == 2
         assert named in result.stderr
@@ -243,6 +249,59 @@ def test_setup_does_not_mix_the_lines(tmp_path: Path, line: str, other: str) -> 
     assert result.returncode == 1
     assert f"holds packages of the other line: {other}\n" in result.stderr
     assert not (venv / "setup.log").exists()
+
+
+def environment_with(folder: Path, *distributions: str, pip: bool = False) -> Path:
+    """A virtual environment that seems to hold these distributions of mmcv 2.1.0."""
+    venv.create(folder, with_pip=pip)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "mmcv").mkdir()
+    (site / "mmcv" / "__init__.py").touch()
+    for name in distributions:
+        info = site / f"{name.replace('-', '_')}-2.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n")
+        files = ("mmcv/__init__.py", f"{info.name}/METADATA", f"{info.name}/RECORD")
+        (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    return site
+
+
+def test_setup_without_a_compiler(tmp_path: Path) -> None:
+    """Only a compiled mmcv needs one; without pip either ends at its first step at the latest."""
+    environment_with(tmp_path / "env")
+    shutil.rmtree(next((tmp_path / "env").glob("lib/python*/site-packages/mmcv")))
+    arguments = ("--venv", str(tmp_path / "env"))
+    result = run_setup(*arguments, CXX="no-such-compiler")
+    assert result.returncode == 1
+    assert "mmcv lite" in result.stdout and "[1/6] build tools" in result.stderr
+
+    result = run_setup(*arguments, "--mmcv", "compiled", CXX="no-such-compiler")
+    assert result.returncode == 1
+    assert "no C++ compiler (no-such-compiler)" in result.stderr
+    assert "bash tools/setup_env.sh --mmcv lite" in result.stderr
+
+
+def test_setup_keeps_a_compiled_mmcv(tmp_path: Path) -> None:
+    environment_with(tmp_path / "env", "mmcv")
+    result = run_setup("--venv", str(tmp_path / "env"))
+    assert "mmcv compiled" in result.stdout and "removing" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "named"),
+    [
+        (("mmcv", "mmcv-lite"), (), "has both mmcv and mmcv-lite, which overwrite each other"),
+        (("mmcv",), ("--mmcv", "lite"), "removing mmcv: this environment takes mmcv-lite"),
+        (("mmcv-lite",), ("--mmcv", "compiled"), "removing mmcv-lite: this environment takes mmcv"),
+    ],
+)
+def test_setup_never_mixes_mmcv_and_mmcv_lite(
+    tmp_path: Path, there: tuple[str, ...], asked: tuple[str, ...], named: str
+) -> None:
+    site = environment_with(tmp_path / "env", *there, pip=True)
+    result = run_setup("--venv", str(tmp_path / "env"), *asked, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert named in result.stdout
+    assert not list(site.glob("mmcv*"))
 
 
 def test_no_machine_path_and_no_registry_host_is_committed() -> None:

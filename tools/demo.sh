@@ -8,7 +8,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-config=configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py
+config=configs/mmdet/mask-rcnn_vig-h-mini_fpn_5e_digits.py
 work=work_dirs/demo
 case ${1:-} in
   '') ;;
@@ -20,13 +20,12 @@ bash tools/setup_env.sh
 export PATH="$(realpath "${VIG_MM_VENV:-.venv}")/bin:$PATH" PYTHONUNBUFFERED=1
 mkdir -p "$work"
 
-# logged LOG COMMAND...: all output to LOG, its progress and scores to the screen.
-logged() {
+# shown LOG COMMAND...: all output to LOG, a progress bar to the screen.
+shown() {
   local log=$1
   shift
-  if ! "$@" 2>&1 | tee "$log" | sed -u -nE \
-    -e 's/.*Epoch\(train\) *\[([0-9]+)\]\[ *([0-9]+\/[0-9]+)\].* eta: (([0-9]+ days?, )?[0-9:]+).* loss: ([0-9.]+|nan).*/  epoch \1, step \2, loss \5, \3 to go/p' \
-    -e 's/.*Epoch\((val|test)\).*bbox_mAP: (-?[0-9.]+) *coco\/bbox_mAP_50: (-?[0-9.]+).*segm_mAP: (-?[0-9.]+) *coco\/segm_mAP_50: (-?[0-9.]+).*/  on the validation images: box AP \2 (AP50 \3), mask AP \4 (AP50 \5)/p'; then
+  if ! "$@" --cfg-options default_hooks.progress.type=vig_mm.ProgressBarHook \
+    default_hooks.progress.fd=3 3>&1 >"$log" 2>&1; then
     tail -n 15 "$log" >&2
     printf '\ndemo failed: %s (the whole log: %s)\n' "$*" "$log" >&2
     exit 1
@@ -45,16 +44,33 @@ if [[ -e $checkpoint ]]; then
   echo "  $checkpoint is there: not trained again (bash tools/demo.sh --fresh trains anew)"
 else
   echo "  $config, $epochs epochs; whole log: $work/train.log"
-  logged "$work/train.log" python tools/train.py "$config" --work-dir "$work" --seed 0 --resume
+  shown "$work/train.log" python tools/train.py "$config" --work-dir "$work" --seed 0 --resume
 fi
 
 printf '\n3/4 evaluation (COCO metrics)\n'
-rm -rf "$work/pictures"
-logged "$work/test.log" python tools/test.py "$config" "$checkpoint" --work-dir "$work/test" \
+rm -rf "$work/pictures" "$work/test"
+shown "$work/test.log" python tools/test.py "$config" "$checkpoint" --work-dir "$work/test" \
   --show-dir "$PWD/$work/pictures"
 
 printf '\n4/4 picture\n'
 python tools/picture_grid.py "$work/pictures" "$work/predictions.png" --count 8
 
-printf '\nDone.\n  checkpoint   %s\n  scores       %s\n  predictions  %s (all of them: %s)\n' \
-  "$checkpoint" "$work/test.log" "$work/predictions.png" "$work/pictures"
+read_scores='import json, sys
+scores = json.load(open(sys.argv[1]))
+print(", ".join("%s AP %.1f (AP50 %.1f)" % (
+    name, 100 * scores["coco/%s_mAP" % key], 100 * scores["coco/%s_mAP_50" % key]
+) for name, key in (("box", "bbox"), ("mask", "segm"))))'
+printf '\nDone.\n  scores       '
+python -c "$read_scores" "$work"/test/*/*.json
+cat <<EOF
+  picture      $work/predictions.png (all of them: $work/pictures)
+  checkpoint   $checkpoint
+  logs         $work/train.log, $work/test.log
+
+Next:
+  . ${VIG_MM_VENV:-.venv}/bin/activate
+  python tools/visualize.py data/digits/ade/images/validation $config \\
+      $checkpoint --out-dir work_dirs/drawn         # any folder of pictures, a video, one file
+  python tools/train.py configs/mmseg/vig-h-mini_upernet_digits.py     # segmentation, the same data
+  python tools/data/check_dataset.py CONFIG          # before training on your own: docs/custom_data.md
+EOF

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Makes one virtual environment with everything vig_mm needs, in the tested versions.
 #
-#   bash tools/setup_env.sh [--line upstream|onedl] [--venv DIR]
+#   bash tools/setup_env.sh [--line upstream|onedl] [--mmcv lite|compiled] [--venv DIR]
 #
 # --line upstream (the default) takes OpenMMLab's own packages, --line onedl their maintained forks.
+# --mmcv lite takes mmcv without compiled operators, which vig_mm.ops serves through torchvision: no
+# compiler, no CUDA toolkit. --mmcv compiled builds mmcv's own, which takes 10 minutes or more. The
+# default is lite, or compiled where the environment has that already. The forks are always compiled.
 # DIR is $VIG_MM_VENV where that is set, else .venv in the repository, with -onedl added for the forks;
 # an environment that exists is completed, not replaced. $VIG_MM_PYTHON names the Python that makes it.
 # A run with nothing to do returns at once. Everything pip and the compiler print goes to DIR/setup.log.
@@ -11,29 +14,36 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 line=upstream
+mmcv=
 venv=
 while (($#)); do
   case $1 in
     --line) line=${2:?--line needs upstream or onedl}; shift 2 ;;
+    --mmcv) mmcv=${2:?--mmcv needs lite or compiled}; shift 2 ;;
     --venv) venv=${2:?--venv needs a folder}; shift 2 ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) echo "setup_env.sh: unknown argument '$1' (only --line, --venv)" >&2; exit 2 ;;
+    *) echo "setup_env.sh: unknown argument '$1' (only --line, --mmcv, --venv)" >&2; exit 2 ;;
   esac
 done
 forks='onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain'
-originals='mmengine mmcv mmdet mmsegmentation mmpretrain'
+originals='mmengine mmcv mmcv-lite mmdet mmsegmentation mmpretrain'
 case $line in
   upstream)
     default_venv=${VIG_MM_VENV:-$root/.venv}
-    constraints=requirements/constraints.txt packages=requirements/mm.txt mmcv=mmcv
+    constraints=requirements/constraints.txt packages=requirements/mm.txt
     pythons='3.10, 3.11 or 3.12' other_line=$forks
     ;;
   onedl)
     default_venv=${VIG_MM_VENV:-$root/.venv}-onedl
-    constraints=requirements/constraints-onedl.txt packages=requirements/onedl.txt mmcv=onedl-mmcv
+    constraints=requirements/constraints-onedl.txt packages=requirements/onedl.txt
     pythons='3.11, 3.12 or 3.13' other_line=$originals
     ;;
   *) echo "setup_env.sh: unknown line '$line' (upstream or onedl)" >&2; exit 2 ;;
+esac
+case $line-$mmcv in
+  *- | *-compiled | upstream-lite) ;;
+  onedl-lite) echo "setup_env.sh: --mmcv lite: the forks have no mmcv-lite; leave it out" >&2; exit 2 ;;
+  *) echo "setup_env.sh: unknown mmcv '$mmcv' (lite or compiled)" >&2; exit 2 ;;
 esac
 venv=${venv:-$default_venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
@@ -42,7 +52,7 @@ py=$venv/bin/python
 log=$venv/setup.log
 stamp=$venv/.vig_mm-ready
 build_dir=$venv/build
-steps=7
+steps=6
 step_number=0
 child=
 
@@ -108,9 +118,13 @@ step() {
   say "$title: done in $(clock $((SECONDS - start)))"
 }
 
-# While mmcv compiles: how many of its source files are through. Nothing in any other step.
+# While mmcv compiles: how many of its source files are through. While pip downloads torch: how much.
 progress() {
   local source total
+  if [[ -n $(find "$build_dir"/pip-unpack-* -name '*.whl' -print -quit 2>/dev/null) ]]; then
+    printf ', %d MB downloaded' "$(du -sm "$build_dir" | cut -f 1)"
+    return
+  fi
   for source in "$build_dir"/pip-*/*mmcv_*/mmcv/ops/csrc/pytorch; do
     [[ -d $source/cpu ]] || return 0
   done
@@ -153,17 +167,20 @@ check_machine() {
     ((free >= 8)) || fail "only $free GB are free for $venv, and about 8 GB are needed" \
       'free some space, or name a folder on another disk with --venv'
   fi
-  if ! has mmcv; then
+  if [[ $mmcv == compiled ]] && ! has mmcv; then
     command -v "${CXX:-g++}" >/dev/null ||
-      fail "no C++ compiler (${CXX:-g++}), and mmcv has to be compiled" 'apt-get install g++'
+      fail "no C++ compiler (${CXX:-g++}), and mmcv has to be compiled" "apt-get install g++$or_lite"
     header=$("$py" -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
-    [[ -e $header ]] || fail "no $header, and mmcv has to be compiled" 'apt-get install python3-dev'
+    [[ -e $header ]] ||
+      fail "no $header, and mmcv has to be compiled" "apt-get install python3-dev$or_lite"
   fi
 }
 
-pip_install() { "$py" -m pip install --disable-pip-version-check -c "$constraints" "$@"; }
+pip_install() {
+  "$py" -m pip install --disable-pip-version-check --no-compile -c "$constraints" "$@"
+}
 
-# mmcv's operators: for the GPU where torch sees one (or FORCE_CUDA=1) and nvcc can compile for it.
+# Compiled operators: for the GPU where torch sees one (or FORCE_CUDA=1) and nvcc can compile for it.
 choose_operators() {
   local gpu=
   [[ ${FORCE_CUDA:-0} != 1 ]] || gpu=1
@@ -173,11 +190,11 @@ choose_operators() {
     with_cuda=1
   elif [[ -n $gpu ]]; then
     say 'NOTE: a GPU but no nvcc: mmcv is compiled for the CPU, so detectors cannot train on this GPU.'
-    say "      Install a CUDA toolkit, delete $stamp and run this again."
+    say "      Install a CUDA toolkit, delete $stamp and run this again${or_lite}."
   fi
 }
 
-install_mmcv() { # install_mmcv PIP-OPTIONS...
+compile_mmcv() { # compile_mmcv PIP-OPTIONS...
   local memory_jobs jobs headers
   memory_jobs=$(awk '/MemAvailable/ {print int($2 / 2097152)}' /proc/meminfo) # 2 GB for each
   jobs=$(nproc)
@@ -196,7 +213,7 @@ install_mmcv() { # install_mmcv PIP-OPTIONS...
     chmod +x "$build_dir/cxx20"
     export CXX=$build_dir/cxx20 NVCC_APPEND_FLAGS=-std=c++20
   fi
-  pip_install --no-build-isolation --no-deps "$@" "$(pin "$mmcv")"
+  pip_install --no-build-isolation --no-deps "$@" "$(pin "$mmcv_name")"
 }
 
 # OpenCV's ordinary wheel needs libGL, which servers and containers lack; the headless one does not.
@@ -215,7 +232,7 @@ assert not os.environ["WITH_CUDA"] or get_compiling_cuda_version() != "not avail
 PY
 }
 
-import_all() { "$py" -c 'import mmdet, mmseg, mmpretrain, mmcv.ops, vig_mm.kernels'; }
+import_all() { "$py" -c 'import vig_mm.ops, mmdet, mmseg, mmpretrain, mmcv.ops, vig_mm.kernels'; }
 
 [[ $(uname -s) == Linux ]] || fail "this is $(uname -s)" 'use Linux (on Windows: WSL 2)'
 "$py" -V >/dev/null 2>&1 || make_venv
@@ -228,10 +245,30 @@ supported "$py" || fail "$py is $("$py" -V), not Python $pythons, as the line $l
 exec 9>"$venv/.vig_mm-lock"
 flock -n 9 || { say "another setup of $venv is running: waiting for it"; flock 9; }
 
+mmcv_name=mmcv or_lite=
+[[ $line == upstream ]] || mmcv_name=onedl-mmcv mmcv=compiled
+there=$(installed mmcv mmcv-lite)
+if [[ -z $mmcv ]]; then
+  mmcv=lite
+  [[ $there != mmcv ]] || mmcv=compiled
+fi
+[[ $line != upstream || $mmcv != compiled ]] ||
+  or_lite=', or take mmcv without a compiler: bash tools/setup_env.sh --mmcv lite'
+# Both write the same files: one that is not wanted goes first, and takes the other's files along.
+wrong=mmcv
+[[ $mmcv == lite ]] || wrong=mmcv-lite
+if [[ $line == upstream && " $there " == *" $wrong "* ]]; then
+  [[ $there != *' '* ]] || say "NOTE: $venv has both mmcv and mmcv-lite, which overwrite each other's files."
+  say "removing ${there// / and }: this environment takes $([[ $mmcv == lite ]] && echo mmcv-lite || echo mmcv)"
+  "$py" -m pip uninstall --quiet --yes $there
+fi
+
 # What the environment was made from; the path is part of it, as the install is an editable one.
 key=$({
   "$py" -V
-  printf '%s\n' "$root" "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
+  printf '%s\n' "$root" "$mmcv"
+  [[ $mmcv == lite ]] ||
+    printf '%s\n' "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
   cat requirements/{build,core,tools,tests,docs,mim}.txt "$packages" "$constraints" setup.py
   cat tools/setup_env.sh
 } | sha256sum)
@@ -240,35 +277,41 @@ if [[ $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
   exit 0
 fi
 
-say "environment: $venv (line $line, $("$py" -V), about 8 GB); log: $log"
+say "environment: $venv (line $line, mmcv $mmcv, $("$py" -V), about 8 GB); log: $log"
 : >"$log"
 # Everything on one disk (a small /tmp would not hold torch), and where progress() can look.
 rm -rf "$build_dir"
 mkdir -p "$build_dir"
 export TMPDIR=$build_dir
 check_machine
+[[ $mmcv == lite ]] || ((++steps))
 step 'build tools' pip_install -r requirements/build.txt
-has torch && note='there already' || note='about 2.5 GB to download'
+has torch && note='there already' || note='about 2.7 GB to download'
 step "torch and torchvision ($note)" pip_install torch torchvision numpy
-choose_operators
-if has mmcv; then
-  note='there already'
-elif [[ -n $with_cuda ]]; then
-  note='compiled for CPU and GPU, about 42 minutes of one core, once: pip keeps the wheel'
-else
-  note='compiled for the CPU, 9 to 14 minutes on 2 cores, once: pip keeps the wheel'
+if [[ $mmcv == compiled ]]; then
+  choose_operators
+  if has mmcv; then
+    note='there already'
+  elif [[ -n $with_cuda ]]; then
+    note='compiled for CPU and GPU, about 42 minutes of one core, once: pip keeps the wheel'
+  else
+    note='compiled for the CPU, 9 to 14 minutes on 2 cores, once: pip keeps the wheel'
+  fi
+  step "mmcv ($note)" compile_mmcv
+  # Without mmcv-lite, whose files would overwrite the compiled one's.
+  sed '/^mmcv-lite/d' "$packages" >"$build_dir/packages.txt"
+  packages=$build_dir/packages.txt
 fi
-step "mmcv ($note)" install_mmcv
-step 'mmengine, mmdet, mmsegmentation, mmpretrain, tools, tests' \
+step 'mmengine, mmcv, mmdet, mmsegmentation, mmpretrain, tools, tests' \
   pip_install -r "$packages" -r requirements/tools.txt -r requirements/tests.txt \
   -r requirements/docs.txt -r requirements/mim.txt
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.
-if ! mmcv_works; then
+if [[ $mmcv == compiled ]] && ! mmcv_works; then
   ((++steps))
-  step 'mmcv again: the wheel that pip had kept does not fit' \
-    install_mmcv --no-cache-dir --force-reinstall
+  step 'mmcv again: the one that is there does not fit' \
+    compile_mmcv --no-cache-dir --force-reinstall
 fi
 step 'every package imports' import_all
 rm -rf "$build_dir"

@@ -14,6 +14,7 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
+from . import ops  # noqa: F401 (mmcv-lite's operators, before anything imports mmcv.ops)
 from .serialization import allow_mmengine_types
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="vig_mm", locations=["vig_mm.models"])

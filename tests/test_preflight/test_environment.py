@@ -1,7 +1,10 @@
 """One message says what is missing or does not fit, what was found, and what to run."""
 
+import shutil
+import subprocess
 import sys
 from importlib import metadata
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 
@@ -39,7 +42,8 @@ def installed(monkeypatch):
                 raise import_error
 
         monkeypatch.setattr(environment.metadata, "version", version)
-        monkeypatch.setattr(environment, "find_spec", lambda name: object() if operators else None)
+        provider = "compiled" if operators else "torchvision"
+        monkeypatch.setattr(environment.ops, "provider", lambda: provider)
         monkeypatch.setattr(environment, "import_module", import_module)
 
     return pretend
@@ -76,7 +80,7 @@ def test_everything_missing_is_one_message(installed):
     with pytest.raises(RequirementError) as error:
         require("mmdet")
     assert str(error.value).count("is not installed") == 3
-    assert "MMCV_WITH_OPS=1" in str(error.value)
+    assert "pip install mmcv-lite==2.1.0" in str(error.value)
 
 
 def test_forks_are_completed_by_forks(installed):
@@ -115,7 +119,7 @@ def test_mixed_lines(installed):
 @pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
 def test_mmcv_too_new(installed, scope):
     installed(UPSTREAM | {"mmcv": "2.2.0"})
-    with pytest.raises(RequirementError, match=r"mmcv 2\.2\.0 is too new.*mmcv==2\.1\.0"):
+    with pytest.raises(RequirementError, match=r"mmcv 2\.2\.0 is too new.*mmcv-lite==2\.1\.0"):
         require(scope)
 
 
@@ -124,12 +128,52 @@ def test_mmpretrain_takes_newer_mmcv(installed):
     require("mmpretrain")
 
 
-def test_mmcv_without_operators(installed):
+@pytest.mark.parametrize("scope", environment.SCOPES)
+def test_operators_come_from_torchvision(installed, scope):
     without = {name: v for name, v in UPSTREAM.items() if name != "mmcv"}
     installed(without | {"mmcv-lite": "2.1.0"}, operators=False)
-    with pytest.raises(RequirementError, match="mmcv-lite 2.1.0 has no compiled operators"):
+    require(scope)
+
+
+def test_mmcv_and_mmcv_lite(installed):
+    both = UPSTREAM | {"mmcv-lite": "2.1.0"}
+    named = (
+        "mmcv 2.1.0 and mmcv-lite 2.1.0 are both installed.*pip uninstall mmcv mmcv-lite, then "
+        "pip install mmcv-lite"
+    )
+    installed(both)
+    with pytest.warns(UserWarning, match=named):
         require("mmdet")
-    require("mmpretrain")
+    installed(both, import_error=AttributeError("module 'mmcv' has no attribute '__version__'"))
+    with pytest.warns(UserWarning, match=named), pytest.raises(RequirementError, match=named):
+        require("mmdet")
+
+
+@pytest.mark.parametrize(
+    ("versions", "advice"),
+    [(UPSTREAM, "uninstall mmcv, then pip install mmcv-lite==2.1.0"), (FORKS, "MMCV_WITH_OPS=1")],
+    ids=["upstream", "forks"],
+)
+def test_operators_compiled_for_another_torch(installed, tmp_path, versions, advice):
+    """The error is the dynamic loader's own, of a library with a symbol that nobody has."""
+    import torch
+
+    (tmp_path / "ext.c").write_text("void at_gone(void); void PyInit__ext(void) { at_gone(); }")
+    library = tmp_path / "_ext.so"
+    compile_it = ["gcc", "-shared", "-fPIC", str(tmp_path / "ext.c"), "-o", str(library)]
+    if shutil.which("gcc") is None:
+        pytest.skip("no C compiler")
+    subprocess.run([*compile_it, "-Wl,-z,now"], check=True)
+    spec = spec_from_file_location("mmcv._ext", library)
+    with pytest.raises(ImportError, match="undefined symbol") as loading:
+        module_from_spec(spec)
+    installed(versions, import_error=loading.value)
+    with pytest.raises(RequirementError) as error:
+        require("mmdet")
+    message = str(error.value)
+    assert "undefined symbol: at_gone" in message
+    assert f"do not fit torch {torch.__version__}" in message
+    assert advice in message
 
 
 def test_too_old(installed):

@@ -50,6 +50,7 @@ class Variant(NamedTuple):
     local_warps: int | None = None
     per_program: int | None = None  # chunks
     fp32_states: bool = False
+    sweep: bool = False  # states and output of the forward pass in one launch
 
     def __str__(self) -> str:
         changed = {name: x for name, x in self._asdict().items() if x}
@@ -60,6 +61,7 @@ def variants() -> list[Variant]:
     """The default, and what differs from it, in the order of what is expected of it."""
     found = [Variant()]
     found += [Variant(chunk, warps) for chunk in (32, 64) for warps in (1, 2, 4)]
+    found += [Variant(sweep=True), Variant(32, 1, sweep=True), Variant(32, 2, sweep=True)]
     found += [Variant(fp32_states=True), Variant(per_program=2), Variant(per_program=32)]
     found += [Variant(local_warps=1), Variant(local_warps=4)]
     return found
@@ -86,6 +88,8 @@ def settings(variant: Variant) -> Iterator[None]:
         if variant.chunk:
             for name in ("CHUNK", "GRADIENT_CHUNK"):
                 stack.enter_context(mock.patch.object(launch, name, variant.chunk))
+        if variant.sweep:
+            stack.enter_context(mock.patch.object(launch, "SWEEP_HEADS", 0))
         if variant.fp32_states:
             stack.enter_context(
                 mock.patch.object(launch, "state_dtype", lambda dtype: torch.float32)

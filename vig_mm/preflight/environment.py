@@ -2,10 +2,13 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import chain
+
+from .. import ops
 
 SCOPES = ("mmdet", "mmseg", "mmpretrain")
 
@@ -30,12 +33,13 @@ _MMCV_LIMIT = {"mmdet": (2, 2, 0), "mmsegmentation": (2, 2, 0)}
 # The maintained forks keep the import names: nothing else tells the two lines apart.
 _FORK = "onedl-"
 _INSTALL = {"upstream": "pip install 'vig-mm[mm]'", "onedl": "pip install 'vig-mm[onedl]'"}
-_BUILD_MMCV = {
-    line: (
-        f"MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '{mmcv}' "
+# The forks have no mmcv-lite: theirs is compiled.
+_GET_MMCV = {
+    "upstream": "pip install mmcv-lite==2.1.0",
+    "onedl": (
+        "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir 'onedl-mmcv==2.3.6' "
         "(after torch, 'setuptools<80', wheel, ninja and psutil; about 10 minutes)"
-    )
-    for line, mmcv in (("upstream", "mmcv==2.1.0"), ("onedl", "onedl-mmcv==2.3.6"))
+    ),
 }
 
 
@@ -91,6 +95,8 @@ def tell_mmengine_of_forks() -> None:
 def require(scope: str) -> None:
     """Check mmengine, mmcv with its operators and the library of a config.
 
+    Warns of several distributions of mmcv in one environment.
+
     Args:
         scope: `default_scope` of the config, one of `SCOPES`.
 
@@ -111,14 +117,45 @@ def require(scope: str) -> None:
         problems += _mmcv_problems(scope, providers["mmcv"][0], providers[scope], line)
     if problems:
         raise RequirementError(_message(scope, problems))
+    if mixed := _mixed_mmcv(providers["mmcv"]):
+        warnings.warn(mixed, stacklevel=2)
 
     try:
         import_module(f"{scope}.models")
     except Exception as error:  # whatever stops it, its user needs to know what to install
         problem = f"{scope} is installed but cannot be imported: {type(error).__name__}: {error}"
-        if isinstance(error, ModuleNotFoundError):
+        if getattr(error, "name", None) == "_ext":  # of a library that the loader refused
+            problem += f": {_misfit(providers['mmcv'][0], line)}"
+        elif isinstance(error, ModuleNotFoundError):
             problem += f": {_INSTALL[line]}"
-        raise RequirementError(_message(scope, [problem])) from error
+        raise RequirementError(_message(scope, [problem, *filter(None, [mixed])])) from error
+
+
+def _mixed_mmcv(mmcv: list[tuple[str, str]]) -> str | None:
+    """Several distributions of mmcv write the same files: the last one counts, if it is whole."""
+    if len(mmcv) < 2:
+        return None
+    names = [name for name, _ in mmcv]
+    return (
+        f"{' and '.join(' '.join(pair) for pair in mmcv)} are both installed and overwrite each "
+        f"other's files: pip uninstall {' '.join(names)}, then {_GET_MMCV[_line(mmcv)]}"
+    )
+
+
+def _misfit(mmcv: tuple[str, str], line: str) -> str:
+    """What to do about compiled operators that do not load: another torch, or a library is gone."""
+    from torch import __version__ as torch_version
+
+    name, version = mmcv
+    advice = f"the compiled operators of {name} {version} do not fit torch {torch_version}: "
+    if line == "upstream":
+        advice += (
+            f"pip uninstall {name}, then {_GET_MMCV[line]}, whose operators come from torchvision "
+            "and need no compiler; or compile it again: bash tools/setup_env.sh --mmcv compiled"
+        )
+    else:
+        advice += f"pip uninstall {name}, then {_GET_MMCV[line]}"
+    return advice
 
 
 def _mixed_lines(providers: Mapping[str, list[tuple[str, str]]]) -> list[str]:
@@ -135,7 +172,7 @@ def _mixed_lines(providers: Mapping[str, list[tuple[str, str]]]) -> list[str]:
 
 
 def _problems(module: str, found: list[tuple[str, str]], line: str) -> list[str]:
-    fix = _BUILD_MMCV[line] if module == "mmcv" else _INSTALL[line]
+    fix = _GET_MMCV[line] if module == "mmcv" else _INSTALL[line]
     if not found:
         return [f"{module} is not installed: {fix}"]
     name, version = found[0]
@@ -154,13 +191,13 @@ def _mmcv_problems(
         if limit is not None and _release(version) >= limit:
             return [
                 f"{name} {version} is too new: {library} {its_version} refuses mmcv "
-                f"{_dotted(limit)} and newer: pip uninstall {name}, then {_BUILD_MMCV[line]}"
+                f"{_dotted(limit)} and newer: pip uninstall {name}, then {_GET_MMCV[line]}"
             ]
-    # mmpretrain runs without mmcv's operators; the detectors and segmentors do not.
-    if scope != "mmpretrain" and find_spec("mmcv._ext") is None:
+    # Upstream's mmcv-lite is served by vig_mm.ops. mmpretrain runs without operators.
+    if line == "onedl" and scope != "mmpretrain" and ops.provider() != "compiled":
         return [
             f"{name} {version} has no compiled operators (mmcv._ext): "
-            f"pip uninstall {name}, then {_BUILD_MMCV[line]}"
+            f"pip uninstall {name}, then {_GET_MMCV[line]}"
         ]
     return []
 

@@ -1,5 +1,6 @@
 """Hooks; importing this registers those that need none of mmdet, mmseg and mmpretrain."""
 
 from .checkpoint_hook import SafeCheckpointHook
+from .progress_hook import ProgressBarHook
 
-__all__ = ["SafeCheckpointHook"]
+__all__ = ["ProgressBarHook", "SafeCheckpointHook"]

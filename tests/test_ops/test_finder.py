@@ -1,0 +1,165 @@
+"""Where mmcv's operators come from: a compiled mmcv, or vig_mm.ops in front of none."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from vig_mm.ops import STAND_IN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fake_mmcv(folder: Path, compiled: str | None = None) -> Path:
+    """An `mmcv` in `folder`, with a module in the place of compiled operators or without one."""
+    package = folder / "mmcv"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '2.1.0'\n")
+    if compiled is not None:
+        (package / "_ext.py").write_text(compiled)
+    return folder
+
+
+def run(code: str, *paths: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
+    return subprocess.run(
+        [python, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_importing_it_loads_nothing() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import vig_mm.ops\n"
+        "heavy = {'torch', 'torchvision', 'mmcv', 'mmengine', 'numpy'}\n"
+        "assert not heavy & (set(sys.modules) - before)"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_compiled_operators_win(tmp_path: Path) -> None:
+    path = fake_mmcv(tmp_path, compiled="own = True\n")
+    code = (
+        "import vig_mm.ops; print(vig_mm.ops.provider())\nimport mmcv._ext as e; print(e.own)\n"
+        "assert not hasattr(e, 'softnms')"
+    )
+    result = run(code, path)
+    assert (result.returncode, result.stdout) == (0, "compiled\nTrue\n"), result.stderr
+
+
+def test_operators_that_do_not_load_are_not_hidden(tmp_path: Path) -> None:
+    """A broken mmcv stays an error: its operators are not changed for others in silence."""
+    path = fake_mmcv(tmp_path, compiled="raise ImportError('undefined symbol: x')\n")
+    result = run("import vig_mm.ops, mmcv._ext", path)
+    assert result.returncode == 1
+    assert "undefined symbol: x" in result.stderr
+
+
+def test_torchvision_serves_an_mmcv_without_operators(tmp_path: Path) -> None:
+    path = fake_mmcv(tmp_path)
+    code = "import vig_mm.ops, mmcv._ext as e; print(e.__file__, e.__name__, callable(e.nms))"
+    result = run(code, path)
+    assert result.returncode == 0, result.stderr
+    said, found = result.stdout.splitlines()
+    assert "mmcv 2.1.0 has no compiled operators: vig_mm.ops serves them" in said
+    assert found == f"{STAND_IN} mmcv._ext True"
+
+
+@pytest.mark.parametrize("first", ["vig_mm.ops", "vig_mm.registry", "vig_mm.preflight.environment"])
+def test_it_is_put_in_place_once(first: str) -> None:
+    pytest.importorskip("mmengine")
+    code = (
+        f"import sys, {first}, vig_mm.ops; vig_mm.ops.install()\n"
+        "print(sum(isinstance(f, vig_mm.ops.OperatorFinder) for f in sys.meta_path))"
+    )
+    result = run(code)
+    assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
+
+
+def test_without_mmcv(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['mmcv'] = None\nimport vig_mm.ops; print(vig_mm.ops.provider())"
+    result = run(code)
+    assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+
+
+def test_every_function_that_mmcv_asks_for(tmp_path: Path) -> None:
+    """All names of the installed mmcv.ops are there, and the same set wherever they come from."""
+    pytest.importorskip("mmcv")
+    code = (
+        "import json, mmcv.utils.ext_loader as loader, importlib, vig_mm.ops\n"
+        "from importlib.util import module_from_spec\n"
+        "spec = vig_mm.ops.OperatorFinder().find_spec(vig_mm.ops.MODULE)\n"
+        "ext = module_from_spec(spec); spec.loader.exec_module(ext)\n"
+        "asked = []\n"
+        "loader.load_ext = lambda name, functions: asked.extend(functions) or ext\n"
+        "import mmcv.ops\n"
+        "missing = [name for name in asked if not callable(getattr(ext, name))]\n"
+        "print(json.dumps([asked, ext.__all__, missing]))"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    asked, served, missing = json.loads(result.stdout.splitlines()[-1])
+    assert len(asked) > 100 and not missing
+    assert set(served) <= set(asked)  # nothing is served that nobody calls
+
+
+def test_enable_and_disable(tmp_path: Path) -> None:
+    """In an environment of its own: with the hook, a plain Python finds the operators."""
+    folder = tmp_path / "env"
+    venv.create(folder, with_pip=False, system_site_packages=False)
+    python = str(folder / "bin" / "python")
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "vig_mm").symlink_to(ROOT / "vig_mm")
+    fake_mmcv(site)
+
+    def in_env(*arguments: str) -> subprocess.CompletedProcess:
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(
+            [python, *arguments], env=clean, cwd=tmp_path, capture_output=True, text=True
+        )
+
+    find = "from importlib.util import find_spec; print(find_spec('mmcv._ext') is not None)"
+    assert in_env("-c", find).stdout == "False\n"
+    said = in_env("-m", "vig_mm.ops", "enable").stdout
+    assert "vig_mm.ops, through torchvision" in said and f"enabled ({site}" in said
+    assert in_env("-c", find).stdout == "True\n"
+    said = in_env("-m", "vig_mm.ops").stdout
+    assert "enabled" in said
+
+    (site / "vig_mm").unlink()  # uninstalled: the hook must not disturb a start of Python
+    result = in_env("-c", find)
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+    (site / "vig_mm").symlink_to(ROOT / "vig_mm")
+    assert "disabled" in in_env("-m", "vig_mm.ops", "disable").stdout
+    assert in_env("-c", find).stdout == "False\n"
+    assert not list(site.glob("*.pth"))
+    assert in_env("-m", "vig_mm.ops", "enbale").returncode == 2
+
+
+def test_the_page_lists_every_function_that_is_served() -> None:
+    """docs/install.md: a row for each file of mmcv.ops whose functions `ext.py` has."""
+    pytest.importorskip("mmcv")
+    code = (
+        "import json, pathlib, re, vig_mm.ops, mmcv.ops, mmcv\n"
+        "from importlib.util import module_from_spec\n"
+        "spec = vig_mm.ops.OperatorFinder().find_spec(vig_mm.ops.MODULE)\n"
+        "ext = module_from_spec(spec); spec.loader.exec_module(ext)\n"
+        "files = pathlib.Path(mmcv.ops.__file__).parent.glob('*.py')\n"
+        "print(json.dumps(sorted(f.stem for f in files if any(\n"
+        "    re.search(rf'ext_module\\.{name}\\b', f.read_text()) for name in ext.__all__))))"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    sys.path.insert(0, str(ROOT / "tools" / "dev"))
+    try:
+        from mmcv_operators import OPERATORS, PAGE, RECORD, table
+    finally:
+        sys.path.pop(0)
+    served = set(json.loads(result.stdout.splitlines()[-1]))
+    assert served - {"info"} <= OPERATORS.keys()
+    assert table(json.loads(RECORD.read_text())) in PAGE.read_text(encoding="utf-8")
