@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
-from ..layers import GatedLinearAttention2d, LayerNorm2d, SwiGLU, by_blocks, to_map, to_tokens
+from ..layers import GatedLinearAttention2d, LayerNorm2d, Stem, SwiGLU, feed_forward, mix, to_map, to_tokens
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
-def _stem(channels: int) -> nn.Sequential:
+def _stem(channels: int) -> Stem:
     """``[B, 3, H, W]`` -> ``[B, C, H/4, W/4]``; names as in the public checkpoints."""
-    return nn.Sequential(
+    return Stem(
         OrderedDict(
             [
                 ("0", nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)),
@@ -46,8 +46,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.op(self.norm(x), hw))
-        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.norm2(t))), x)
+        x = mix(x, self.norm, self.op, self.drop_path, hw)
+        return feed_forward(x, self.norm2, self.mlp, self.drop_path, self.op.backend)
 
 
 @MODELS.register_module()
@@ -105,6 +105,7 @@ class HierViG(ViGBackbone):
         self.out_indices = resolve_out_indices(out_indices, num_stages, "stages")
 
         self.patch_embed = _stem(self.embed_dims)
+        self.patch_embed.backend = backend
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
         self.layers = nn.ModuleList()
         last = self.out_indices[-1]  # stages after it would train nothing

@@ -13,8 +13,10 @@ from ..layers import (
     GatedLinearAttention2d,
     LayerNorm2d,
     RMSNorm,
+    Stem,
     SwiGLU,
-    by_blocks,
+    feed_forward,
+    mix,
     to_map,
     to_tokens,
 )
@@ -26,7 +28,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(
+        self.proj = Stem(
             nn.Conv2d(3, channels // 2, 9, stride=8, padding=1),
             LayerNorm2d(channels // 2),
             nn.SiLU(),
@@ -52,8 +54,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.attn_norm(x), hw))
-        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.mlp_norm(t))), x)
+        x = mix(x, self.attn_norm, self.attn, self.drop_path, hw)
+        return feed_forward(x, self.mlp_norm, self.mlp, self.drop_path, self.attn.backend)
 
 
 @MODELS.register_module()
@@ -113,6 +115,7 @@ class ViG(ViGBackbone):
         self.out_indices = resolve_out_indices(out_indices, depth, "blocks")
 
         self.patch_embed = PatchEmbed(self.embed_dims)
+        self.patch_embed.proj.backend = backend
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.pos_grid = (height // self.patch_size, width // self.patch_size)
         num_tokens = self.pos_grid[0] * self.pos_grid[1]

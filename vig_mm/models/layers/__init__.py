@@ -3,6 +3,8 @@ from .layout import by_blocks, to_map, to_tokens
 from .linear import TokenLinear
 from .mlp import SwiGLU
 from .norm import LayerNorm2d, RMSNorm
+from .recompute import feed_forward, mix
+from .stem import Stem
 from .token_mixer import GatedLinearAttention2d
 
 __all__ = [
@@ -11,9 +13,12 @@ __all__ = [
     "Geometry",
     "LayerNorm2d",
     "RMSNorm",
+    "Stem",
     "SwiGLU",
     "TokenLinear",
     "by_blocks",
+    "feed_forward",
+    "mix",
     "to_map",
     "to_tokens",
 ]
