@@ -44,13 +44,23 @@ def _swiglu_op(x: Tensor, backend: str) -> Tensor:
 
 
 @torch.library.custom_op("vig_mm::swiglu_backward", mutates_args=())
-def _swiglu_backward_op(grad: Tensor, x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """Gradient of x, and the output again, which a linear layer behind it needs for its own."""
+def _swiglu_backward_op(
+    grad: Tensor, x: Tensor, scale: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and the output again, which a linear layer behind it needs for its own.
+
+    Both times ``scale [B]``, that of stochastic depth, if there is one; x is ``[B, ..., 2I]``, or
+    its rows in this order.
+    """
     if backend == "triton":
         from .triton.swiglu import swiglu_backward
 
-        return swiglu_backward(grad, x)
-    return torch_swiglu_backward(grad, x)
+        return swiglu_backward(grad, x, scale)
+    dx, out = torch_swiglu_backward(grad, x)
+    if scale is not None:
+        for t in (dx, out):
+            t.view(len(scale), -1).mul_(scale[:, None])
+    return dx, out
 
 
 def torch_swiglu(x: Tensor) -> Tensor:
@@ -85,7 +95,7 @@ def _(x, backend):
 
 
 @_swiglu_backward_op.register_fake
-def _(grad, x, backend):
+def _(grad, x, scale, backend):
     return x.new_empty(x.shape), x.new_empty(grad.shape)
 
 
@@ -95,7 +105,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    return _swiglu_backward_op(grad, *ctx.saved_tensors, ctx.backend)[0], None
+    return _swiglu_backward_op(grad, *ctx.saved_tensors, None, ctx.backend)[0], None
 
 
 _swiglu_op.register_autograd(_backward, setup_context=_setup_context)

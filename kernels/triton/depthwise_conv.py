@@ -20,6 +20,8 @@ from torch import Tensor
 from .launch import cdiv, device_of, power_of_2
 from .rows import (
     ACC,
+    INSTANCES,
+    MAX_STEPS,
     SCRATCH,
     as_rows,
     into_norm,
@@ -28,14 +30,15 @@ from .rows import (
     row_sizes,
     sigmoid,
     statistics,
-    store_rows,
 )
 
 TAPS = tl.constexpr(9)
 SUMS = tl.constexpr(11)  # gradients of the taps, of the norm's weight, of its bias
-CHANNELS = 64
-TILE = 2048
-PER_THREAD = 8
+CHANNELS = 32
+TILE = 4096  # entries of the forward kernel's tile
+PER_THREAD = 32
+GRADIENT_PER_THREAD = 8
+GRADIENT_TILE = 1024  # with eleven sums for each entry
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -63,15 +66,28 @@ def statistics_kernel(
 
 
 @triton.jit
-def neighbour(t, row, col, M, height, width, down, right):
-    """Tokens ``down`` rows below and ``right`` columns beside t, and which of them exist."""
+def place_tile(tile, N, width, R: tl.constexpr):
+    """First token of a tile of R tokens of one sample, and its tokens' rows and columns.
+
+    Tokens from the sample's end on are in a row below the last one.
+    """
+    blocks = tl.cdiv(N, R)
+    sample = tile // blocks
+    n = (tile - sample * blocks).to(tl.int32) * R + tl.arange(0, R)
+    row = n // width
+    start = sample * N + (tile - sample * blocks) * R
+    return start, n < N, row, n - row * width
+
+
+@triton.jit
+def neighbour(row, col, height, width, down, right):
+    """Which tokens have a neighbour so far below and beside them."""
     y = row + down
     x = col + right
-    exists = (t < M) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return t + down * width + right, exists
+    return (row < height) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
-@triton.jit(do_not_specialize=["M", "height", "width"])
+@triton.jit(do_not_specialize=["tiles", "M", "height", "width"])
 def conv_kernel(
     x,
     stats,
@@ -80,6 +96,7 @@ def conv_kernel(
     weight,
     grad,
     out,
+    tiles,
     M,
     height,
     width,
@@ -93,41 +110,52 @@ def conv_kernel(
     """An instance owns R tokens and BC channels; ``GRAD``: du from ``grad`` of silu(u)."""
     blocks = tl.cdiv(C, BC)
     pid = tl.program_id(0).to(tl.int64)
-    t = (pid // blocks) * R + tl.arange(0, R)
-    cols = (pid % blocks) * BC + tl.arange(0, BC)
-    inside = cols < C
-    place = t % (height * width)
-    row = place // width
-    col = place % width
-    w = load_channels(norm_weight, cols, C)
+    start, valid, row, col = place_tile(pid // blocks, height * width, width, R)
+    channel = (pid % blocks).to(tl.int32) * BC
+    cols = tl.arange(0, BC)
+    inside = channel + cols < C
+    offset = tl.arange(0, R)[:, None] * C + cols[None, :]
+    origin = start * C + channel
+    w = tl.load(norm_weight + channel + cols, mask=inside, other=0.0).to(ACC)
     if CENTER:
-        b = load_channels(norm_bias, cols, C)
+        b = tl.load(norm_bias + channel + cols, mask=inside, other=0.0).to(ACC)
     u = tl.zeros([R, BC], ACC)
-    for k in tl.static_range(TAPS):
-        s, exists = neighbour(t, row, col, M, height, width, k // 3 - 1, k % 3 - 1)
+    for k in range(TAPS):  # unrolled, it would take all registers
+        exists = neighbour(row, col, height, width, k // 3 - 1, k % 3 - 1)
+        shift = (k // 3 - 1) * width + k % 3 - 1
+        base = x + origin + shift.to(tl.int64) * C
         mask = exists[:, None] & inside[None, :]
-        n = tl.load(x + s[:, None] * C + cols[None, :], mask=mask, other=0.0).to(ACC)
-        inverse = tl.load(stats + M + s, mask=exists, other=0.0)[:, None]
-        tap = tl.load(weight + cols * TAPS + k, mask=inside, other=0.0).to(ACC)[None, :]
+        token = stats + start + shift + tl.arange(0, R)
+        inverse = tl.load(token + M, mask=exists, other=0.0)
+        tap = tl.load(weight + (channel + cols) * TAPS + k, mask=inside, other=0.0).to(ACC)
+        n = tl.load(base + offset, mask=mask, other=0.0).to(ACC) * inverse[:, None]
         if CENTER:
-            mean = tl.load(stats + s, mask=exists, other=0.0)[:, None]
-            n = tl.where(exists[:, None], (n - mean) * inverse * w + b, 0.0)
-        else:
-            n = n * inverse * w
-        u += n * tap
-    mask = (t < M)[:, None] & inside[None, :]
-    offset = t[:, None] * C + cols[None, :]
+            n -= (tl.load(token, mask=exists, other=0.0) * inverse)[:, None]
+            u += exists.to(ACC)[:, None] * (b * tap)[None, :]
+        u += n * (w * tap)[None, :]
+    mask = valid[:, None] & inside[None, :]
     if ACT:
         share = sigmoid(u)
         if GRAD:
-            g = tl.load(grad + offset, mask=mask, other=0.0).to(ACC)
+            g = tl.load(grad + origin + offset, mask=mask, other=0.0).to(ACC)
             u = g * share * (1.0 + u - u * share)
         else:
             u = u * share
-    tl.store(out + offset, u.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + origin + offset, u.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M", "height", "width"])
+@triton.jit
+def add_tap(k: tl.constexpr, dn, sums, n, base, weight, row, col, height, width, offset, cols, C):
+    """dn and the tap's own sum with the part of tap k."""
+    exists = neighbour(row, col, height, width, 1 - k // 3, 1 - k % 3)
+    shift = (1 - k // 3) * width + 1 - k % 3
+    mask = exists[:, None] & (cols < C)[None, :]
+    g = tl.load(base + shift.to(tl.int64) * C + offset, mask=mask, other=0.0).to(ACC)
+    tap = tl.load(weight + cols * TAPS + k, mask=cols < C, other=0.0).to(ACC)
+    return dn + g * tap[None, :], sums + g * n
+
+
+@triton.jit(do_not_specialize=["tiles", "M", "height", "width"])
 def conv_gradient_kernel(
     du,
     x,
@@ -138,6 +166,7 @@ def conv_gradient_kernel(
     residual,
     dx,
     partial,
+    tiles,
     M,
     height,
     width,
@@ -147,45 +176,63 @@ def conv_gradient_kernel(
     R: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """An instance owns STEPS tiles of R tokens; ``partial [instances, SUMS, C]``."""
-    rows = tl.arange(0, R)
+    """An instance owns STEPS tiles of R tokens; ``partial [instances, SUMS, C]``.
+
+    What is summed over tokens is kept for each place in the tile, and added up once at the end.
+    """
     cols = tl.arange(0, CP)
     inside = cols < C
-    kinds = tl.arange(0, 16)
+    offset = tl.arange(0, R)[:, None] * C + cols[None, :]
     w = load_channels(norm_weight, cols, C)
-    sums = tl.zeros([16, CP], ACC)
+    zeros = tl.zeros([R, CP], ACC)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8 = (
+        zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
+    )  # fmt: skip
+    dweight, dbias = zeros, zeros
     for step in range(STEPS):
-        start = (tl.program_id(0).to(tl.int64) * STEPS + step) * R
-        t = start + rows
-        valid = t < M
-        place = t % (height * width)
-        row = place // width
-        col = place % width
-        xs = load_rows(x, start, rows, cols, M, C)
-        inverse = tl.load(stats + M + t, mask=valid, other=0.0)
+        tile = tl.program_id(0).to(tl.int64) * STEPS + step
+        start, valid, row, col = place_tile(tile, height * width, width, R)
+        valid &= tile < tiles
+        row = tl.where(valid, row, height)
+        mask = valid[:, None] & inside[None, :]
+        token = stats + start + tl.arange(0, R)
+        inverse = tl.load(token + M, mask=valid, other=0.0)
+        normal = tl.load(x + start * C + offset, mask=mask, other=0.0).to(ACC)
         if CENTER:
-            xs -= tl.load(stats + t, mask=valid, other=0.0)[:, None]
-        normal = tl.where(inside[None, :], xs * inverse[:, None], 0.0)
+            normal -= tl.load(token, mask=valid, other=0.0)[:, None]
+        normal = tl.where(inside[None, :], normal * inverse[:, None], 0.0)
         n = normal * w
         if CENTER:
             n += load_channels(norm_bias, cols, C)
-        dn = tl.zeros([R, CP], ACC)
-        for k in tl.static_range(TAPS):
-            s, exists = neighbour(t, row, col, M, height, width, 1 - k // 3, 1 - k % 3)
-            mask = exists[:, None] & inside[None, :]
-            g = tl.load(du + s[:, None] * C + cols[None, :], mask=mask, other=0.0).to(ACC)
-            tap = tl.load(weight + cols * TAPS + k, mask=inside, other=0.0).to(ACC)[None, :]
-            dn += g * tap
-            sums += tl.where((kinds == k)[:, None], tl.sum(g * n, axis=0)[None, :], 0.0)
-        sums += tl.where((kinds == TAPS)[:, None], tl.sum(dn * normal, axis=0)[None, :], 0.0)
+        dn = zeros
+        base = du + start * C
+        dn, s0 = add_tap(0, dn, s0, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s1 = add_tap(1, dn, s1, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s2 = add_tap(2, dn, s2, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s3 = add_tap(3, dn, s3, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s4 = add_tap(4, dn, s4, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s5 = add_tap(5, dn, s5, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s6 = add_tap(6, dn, s6, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s7 = add_tap(7, dn, s7, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s8 = add_tap(8, dn, s8, n, base, weight, row, col, height, width, offset, cols, C)
+        dweight += dn * normal
         if CENTER:
-            sums += tl.where((kinds == TAPS + 1)[:, None], tl.sum(dn, axis=0)[None, :], 0.0)
+            dbias += dn
         d = into_norm(dn * w, normal, inverse, C, CENTER)
-        d += load_rows(residual, start, rows, cols, M, C)
-        store_rows(dx, d, start, rows, cols, M, C)
-    base = partial + tl.program_id(0).to(tl.int64) * SUMS * C
-    mask = (kinds < SUMS)[:, None] & inside[None, :]
-    tl.store(base + kinds[:, None] * C + cols[None, :], sums, mask=mask)
+        d += tl.load(residual + start * C + offset, mask=mask, other=0.0).to(ACC)
+        tl.store(dx + start * C + offset, d.to(dx.dtype.element_ty), mask=mask)
+    place = partial + tl.program_id(0).to(tl.int64) * SUMS * C + cols
+    tl.store(place, tl.sum(s0, axis=0), mask=inside)
+    tl.store(place + C, tl.sum(s1, axis=0), mask=inside)
+    tl.store(place + 2 * C, tl.sum(s2, axis=0), mask=inside)
+    tl.store(place + 3 * C, tl.sum(s3, axis=0), mask=inside)
+    tl.store(place + 4 * C, tl.sum(s4, axis=0), mask=inside)
+    tl.store(place + 5 * C, tl.sum(s5, axis=0), mask=inside)
+    tl.store(place + 6 * C, tl.sum(s6, axis=0), mask=inside)
+    tl.store(place + 7 * C, tl.sum(s7, axis=0), mask=inside)
+    tl.store(place + 8 * C, tl.sum(s8, axis=0), mask=inside)
+    tl.store(place + 9 * C, tl.sum(dweight, axis=0), mask=inside)
+    tl.store(place + 10 * C, tl.sum(dbias, axis=0), mask=inside)
 
 
 def norm_statistics(x: Tensor, center: bool, eps: float) -> Tensor:
@@ -210,14 +257,15 @@ def _conv(
     hw: tuple[int, int],
     act: bool,
 ) -> None:
-    rows, channels = x.shape[0] * x.shape[1], x.shape[2]
+    batch, tokens, channels = x.shape
     block = min(power_of_2(channels), CHANNELS)
-    tile_rows = TILE // block
+    tile_rows = min(TILE // block, power_of_2(tokens))
+    tiles = batch * cdiv(tokens, tile_rows)
     with device_of(x):
-        conv_kernel[(cdiv(rows, tile_rows) * cdiv(channels, block),)](
-            x, stats, norm_weight, norm_bias, weight, grad, out, rows, *hw, channels,
-            CENTER=norm_bias is not None, ACT=act, GRAD=grad is not None, R=tile_rows, BC=block,
-            num_warps=TILE // (32 * PER_THREAD), num_stages=1,
+        conv_kernel[(tiles * cdiv(channels, block),)](
+            x, stats, norm_weight, norm_bias, weight, grad, out, tiles, batch * tokens, *hw,
+            channels, CENTER=norm_bias is not None, ACT=act, GRAD=grad is not None, R=tile_rows,
+            BC=block, num_warps=max(tile_rows * block // (32 * PER_THREAD), 1), num_stages=1,
         )  # fmt: skip
 
 
@@ -237,6 +285,19 @@ def norm_conv_forward(
         args = (x.contiguous(), stats, norm_weight, norm_bias, weight.contiguous())
         _conv(*args, None, out, hw, act)
     return out
+
+
+def _gradient_sizes(batch: int, tokens: int, channels: int) -> tuple[int, int, dict]:
+    """Instances, tiles and constants of the gradient's kernel."""
+    padded = power_of_2(channels)
+    tile_rows = max(min(GRADIENT_TILE // padded, power_of_2(tokens)), 1)
+    tiles = batch * cdiv(tokens, tile_rows)
+    steps = 1
+    while steps < MAX_STEPS and tiles > 2 * steps * INSTANCES:
+        steps *= 2
+    warps = max(tile_rows * padded // (32 * GRADIENT_PER_THREAD), 1)
+    constants = dict(STEPS=steps, R=tile_rows, CP=padded, num_warps=warps, num_stages=1)
+    return cdiv(tiles, steps), tiles, constants
 
 
 def norm_conv_backward(
@@ -260,13 +321,13 @@ def norm_conv_backward(
         du = torch.empty_like(grad)
         _conv(x, stats, norm_weight, norm_bias, weight, grad, du, hw, act)
         grad = du
-    rows, channels = x.shape[0] * x.shape[1], x.shape[2]
-    instances, sizes = row_sizes(rows, channels)
+    batch, tokens, channels = x.shape
+    instances, tiles, sizes = _gradient_sizes(batch, tokens, channels)
     partial = torch.empty(instances, SUMS.value, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         conv_gradient_kernel[(instances,)](
             grad, x, stats, norm_weight, norm_bias, weight, residual.contiguous(), dx, partial,
-            rows, *hw, channels, CENTER=norm_bias is not None, **sizes,
+            tiles, batch * tokens, *hw, channels, CENTER=norm_bias is not None, **sizes,
         )  # fmt: skip
     sums = partial.sum(0)
     dweight = sums[: TAPS.value].mT.reshape(weight.shape).to(weight.dtype)

@@ -21,38 +21,49 @@ FLOAT16_MAX = tl.constexpr(65504.0)
 
 
 @triton.jit
-def place_tile(M, I, R: tl.constexpr, CI: tl.constexpr):
+def place_tile(M, width, R: tl.constexpr, CI: tl.constexpr):
     """Rows, columns and mask of an instance in a grid (row blocks, column blocks)."""
-    blocks = tl.cdiv(I, CI)
+    blocks = tl.cdiv(width, CI)
     pid = tl.program_id(0).to(tl.int64)
     rows = (pid // blocks) * R + tl.arange(0, R)
     cols = (pid % blocks) * CI + tl.arange(0, CI)
-    return rows, cols, (rows < M)[:, None] & (cols < I)[None, :]
+    return rows, cols, (rows < M)[:, None] & (cols < width)[None, :]
 
 
 @triton.jit(do_not_specialize=["M"])
-def swiglu_kernel(x, out, M, I, R: tl.constexpr, CI: tl.constexpr, CLAMP: tl.constexpr):
-    """An instance owns R rows and CI columns of ``out [M, I]``."""
-    rows, cols, mask = place_tile(M, I, R, CI)
-    source = x + rows[:, None] * (2 * I) + cols[None, :]
+def swiglu_kernel(x, out, M, width, R: tl.constexpr, CI: tl.constexpr, CLAMP: tl.constexpr):
+    """An instance owns R rows and CI columns of ``out [M, width]``."""
+    rows, cols, mask = place_tile(M, width, R, CI)
+    source = x + rows[:, None] * (2 * width) + cols[None, :]
     gate = tl.load(source, mask=mask, other=0.0).to(ACC)
-    up = tl.load(source + I, mask=mask, other=0.0).to(ACC)
+    up = tl.load(source + width, mask=mask, other=0.0).to(ACC)
     y = gate * sigmoid(gate) * up
     if CLAMP:
         y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
-    tl.store(out + rows[:, None] * I + cols[None, :], y.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + rows[:, None] * width + cols[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "rows_a_sample"])
 def swiglu_gradient_kernel(
-    grad, x, dx, out, M, I, R: tl.constexpr, CI: tl.constexpr, CLAMP: tl.constexpr
+    grad,
+    x,
+    scale,
+    dx,
+    out,
+    M,
+    width,
+    rows_a_sample,
+    SCALE: tl.constexpr,
+    R: tl.constexpr,
+    CI: tl.constexpr,
+    CLAMP: tl.constexpr,
 ):
-    """Tiles of `swiglu_kernel`."""
-    rows, cols, mask = place_tile(M, I, R, CI)
-    wide = rows[:, None] * (2 * I) + cols[None, :]
-    narrow = rows[:, None] * I + cols[None, :]
+    """Tiles of `swiglu_kernel`; ``SCALE``: both results times ``scale`` of the row's sample."""
+    rows, cols, mask = place_tile(M, width, R, CI)
+    wide = rows[:, None] * (2 * width) + cols[None, :]
+    narrow = rows[:, None] * width + cols[None, :]
     gate = tl.load(x + wide, mask=mask, other=0.0).to(ACC)
-    up = tl.load(x + wide + I, mask=mask, other=0.0).to(ACC)
+    up = tl.load(x + wide + width, mask=mask, other=0.0).to(ACC)
     dy = tl.load(grad + narrow, mask=mask, other=0.0).to(ACC)
     share = sigmoid(gate)
     silu = gate * share
@@ -60,9 +71,13 @@ def swiglu_gradient_kernel(
     if CLAMP:
         dy = tl.where(tl.abs(y) > FLOAT16_MAX, 0.0, dy)
         y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+    if SCALE:
+        factor = tl.load(scale + rows // rows_a_sample, mask=rows < M, other=0.0).to(ACC)[:, None]
+        dy *= factor
+        y *= factor
     dgate = dy * up * share * (1.0 + gate - silu)
     tl.store(dx + wide, dgate.to(dx.dtype.element_ty), mask=mask)
-    tl.store(dx + wide + I, (dy * silu).to(dx.dtype.element_ty), mask=mask)
+    tl.store(dx + wide + width, (dy * silu).to(dx.dtype.element_ty), mask=mask)
     tl.store(out + narrow, y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -87,8 +102,8 @@ def swiglu_forward(x: Tensor) -> Tensor:
     return out
 
 
-def swiglu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of x, and the output again."""
+def swiglu_backward(grad: Tensor, x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and the output again; both times the ``scale [B]`` of their sample."""
     width = x.shape[-1] // 2
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
@@ -96,5 +111,9 @@ def swiglu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = as_rows(x)
         grid, sizes = _sizes(len(rows), width, x.dtype)
         with device_of(x):
-            swiglu_gradient_kernel[grid](as_rows(grad), rows, dx, out, len(rows), width, **sizes)
+            swiglu_gradient_kernel[grid](
+                as_rows(grad), rows, scale, dx, out, len(rows), width,
+                len(rows) if scale is None else len(rows) // len(scale),
+                SCALE=scale is not None, **sizes,
+            )  # fmt: skip
     return dx, out

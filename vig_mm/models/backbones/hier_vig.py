@@ -7,7 +7,16 @@ from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
-from ..layers import GatedLinearAttention2d, LayerNorm2d, Stem, SwiGLU, feed_forward, mix, to_map, to_tokens
+from ..layers import (
+    GatedLinearAttention2d,
+    LayerNorm2d,
+    Stem,
+    SwiGLU,
+    feed_forward,
+    mix,
+    to_map,
+    to_tokens,
+)
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
