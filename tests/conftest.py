@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from vig_mm.engine.environment import tell_mmengine_of_forks
+from vig_mm.preflight.environment import tell_mmengine_of_forks
 
 if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it

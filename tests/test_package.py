@@ -184,10 +184,10 @@ def test_every_requirement_is_pinned(line: str, packages: str, constraints: str)
 
 
 def test_install_page_shows_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "dev"))
     from tested_versions import PAGE, page_with_table
 
-    assert PAGE.read_text() == page_with_table(), "python tools/tested_versions.py writes it"
+    assert PAGE.read_text() == page_with_table(), "python tools/dev/tested_versions.py writes it"
 
 
 def run_setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

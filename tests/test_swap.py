@@ -178,7 +178,7 @@ def test_documented_command(library, data, tmp_path):
     for loader in ("train_dataloader", "val_dataloader"):
         options += [f"{loader}.num_workers=0", f"{loader}.persistent_workers=False"]
     command = command.strip() + " " + " ".join(f"'{option}'" for option in options)
-    command = f"python() {{ {sys.executable} -W ignore \"$@\"; }}\n{command}"
+    command = f'python() {{ {sys.executable} -W ignore "$@"; }}\n{command}'
     done = subprocess.run(
         ["bash", "-e", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -31,9 +31,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from vig_mm.engine.data_check import check_data, leaves
-from vig_mm.engine.launch import UsageError, add_config_options, load_config, run
-from vig_mm.engine.sample_pictures import TRUTH, sample_pictures, truth_frame
+from vig_mm.apis.launch import add_config_options, load_config, run
+from vig_mm.inspection.quick import check_data, leaves
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.visualization.sample_pictures import TRUTH, sample_pictures, truth_frame
 
 SPLITS = ("train", "val", "test")
 

@@ -10,15 +10,8 @@ from pathlib import Path
 
 import torch
 
-from vig_mm.engine.checkpoint import (
-    CheckpointError,
-    is_public,
-    read_checkpoint,
-    to_backbone,
-    to_classifier,
-    to_public,
-    weights,
-)
+from vig_mm.checkpoints.conversion import is_public, to_backbone, to_classifier, to_public
+from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint, weights
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,7 +18,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -31,14 +31,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
-from vig_mm.engine.checkpoint import prepare_checkpoint, read_checkpoint, weights
-from vig_mm.engine.launch import (
-    UsageError,
-    add_config_options,
-    check_weights,
-    load_config,
-    run,
-)
+from vig_mm.apis.launch import add_config_options, load_config, run
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.checkpoints.reading import read_checkpoint, weights
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.preflight.weights import check_weights
 
 TOLERANCE = 1e-4
 SMALLEST = 64  # pixels: two cells of stride 32, as torch takes a size of 1 for a constant
@@ -172,7 +169,7 @@ def main() -> None:
     if min(args.size) < SMALLEST:
         raise UsageError(f"--size {args.size[0]} {args.size[1]}: at least {SMALLEST} pixels each")
     try:
-        from vig_mm.engine.onnx_export import ExportError, compare_onnx, export_onnx
+        from vig_mm.export.onnx_export import ExportError, compare_onnx, export_onnx
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("onnx"):
             raise

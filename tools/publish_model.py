@@ -19,7 +19,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -27,8 +27,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from vig_mm.engine.checkpoint import is_public, read_checkpoint, weights
-from vig_mm.engine.launch import UsageError, run
+from vig_mm.apis.launch import run
+from vig_mm.checkpoints.conversion import is_public
+from vig_mm.checkpoints.reading import read_checkpoint, weights
+from vig_mm.preflight.user_input import UsageError
 from vig_mm.version import __version__
 
 LOCAL = ("work_dir", "launcher")  # config entries that are about the machine, not the model

@@ -14,4 +14,4 @@ venv=${VIG_MM_VENV:-.venv}
 [[ $line == upstream ]] || venv=$venv-$line
 export PATH="$(realpath "$venv")/bin:$PATH"
 ruff check .
-exec python -m pytest -p tools.tested_versions "$@"
+exec python -m pytest -p tools.dev.tested_versions "$@"

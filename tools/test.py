@@ -8,27 +8,20 @@ CHECKPOINT may also be a public ViG file.
 import argparse
 import os
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.data_check import check_data, leaves
-from vig_mm.engine.launch import (
-    UsageError,
-    add_arguments,
-    bare_model,
-    build_runner,
-    check_weights,
-    load_config,
-    run,
-)
-from vig_mm.engine.model_check import check_channels, check_options
-from vig_mm.engine.sample_guard import guard_loaders
-from vig_mm.engine.user_input import check_folder
+from vig_mm.apis.launch import add_arguments, build_runner, load_config, run
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.inspection.guard import guard_loaders
+from vig_mm.inspection.quick import check_data, leaves
+from vig_mm.preflight.model import check_channels, check_options
+from vig_mm.preflight.user_input import UsageError, check_folder
+from vig_mm.preflight.weights import bare_model, check_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,9 +62,9 @@ def draw_pictures(cfg: Config, folder: str) -> None:
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
     else:
-        from vig_mm.engine import class_pictures
+        from vig_mm.engine.hooks.visualization_hook import ClassPicturesHook
 
-        hook.update(type=class_pictures.ClassPicturesHook.__name__, enable=True, out_dir=folder)
+        hook.update(type=ClassPicturesHook.__name__, enable=True, out_dir=folder)
 
 
 def dump_metric(scope: str, path: str) -> DumpResults:

@@ -6,7 +6,7 @@ Example: python tools/train.py configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py
 # ruff: noqa: E402
 import argparse
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -14,23 +14,15 @@ from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
 
-from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.data_check import check_data
-from vig_mm.engine.launch import (
-    UsageError,
-    add_arguments,
-    bare_model,
-    build_runner,
-    check_initial_weights,
-    check_optimizer,
-    check_weights,
-    load_config,
-    run,
-)
-from vig_mm.engine.model_check import check_channels, check_options
-from vig_mm.engine.resume import latest_checkpoint, make_resumable, take_seed
-from vig_mm.engine.sample_guard import guard_loaders
-from vig_mm.engine.user_input import seed
+from vig_mm.apis.launch import add_arguments, build_runner, load_config, run
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
+from vig_mm.inspection.guard import guard_loaders
+from vig_mm.inspection.quick import check_data
+from vig_mm.preflight.model import check_channels, check_options
+from vig_mm.preflight.optimizer import check_optimizer
+from vig_mm.preflight.user_input import UsageError, seed
+from vig_mm.preflight.weights import bare_model, check_initial_weights, check_weights
 
 BF16_WRAPPER = "vig_mm.Bf16OptimWrapper"
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -31,11 +31,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.data_check import check_data, leaves
-from vig_mm.engine.inference import Predictor, read_image
-from vig_mm.engine.launch import UsageError, add_config_options, load_config, run
-from vig_mm.engine.sample_pictures import (
+from vig_mm.apis.inference import Predictor, read_image
+from vig_mm.apis.launch import add_config_options, load_config, run
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.inspection.quick import check_data, leaves
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
     SamplePictures,

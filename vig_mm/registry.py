@@ -11,32 +11,37 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-from .engine.serialization import allow_mmengine_types
+from .serialization import allow_mmengine_types
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="vig_mm", locations=["vig_mm.models"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optimizer wrapper constructor",
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope="vig_mm",
-    locations=["vig_mm.engine.layer_decay"],
+    locations=["vig_mm.engine.optimizers"],
 )
 OPTIM_WRAPPERS = Registry(
     "optimizer wrapper",
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope="vig_mm",
-    locations=["vig_mm.engine.bf16"],
+    locations=["vig_mm.engine.optimizers"],
 )
-HOOKS = Registry(
-    "hook", parent=MMENGINE_HOOKS, scope="vig_mm", locations=["vig_mm.engine.checkpoint_hook"]
-)
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="vig_mm", locations=["vig_mm.engine.hooks"])
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="vig_mm", locations=["vig_mm.engine.loops"])
 FUNCTIONS = Registry(
-    "function", parent=MMENGINE_FUNCTIONS, scope="vig_mm", locations=["vig_mm.engine.fsdp"]
+    "function", parent=MMENGINE_FUNCTIONS, scope="vig_mm", locations=["vig_mm.engine.strategies"]
 )
 STRATEGIES = Registry(
-    "strategy", parent=MMENGINE_STRATEGIES, scope="vig_mm", locations=["vig_mm.engine.fsdp"]
+    "strategy", parent=MMENGINE_STRATEGIES, scope="vig_mm", locations=["vig_mm.engine.strategies"]
+)
+WEIGHT_INITIALIZERS = Registry(
+    "weight initializer",
+    parent=MMENGINE_WEIGHT_INITIALIZERS,
+    scope="vig_mm",
+    locations=["vig_mm.checkpoints.pretrained"],
 )
 
 # Here, because it also serves mmdet's, mmseg's and mim's own train and test tools.

@@ -1,3 +1,3 @@
-"""The version, in one place: read by `setup.py` without importing the package."""
+"""The version number; `setup.py` reads it without importing the package."""
 
 __version__ = "0.1.0"

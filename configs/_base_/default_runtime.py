@@ -1,4 +1,7 @@
-# What every task shares: hooks, processes, logging. The files of the libraries add the scope.
+# What every task shares: test loops, hooks, processes, logging.
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),

@@ -1,6 +1,7 @@
 _base_ = './default_runtime.py'
 
 default_scope = 'mmseg'
+tta_model = dict(type='SegTTAModel')
 
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),

@@ -1,109 +1,57 @@
 # Cascade Mask R-CNN, ViG-H-T, COCO, 3x schedule (36 epochs), multi-scale training, 8 GPUs x 2
-# images. Box heads of four convolutions and one linear layer with GIoU loss, as the published
-# Swin and ConvNeXt entries.
-#
-# The recipe starts from ImageNet weights. None ship with the repository; give a public or a
-# converted file on the command line:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained \
-#                 model.backbone.init_cfg.checkpoint=vig_h_t.pth
-_base_ = [
-    '../_base_/models/cascade-mask-rcnn_fpn.py', '../_base_/datasets/coco_instance.py',
-    '../_base_/mmdet_runtime.py'
-]
+# images: the recipe of Mask R-CNN with three stages, whose box heads have four convolutions and one
+# linear layer and learn by GIoU ("4conv1fc-giou"), as in the published Swin and ConvNeXt entries.
+# Outside of distributed training mmengine turns SyncBN into BN.
+_base_ = './mask-rcnn_vig-h-t_fpn_ms-crop-3x_coco.py'
 
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32),
-    backbone=dict(
-        type='vig_mm.HierViG', arch='tiny', out_indices=(0, 1, 2, 3), drop_path_rate=0.2),
-    neck=dict(in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5))
-
-# Scales of multi-scale training: short side 480 to 800 in steps of 32, long side up to 1333.
-scales = [(short, 1333) for short in range(480, 801, 32)]
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    # either resized at once, or resized, cropped and resized again, with even odds
-    dict(
-        type='RandomChoice',
-        transforms=[
-            [dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)],
-            [
-                dict(
-                    type='RandomChoiceResize',
-                    scales=[(400, 1333), (500, 1333), (600, 1333)],
-                    keep_ratio=True),
-                dict(
-                    type='RandomCrop',
-                    crop_type='absolute_range',
-                    crop_size=(384, 600),
-                    allow_negative_crop=True),
-                dict(type='RandomChoiceResize', scales=scales, keep_ratio=True),
-            ],
+    type='CascadeRCNN',
+    rpn_head=dict(loss_bbox=dict(type='SmoothL1Loss', beta=1.0 / 9.0)),
+    roi_head=dict(
+        type='CascadeRoIHead',
+        num_stages=3,
+        stage_loss_weights=[1, 0.5, 0.25],
+        bbox_head=[
+            dict(
+                type='ConvFCBBoxHead',
+                num_shared_convs=4,
+                num_shared_fcs=1,
+                in_channels=256,
+                conv_out_channels=256,
+                fc_out_channels=1024,
+                roi_feat_size=7,
+                num_classes=80,
+                bbox_coder=dict(
+                    type='DeltaXYWHBBoxCoder',
+                    target_means=[0., 0., 0., 0.],
+                    target_stds=target_stds),
+                reg_class_agnostic=False,
+                reg_decoded_bbox=True,
+                norm_cfg=dict(type='SyncBN', requires_grad=True),
+                loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+                loss_bbox=dict(type='GIoULoss', loss_weight=10.0))
+            for target_stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1],
+                                [0.033, 0.033, 0.067, 0.067])
         ]),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # After Resize: the ground truth that is drawn beside the predictions keeps the original size.
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-# --tta: three scales, each plain and flipped
-tta_model = dict(
-    type='vig_mm.InstanceTTAModel',
-    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=scale, keep_ratio=True)
-                for scale in [(1333, 640), (1333, 800), (1600, 960)]
-            ],
-            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
-            [
-                dict(
-                    type='PackDetInputs',
-                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                               'flip', 'flip_direction'))
-            ],
-        ]),
-]
-
-# No decay on biases, on anything 1-D (every norm, RMSNorm included) and on pos_embed.
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.,
-        bias_decay_mult=0.,
-        flat_decay_mult=0.,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.))))
-
-max_epochs = 36
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
-    dict(
-        type='MultiStepLR',
-        by_epoch=True,
-        begin=0,
-        end=max_epochs,
-        milestones=[27, 33],
-        gamma=0.1),
-]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-
-auto_scale_lr = dict(enable=False, base_batch_size=16)
+    train_cfg=dict(
+        rpn=dict(allowed_border=0),
+        rpn_proposal=dict(max_per_img=2000),
+        rcnn=[
+            dict(
+                assigner=dict(
+                    type='MaxIoUAssigner',
+                    pos_iou_thr=iou_thr,
+                    neg_iou_thr=iou_thr,
+                    min_pos_iou=iou_thr,
+                    match_low_quality=False,
+                    ignore_iof_thr=-1),
+                sampler=dict(
+                    type='RandomSampler',
+                    num=512,
+                    pos_fraction=0.25,
+                    neg_pos_ub=-1,
+                    add_gt_as_proposals=True),
+                mask_size=28,
+                pos_weight=-1,
+                debug=False) for iou_thr in (0.5, 0.6, 0.7)
+        ]))

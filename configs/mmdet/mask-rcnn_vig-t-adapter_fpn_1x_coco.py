@@ -12,11 +12,9 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32),
     # SyncBN in the adapter where there is a GPU, else BN
     backbone=dict(type='vig_mm.ViGAdapter', arch='tiny', drop_path_rate=0.1),
-    neck=dict(in_channels=[192, 192, 192, 192], out_channels=256, num_outs=5))
+    neck=dict(in_channels=[192, 192, 192, 192]))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -25,42 +23,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # After Resize: the ground truth that is drawn beside the predictions keeps the original size.
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-# --tta: three scales, each plain and flipped
-tta_model = dict(
-    type='vig_mm.InstanceTTAModel',
-    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=scale, keep_ratio=True)
-                for scale in [(1333, 640), (1333, 800), (1600, 960)]
-            ],
-            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
-            [
-                dict(
-                    type='PackDetInputs',
-                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                               'flip', 'flip_direction'))
-            ],
-        ]),
-]
 
 # A block's rate is 0.85 times that of the next one; adapter, neck and heads have the full rate. No
 # decay on biases, on anything 1-D (every norm, RMSNorm included) and on pos_embed.
@@ -82,7 +45,5 @@ param_scheduler = [
         gamma=0.1),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -14,8 +14,7 @@ norm_cfg = dict(type='vig_mm.LayerNorm2d', eps=1e-6)
 model = dict(
     # Every image lies in the upper left of 1024x1024 pixels, in training and in tests alike:
     # pos_embed is stretched over what the backbone is given, padding included.
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=1024),
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         type='vig_mm.ViG', arch='tiny', out_indices=-1, drop_path_rate=0.1),
     neck=dict(
@@ -53,27 +52,9 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 # --tta: three scales, each plain and flipped
-tta_model = dict(
-    type='vig_mm.InstanceTTAModel',
-    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=scale, keep_ratio=True)
-                for scale in [(640, 640), (800, 800), (1024, 1024)]
-            ],
-            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
-            [
-                dict(
-                    type='PackDetInputs',
-                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                               'flip', 'flip_direction'))
-            ],
-        ]),
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True)
+    for scale in [(640, 640), (800, 800), (1024, 1024)]
 ]
 
 # A block's rate is 0.7 times that of the next one; neck and heads have the full rate. No decay on
@@ -96,8 +77,6 @@ param_scheduler = [
         gamma=0.1),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=5)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))
 
 auto_scale_lr = dict(enable=False, base_batch_size=64)

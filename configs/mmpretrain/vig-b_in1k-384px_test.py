@@ -1,25 +1,5 @@
-# ViG-B, ImageNet-1K validation at 384x384 with weights trained at 224x224 (test only).
-# Same convention as at 224: short side int(384 * 256 / 224) = 438, bicubic, centre crop.
-# pos_embed keeps the 14x14 grid of the weights; the backbone resizes it to 24x24 (bicubic)
-# in the forward pass.
-_base_ = './vig-b_8xb128_in1k.py'
+# ViG-B, ImageNet-1K validation at 384x384 (test only) as for ViG-T.
+# The rest is that of vig-b_8xb128_in1k.py.
+_base_ = './vig-t_in1k-384px_test.py'
 
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=438, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=384),
-    dict(type='PackInputs'),
-]
-test_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
-
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=438, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=384),
-    dict(
-        type='TestTimeAug',
-        transforms=[[dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-                    [dict(type='PackInputs')]]),
-]
+model = dict(backbone=dict(arch='base', drop_path_rate=0.5), head=dict(in_channels=768))

@@ -1,25 +1,5 @@
-# ViG-B, ImageNet-1K validation at 512x512 with weights trained at 224x224 (test only).
-# Same convention as at 224: short side int(512 * 256 / 224) = 585, bicubic, centre crop.
-# pos_embed keeps the 14x14 grid of the weights; the backbone resizes it to 32x32 (bicubic)
-# in the forward pass.
-_base_ = './vig-b_8xb128_in1k.py'
+# ViG-B, ImageNet-1K validation at 512x512 (test only) as for ViG-T.
+# The rest is that of vig-b_8xb128_in1k.py.
+_base_ = './vig-t_in1k-512px_test.py'
 
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=585, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=512),
-    dict(type='PackInputs'),
-]
-test_dataloader = dict(batch_size=32, dataset=dict(pipeline=test_pipeline))
-
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=585, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=512),
-    dict(
-        type='TestTimeAug',
-        transforms=[[dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-                    [dict(type='PackInputs')]]),
-]
+model = dict(backbone=dict(arch='base', drop_path_rate=0.5), head=dict(in_channels=768))

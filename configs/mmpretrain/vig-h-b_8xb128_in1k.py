@@ -1,76 +1,8 @@
-# ViG-H-B, ImageNet-1K, 300 epochs, 8 GPUs x 128 images, mixed precision (fp16).
-# The recipe of the public weights.
-_base_ = ['../_base_/datasets/imagenet_224.py', '../_base_/mmpretrain_runtime.py']
+# ViG-H-B, ImageNet-1K, 300 epochs: the recipe of ViG-H-T with another rate.
+_base_ = './vig-h-t_8xb128_in1k.py'
 
-model = dict(
-    type='ImageClassifier',
-    data_preprocessor=dict(
-        type='ClsDataPreprocessor',
-        num_classes=1000,
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        to_rgb=True),
-    backbone=dict(
-        type='vig_mm.HierViG', arch='base', out_indices=(3, ), drop_path_rate=0.6),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=1024,
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
-        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        cal_acc=False),
-    # every batch is mixed, by one of the two with even odds
-    train_cfg=dict(
-        augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
-        probs=[0.5, 0.5]))
-
-# The public rates (peak, first, last) are per 512 images of global batch and scale linearly.
+model = dict(backbone=dict(arch='base', drop_path_rate=0.6), head=dict(in_channels=1024))
 lr_per_512 = 5e-4
-# No decay on biases, on anything 1-D (every norm, RMSNorm included) and on pos_embed.
-optim_wrapper = dict(
-    type='AmpOptimWrapper',
-    dtype='float16',
-    loss_scale='dynamic',
-    optimizer=dict(
-        type='AdamW', lr=lr_per_512 * 1024 / 512, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.,
-        bias_decay_mult=0.,
-        flat_decay_mult=0.,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.))))
-
-max_epochs, warmup_epochs = 300, 20
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=5e-7 / lr_per_512,
-        by_epoch=True,
-        begin=0,
-        end=warmup_epochs,
-        convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=5e-6 / lr_per_512,
-        by_epoch=True,
-        begin=warmup_epochs,
-        end=max_epochs,
-        convert_to_iter_based=True),
-]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
-
-# Decay 0.9999: mmengine counts the other way round, momentum = 1 - decay. Validation and saved
-# weights are the averaged ones.
-custom_hooks = [
-    dict(
-        type='EMAHook',
-        ema_type='ExponentialMovingAverage',
-        momentum=1e-4,
-        priority='ABOVE_NORMAL')
-]
-
-auto_scale_lr = dict(enable=False, base_batch_size=1024)
+optim_wrapper = dict(optimizer=dict(lr=lr_per_512 * 1024 / 512))
+_base_.param_scheduler[0].start_factor = 5e-7 / lr_per_512
+_base_.param_scheduler[1].eta_min_ratio = 5e-6 / lr_per_512

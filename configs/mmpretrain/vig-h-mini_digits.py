@@ -43,7 +43,6 @@ train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=32, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -73,8 +72,6 @@ param_scheduler = [
         convert_to_iter_based=True),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -29,16 +29,8 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 max_epochs = 120
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=0,
-        end=max_epochs,
-        convert_to_iter_based=True),
-]
+_base_.param_scheduler[0].end = 100
+_base_.param_scheduler[1].end = max_epochs
 train_cfg = dict(max_epochs=max_epochs, val_interval=10)
 
 tta_pipeline = [

@@ -11,13 +11,4 @@ test_pipeline = [
 ]
 test_dataloader = dict(batch_size=32, dataset=dict(pipeline=test_pipeline))
 
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=585, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=512),
-    dict(
-        type='TestTimeAug',
-        transforms=[[dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-                    [dict(type='PackInputs')]]),
-]
+tta_pipeline = [*test_pipeline[:3], _base_.tta_pipeline[-1]]

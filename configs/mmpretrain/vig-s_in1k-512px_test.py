@@ -1,25 +1,9 @@
-# ViG-S, ImageNet-1K validation at 512x512 with weights trained at 224x224 (test only).
-# Same convention as at 224: short side int(512 * 256 / 224) = 585, bicubic, centre crop.
-# pos_embed keeps the 14x14 grid of the weights; the backbone resizes it to 32x32 (bicubic)
-# in the forward pass.
-_base_ = './vig-s_8xb128_in1k.py'
+# ViG-S, ImageNet-1K validation at 512x512 (test only) as for ViG-T.
+# The rest is that of vig-s_8xb128_in1k.py.
+_base_ = './vig-t_in1k-512px_test.py'
 
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=585, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=512),
-    dict(type='PackInputs'),
-]
-test_dataloader = dict(batch_size=32, dataset=dict(pipeline=test_pipeline))
-
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=585, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=512),
-    dict(
-        type='TestTimeAug',
-        transforms=[[dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-                    [dict(type='PackInputs')]]),
-]
+model = dict(backbone=dict(arch='small', drop_path_rate=0.2), head=dict(in_channels=384))
+lr_per_512 = 5e-4
+optim_wrapper = dict(optimizer=dict(lr=lr_per_512 * 1024 / 512, weight_decay=0.1))
+_base_.param_scheduler[0].start_factor = 5e-7 / lr_per_512
+_base_.param_scheduler[1].eta_min_ratio = 5e-6 / lr_per_512

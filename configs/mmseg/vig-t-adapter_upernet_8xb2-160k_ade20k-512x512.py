@@ -11,19 +11,11 @@ _base_ = [
 
 crop_size = (512, 512)
 model = dict(
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], size=crop_size),
+    data_preprocessor=dict(size=crop_size),
     # SyncBN in the adapter where there is a GPU, else BN
     backbone=dict(type='vig_mm.ViGAdapter', arch='tiny', drop_path_rate=0.1),
-    decode_head=dict(
-        in_channels=[192, 192, 192, 192],
-        channels=512,
-        pool_scales=(1, 2, 3, 6),
-        dropout_ratio=0.1,
-        num_classes=150),
-    auxiliary_head=dict(
-        in_channels=192, in_index=2, channels=256, num_classes=150,
-        loss_decode=dict(loss_weight=0.4)),
+    decode_head=dict(in_channels=[192, 192, 192, 192], num_classes=150),
+    auxiliary_head=dict(in_channels=192, num_classes=150),
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
 
 train_pipeline = [
@@ -35,36 +27,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # After Resize: predictions are scored at the original size.
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-# --tta: six scales, each plain and flipped
-tta_model = dict(type='SegTTAModel')
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=(round(2048 * r), round(512 * r)), keep_ratio=True)
-                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-            ],
-            [
-                dict(type='RandomFlip', prob=0., direction='horizontal'),
-                dict(type='RandomFlip', prob=1., direction='horizontal'),
-            ],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ]),
-]
 
 # A block's rate is 0.95 times that of the next one; adapter and heads have the full rate. No decay
 # on biases, on anything 1-D (every norm, RMSNorm included) and on pos_embed.
@@ -82,8 +45,6 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=max_iters),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=16000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(checkpoint=dict(interval=16000))
 
 auto_scale_lr = dict(enable=False, base_batch_size=16)

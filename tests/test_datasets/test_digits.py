@@ -12,8 +12,8 @@ from PIL import Image
 pytest.importorskip("sklearn")
 
 from vig_mm.datasets import CLASSES, make_digits  # noqa: E402
-from vig_mm.datasets.digits_layouts import LOOKS, ade_labels, make_scene  # noqa: E402
-from vig_mm.datasets.digits_scenes import SOLID, SPLITS, Scene, compose, load_sources  # noqa: E402
+from vig_mm.datasets.digits.layouts import LOOKS, ade_labels, make_scene  # noqa: E402
+from vig_mm.datasets.digits.scenes import SOLID, SPLITS, Scene, compose, load_sources  # noqa: E402
 
 ADE_SPLITS = {"train": "training", "val": "validation"}
 SIZES = {"coco": (96, 128), "ade": (64, 80), "imagenet": (48, 40)}

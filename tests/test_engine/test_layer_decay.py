@@ -255,7 +255,7 @@ def test_our_recipes_take_it_as_they_are():
 
 def test_needs_none_of_the_three_libraries():
     code = (
-        "import sys, vig_mm.engine.layer_decay\n"
+        "import sys, vig_mm.engine.optimizers.layer_decay\n"
         "assert not {'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,8 +27,10 @@ def build(family, **kwargs):
 
 
 def full_grads(backbone, x):
-    loss = sum((out * torch.linspace(-1, 1, out[0].numel()).view(out[0].shape)).sum()
-               for out in backbone(x))
+    loss = sum(
+        (out * torch.linspace(-1, 1, out[0].numel()).view(out[0].shape)).sum()
+        for out in backbone(x)
+    )
     backbone.zero_grad()
     loss.backward()
     return {name: p.grad for name, p in backbone.named_parameters()}

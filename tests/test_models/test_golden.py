@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
-from vig_mm.engine.checkpoint import to_classifier
+from vig_mm.checkpoints.conversion import to_classifier
 
 PARAMETERS = {
     "vig_tiny": 5834536,

@@ -11,8 +11,9 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
 
 import vig_mm
-from vig_mm.engine import checkpoint
-from vig_mm.engine.checkpoint import CheckpointError, to_public
+from vig_mm.checkpoints import pretrained as initializer
+from vig_mm.checkpoints.conversion import to_public
+from vig_mm.checkpoints.reading import CheckpointError
 from vig_mm.models.layers.deformable_attention import DeformableAttention, Maps
 
 VIG = dict(embed_dims=32, depth=4, num_heads=2)
@@ -267,7 +268,7 @@ def messages(monkeypatch):
     """What loading logs, as (level, text)."""
     logged = []
     monkeypatch.setattr(
-        checkpoint, "print_log", lambda text, logger, level=20: logged.append((level, text))
+        initializer, "print_log", lambda text, logger, level=20: logged.append((level, text))
     )
     return logged
 
@@ -303,8 +304,11 @@ def test_adapter_checkpoint_that_lacks_a_weight_is_reported(tmp_path, messages):
     del state["adapter.up.weight"]
     torch.save({"state_dict": state}, tmp_path / "b.pth")
     pretrained(tmp_path / "b.pth")
-    assert [text for level, text in messages if level == 30 and "MISSING" in text
-            and text.endswith(": adapter.up.weight")]
+    assert [
+        text
+        for level, text in messages
+        if level == 30 and "MISSING" in text and text.endswith(": adapter.up.weight")
+    ]
 
 
 def test_norms_of_other_vig_outputs_stay_out(tmp_path, messages):

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
-from vig_mm.datasets.digits import make_digits
+from vig_mm.datasets import make_digits
 
 BF16 = "vig_mm.Bf16OptimWrapper"
 ITERATIONS, WINDOW = 300, 50

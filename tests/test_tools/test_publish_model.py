@@ -24,9 +24,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from vig_mm import HierViG
-from vig_mm.engine.checkpoint import CheckpointError
-from vig_mm.engine.inference import Predictor
-from vig_mm.engine.launch import UsageError
+from vig_mm.apis.inference import Predictor
+from vig_mm.checkpoints.reading import CheckpointError
+from vig_mm.preflight.user_input import UsageError
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 

@@ -18,9 +18,11 @@ from mmengine.registry import MODELS
 from PIL import Image
 
 import vig_mm
-from vig_mm.datasets.digits import make_digits
-from vig_mm.engine.checkpoint import CheckpointError, read_checkpoint
-from vig_mm.engine.launch import UNPROTECTED, UsageError, check_initial_weights, run
+from vig_mm.apis.launch import UNPROTECTED, run
+from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint
+from vig_mm.datasets import make_digits
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.preflight.weights import check_initial_weights
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"

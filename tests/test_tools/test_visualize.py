@@ -15,9 +15,10 @@ from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from vig_mm.engine import pictures
-from vig_mm.engine.checkpoint import CheckpointError, to_public
-from vig_mm.engine.launch import UsageError
+from vig_mm.checkpoints.conversion import to_public
+from vig_mm.checkpoints.reading import CheckpointError
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.visualization import pictures
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 SCOPES = list(CONFIGS)

@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -36,8 +36,9 @@ from pytorch_grad_cam.utils.image import show_cam_on_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from vig_mm.engine.launch import UsageError, run
-from vig_mm.engine.pictures import beside, fitted
+from vig_mm.apis.launch import run
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.visualization.pictures import beside, fitted
 
 GRAD, HIRES, EIGEN = "Grad-CAM", "HiResCAM", "Eigen-CAM"
 METHODS = {"gradcam": GRAD, "hirescam": HIRES, "eigencam": EIGEN}

@@ -1,4 +1,4 @@
-"""One score a class, whatever the task: what Grad-CAM and HiResCAM differentiate."""
+"""Differentiable scores of each class, of a classifier, detector or segmentor."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from inside import Subject
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vig_mm.engine.launch import UsageError
+from vig_mm.preflight.user_input import UsageError
 
 
 class ClassScores(NamedTuple):

@@ -24,14 +24,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
 import torch
 from cost_models import gcvit_windows
-from count_flops import _run_detector
-from measuring import Cpu, CudaGpu, limit_memory, make_device, multiply_adds, problem, significant
+from count_flops import count_model
+from measuring import Cpu, CudaGpu, limit_memory, make_device, problem, significant
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -39,7 +39,8 @@ from torch import nn
 
 from common import machine, markdown, write  # isort: skip
 
-from vig_mm.engine.launch import UsageError, load_config, run
+from vig_mm.apis.launch import load_config, run
+from vig_mm.preflight.user_input import UsageError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REFERENCE = "vig-h-t"
@@ -103,16 +104,7 @@ def build(cfg: Config) -> nn.Module:
 
 def count(model: nn.Module, task: str, size: tuple[int, int]) -> dict[str, int]:
     """Parameters, and multiply-adds of one image."""
-    image = torch.empty(1, 3, *size, device="meta")
-
-    def forward(meta: nn.Module) -> None:
-        if task == "det":
-            _run_detector(meta, image)
-        else:
-            meta(image, mode="tensor")
-
-    parameters = sum(x.numel() for x in model.parameters())
-    return {"parameters": parameters, "flops": multiply_adds(model, forward)["Global"]}
+    return count_model(model, TASKS[task][0], size)
 
 
 def make_batch(

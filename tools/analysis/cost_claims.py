@@ -1,4 +1,4 @@
-"""What the paper (arXiv 2405.18425) claims of cost, against what `cost_vs_resolution.py` found."""
+"""The paper's claims of cost (arXiv 2405.18425) beside what `cost_vs_resolution.py` measured."""
 
 from typing import NamedTuple
 

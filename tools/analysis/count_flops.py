@@ -18,18 +18,20 @@ The model is built on the CPU and runs on torch's meta device: shapes only, noth
 
 # ruff: noqa: E402
 import argparse
+from functools import partial
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
 import torch
+from measuring import multiply_adds
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from vig_mm.engine.launch import UsageError, load_config, run
+from vig_mm.apis.launch import load_config, run
+from vig_mm.preflight.user_input import UsageError
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)
 PROPOSALS, MASKED_BOXES = 1000, 100
@@ -94,17 +96,16 @@ def count(cfg: Config) -> dict:
     """
     size = input_size(cfg)
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
-        model = registry.build(cfg.model).eval()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    model.to("meta")
+        model = registry.build(cfg.model)
+    return dict(**count_model(model, cfg.default_scope, size), input=list(size))
+
+
+def count_model(model: nn.Module, scope: str, size: tuple[int, int]) -> dict[str, int]:
+    """Parameters, and FLOPs of an image of a size (H, W); the model itself is left as it is."""
     image = torch.empty(1, 3, *size, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if cfg.default_scope == "mmdet":
-            _run_detector(model, image)
-        else:
-            model(image, mode="tensor")
-    # torch counts a multiply-add as two
-    return dict(parameters=parameters, flops=counter.get_total_flops() // 2, input=list(size))
+    run = _run_detector if scope == "mmdet" else partial(nn.Module.__call__, mode="tensor")
+    flops = multiply_adds(model, lambda meta: run(meta, image))["Global"]
+    return dict(parameters=sum(x.numel() for x in model.parameters()), flops=flops)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the tools that look inside a trained model share: arguments, one image, its model."""
+"""Model, image and arguments for the tools that show the inside of a trained model."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.inference import Predictor, read_image
-from vig_mm.engine.launch import UsageError, add_config_options, load_config
+from vig_mm.apis.inference import Predictor, read_image
+from vig_mm.apis.launch import add_config_options, load_config
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.preflight.user_input import UsageError
 
 
 @dataclass

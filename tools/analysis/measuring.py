@@ -1,4 +1,4 @@
-"""What the tools that measure cost share: first pass, peak memory, time in turn, FLOPs, bars."""
+"""Measurement of a model's time, peak memory and FLOPs, on a CPU or a GPU."""
 
 import copy
 import itertools

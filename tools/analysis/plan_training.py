@@ -29,7 +29,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -44,7 +44,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common import machine, markdown, write  # isort: skip
 
-from vig_mm.engine.launch import UsageError, run
+from vig_mm.apis.launch import run
+from vig_mm.preflight.user_input import UsageError
 
 TASKS = {"mmdet": "det", "mmseg": "seg", "mmpretrain": "cls"}
 # Images that one epoch trains on; of COCO train2017 those that have annotations.

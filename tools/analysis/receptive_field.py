@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -37,15 +37,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from vig_mm.engine.checkpoint import prepare_checkpoint
-from vig_mm.engine.inference import read_image
-from vig_mm.engine.launch import (
-    UsageError,
-    check_weights,
-    load_config,
-    resolve_device,
-    run,
-)
+from vig_mm.apis.inference import read_image
+from vig_mm.apis.launch import load_config, resolve_device, run
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.preflight.user_input import UsageError
+from vig_mm.preflight.weights import check_weights
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from vig_mm.engine.environment import exit_without_mmengine
+from vig_mm.preflight.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -28,12 +28,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vig_mm.datasets.coco_file import read_coco
-from vig_mm.datasets.findings import SEVERITIES, Finding, number
-from vig_mm.engine.data_check import DataCheck
-from vig_mm.engine.data_survey import survey
-from vig_mm.engine.environment import require
-from vig_mm.engine.launch import UsageError, add_config_options, load_config, run
+from vig_mm.apis.launch import add_config_options, load_config, run
+from vig_mm.inspection.files.coco import read_coco
+from vig_mm.inspection.findings import SEVERITIES, Finding, number
+from vig_mm.inspection.quick import DataCheck
+from vig_mm.inspection.survey import survey
+from vig_mm.preflight.environment import require
+from vig_mm.preflight.user_input import UsageError
 
 SPLITS = ("train", "val", "test")
 COLOURS = dict(zip(SEVERITIES, ("red", "yellow", "cyan"), strict=True))

@@ -1,4 +1,4 @@
-"""Data sets that vig_mm makes itself."""
+"""Data sets: the built-in digits."""
 
 from .digits import CLASSES, make_digits
 

@@ -1,4 +1,4 @@
-"""Distributed runs: what a launcher has to provide, and what is different without a GPU."""
+"""Distributed runs: checks of the launcher's variables, and training on CPUs through gloo."""
 
 import os
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Dumping segmentations."""
+"""Metric that dumps predicted label maps."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,8 @@
 # The built-in digits in ADE20K layout (tools/data/make_digits.py writes them to data/digits):
-# label 0 = ignored, 1 = background, 2...11 = the digits zero...nine.
+# label 0 = ignored, 1 = background, 2...11 = the digits zero...nine. Pipelines and batch
+# sizes stand in the experiment's own file.
+_base_ = './ade20k.py'
+
 data_root = 'data/digits/ade'
 metainfo = dict(
     classes=('background', 'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
@@ -10,28 +13,8 @@ metainfo = dict(
 
 train_dataloader = dict(
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='BaseSegDataset',
-        metainfo=metainfo,
-        reduce_zero_label=True,
-        data_root=data_root,
-        data_prefix=dict(
-            img_path='images/training', seg_map_path='annotations/training')))
+    dataset=dict(type='BaseSegDataset', metainfo=metainfo, data_root=data_root))
 val_dataloader = dict(
-    batch_size=1,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='BaseSegDataset',
-        metainfo=metainfo,
-        reduce_zero_label=True,
-        data_root=data_root,
-        data_prefix=dict(
-            img_path='images/validation', seg_map_path='annotations/validation')))
+    dataset=dict(type='BaseSegDataset', metainfo=metainfo, data_root=data_root))
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

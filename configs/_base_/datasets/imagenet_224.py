@@ -59,7 +59,6 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_evaluator = val_evaluator
 
-tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

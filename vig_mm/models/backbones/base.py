@@ -1,4 +1,4 @@
-"""What both ViG families share as OpenMMLab backbones: sizes, initialisation, freezing, loading."""
+"""Base class of the backbones: sizes, initialization, freezing, checkpointed blocks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vig_mm.engine.checkpoint import load_pretrained_backbone
+from vig_mm.registry import WEIGHT_INITIALIZERS
 
 from ..layers import GatedLinearAttention2d, to_map
 
@@ -80,7 +80,7 @@ class ViGBackbone(BaseModule):
         """Draw the weights, then load ``init_cfg``'s checkpoint, if any.
 
         A ``Pretrained`` checkpoint may be a public ViG file or an mm file, see
-        `load_pretrained_backbone`.
+        `vig_mm.checkpoints.pretrained`.
         """
         if self.is_init:
             return
@@ -91,7 +91,8 @@ class ViGBackbone(BaseModule):
         if others:
             initialize(self, others)
         for cfg in pretrained:
-            load_pretrained_backbone(self, cfg["checkpoint"], prefix=cfg.get("prefix"))
+            ours = dict(type="vig_mm.PretrainedViG", checkpoint=cfg["checkpoint"])
+            WEIGHT_INITIALIZERS.build(dict(ours, prefix=cfg.get("prefix")))(self)
         self._is_init = True
 
     def train(self, mode: bool = True) -> "ViGBackbone":

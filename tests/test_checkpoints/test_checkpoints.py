@@ -1,0 +1,405 @@
+"""Public and mm checkpoints: what loads, what is refused, what is said about it."""
+
+import argparse
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from golden import public_state
+from mmengine.logging import MMLogger
+from mmpretrain.registry import MODELS
+
+import vig_mm
+from vig_mm.checkpoints.conversion import (
+    is_public,
+    prepare_checkpoint,
+    to_backbone,
+    to_classifier,
+    to_public,
+)
+from vig_mm.checkpoints.reading import CheckpointError, check_numbers, read_checkpoint, weights
+
+CONVERT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+TINY = dict(vig_tiny=("ViG", {}), vig_h_tiny=("HierViG", dict(out_indices=(3,))))
+
+
+@pytest.fixture(scope="module", params=TINY)
+def public(request):
+    """(name, float32 public state dict) of the two tiny models."""
+    return request.param, {k: x.float() for k, x in public_state(request.param).items()}
+
+
+@pytest.fixture
+def log(caplog):
+    logger = MMLogger.get_instance("vig_mm-test", logger_name="vig_mm-test")
+    logger.propagate = True
+    logger.addHandler(caplog.handler)
+    MMLogger.get_instance("vig_mm-test")
+    with caplog.at_level(logging.INFO):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def pretrained(name, path, **kwargs):
+    family, defaults = TINY[name]
+    cfg = dict(type="Pretrained", checkpoint=str(path))
+    backbone = getattr(vig_mm, family)(**{**defaults, **kwargs}, init_cfg=cfg)
+    backbone.init_weights()
+    return backbone
+
+
+def forms(state):
+    """Every form in which the same weights may stand in a file."""
+    other = {k: torch.zeros_like(x) for k, x in state.items()}
+    classifier, backbone = to_classifier(state), to_backbone(state)
+    detector = {f"backbone.{k}": x for k, x in backbone.items()} | {"neck.w": torch.ones(1)}
+    return {
+        "public model": {"model": state, "args": argparse.Namespace(lr=1.0), "epoch": 3},
+        "public model_ema": {"model": other, "model_ema": state},
+        "public from DDP": {"model": {f"module.{k}": x for k, x in state.items()}},
+        "mm classifier": {"state_dict": classifier, "meta": {}},
+        "mm detector": {"state_dict": detector, "meta": {}},
+        "mm backbone": {"state_dict": backbone},
+        "bare backbone": backbone,
+    }
+
+
+@pytest.mark.parametrize("form", list(forms({})))
+def test_every_form_loads(public, form, tmp_path):
+    name, state = public
+    torch.save(forms(state)[form], tmp_path / "x.pth")
+    loaded = pretrained(name, tmp_path / "x.pth").state_dict()
+    expected = to_backbone(state)
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[k], expected[k]) for k in loaded)
+
+
+def test_round_trip_of_names(public):
+    _, state = public
+    for form in (to_classifier(state), to_backbone(state)):
+        back = to_public(form)
+        assert all(torch.equal(back[k], state[k]) for k in back)
+    assert set(to_public(to_classifier(state))) == set(state)
+
+
+def test_dense_outputs_start_fresh_and_it_is_said(tmp_path, log):
+    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+    torch.save({"model": state}, tmp_path / "vig_h_t.pth")
+    backbone = pretrained("vig_h_tiny", tmp_path / "vig_h_t.pth", out_indices=(0, 3))
+    assert torch.equal(backbone.norm0.weight, torch.ones(96))
+    assert torch.equal(backbone.norm3.weight, state["classifier.norm.weight"])
+    assert "output norms that start fresh: norm0.weight, norm0.bias" in log.text
+    assert "loaded 198 of 200 backbone weights" in log.text
+
+
+def test_truncated_backbone_takes_a_longer_file(tmp_path):
+    """Stages after the last output are not built; the file may have them."""
+    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    backbone = pretrained("vig_h_tiny", tmp_path / "x.pth", out_indices=(0, 1))
+    key = "layers.1.blocks.1.op.qkv_proj.weight"
+    assert torch.equal(backbone.state_dict()[key], state[key])
+
+
+def test_missing_weights_are_named(tmp_path, log):
+    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    del state["blocks.3.attn.g_proj.bias"], state["pos_embed"]
+    torch.save({"model": state}, tmp_path / "x.pth")
+    pretrained("vig_tiny", tmp_path / "x.pth")
+    warning = [r for r in log.records if r.levelno == logging.WARNING]
+    assert len(warning) == 1
+    text = warning[0].getMessage()
+    assert "MISSING" in text and "blocks.3.attn.g_proj.bias" in text and "pos_embed" in text
+
+
+def test_pos_embed_is_resized(tmp_path, log):
+    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    backbone = pretrained("vig_tiny", tmp_path / "x.pth", img_size=512)
+    expected = torch.nn.functional.interpolate(
+        state["pos_embed"].view(1, 14, 14, 192).permute(0, 3, 1, 2), size=(32, 32), mode="bicubic"
+    )
+    torch.testing.assert_close(
+        backbone.pos_embed.data, expected.permute(0, 2, 3, 1).reshape(1, 1024, 192)
+    )
+    # and through any loader: a whole classifier's state dict
+    other = MODELS.build(dict(type="vig_mm.ViG", img_size=512))
+    other.load_state_dict(to_backbone(state))
+    torch.testing.assert_close(other.pos_embed, backbone.pos_embed)
+
+
+def test_prefix(tmp_path):
+    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    torch.save({"state_dict": {f"student.{k}": x for k, x in state.items()}}, tmp_path / "x.pth")
+    cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"), prefix="student")
+    backbone = vig_mm.ViG(init_cfg=cfg)
+    backbone.init_weights()
+    assert torch.equal(backbone.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    "name, source, words",
+    [
+        ("vig_tiny", "vig_small", ["another size", "embed_dims=192", "(1, 196, 384)", "arch"]),
+        ("vig_h_tiny", "vig_h_small", ["another size", "not in this", "layers.2.blocks.5"]),
+        ("vig_h_tiny", "vig_tiny", ["nothing", "HierViG", "pos_embed"]),
+    ],
+)
+def test_another_model_is_refused(name, source, words, tmp_path):
+    state = {k: x.half() for k, x in public_state(source).items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        pretrained(name, tmp_path / "x.pth")
+    assert all(word in str(caught.value) for word in [*words, "x.pth"]), str(caught.value)
+
+
+def test_unrelated_weights_are_an_error(tmp_path):
+    torch.save({"state_dict": {"conv1.weight": torch.ones(3)}}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match="nothing in .*resnet.pth.* fits ViG.*conv1.weight"):
+        pretrained("vig_tiny", tmp_path / "resnet.pth")
+
+
+ONES = {"w": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ({"net": ONES}, r"the keys 'net'\. .* in checkpoint\['net'\]: save .*'model': checkpoint"),
+        ({"ema": {"model": ONES}, "epoch": 3}, r"in checkpoint\['ema'\]\['model'\]: save"),
+        ({"state_dict": {}, "meta": {}}, "'state_dict' is empty. Give a file"),
+        ({"state_dict": {"w": 1.0}}, "'state_dict' holds float, no tensors. Give a file"),
+        ({"state_dict": None}, "the keys 'state_dict'. Give a file"),
+        ({0: torch.ones(2)}, "1 of its 1 tensors have no name but 0"),
+        ({"state_dict": {**ONES, 7: torch.ones(2)}}, "1 of its 2 tensors have no name but 7"),
+    ],
+    ids=["other key", "nested", "empty", "numbers", "none", "bare list", "one without a name"],
+)
+def test_no_weights_is_one_message(content, reason):
+    with pytest.raises(CheckpointError, match=f"^'x.pth': .*{reason}"):
+        weights(content, path="x.pth")
+
+
+def test_an_optimizer_is_no_place_for_weights():
+    content = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "ema": ONES}
+    with pytest.raises(CheckpointError) as caught:
+        weights(content, "state_dict")
+    assert str(caught.value).endswith("There are tensors in checkpoint['ema']")
+
+
+UNFIT = {
+    "nan": (torch.tensor([1.0, float("nan")]), "1 of its weights hold NaN or infinity: weight"),
+    "infinity": (torch.tensor([1.0, float("inf")]), "hold NaN or infinity: weight"),
+    "too large": (torch.full((2,), 1e300, dtype=torch.float64), "hold NaN or infinity: weight"),
+    "int8": (torch.ones(2, dtype=torch.int8), r"weight \(torch.int8\)"),
+    "complex": (torch.ones(2, dtype=torch.complex64), r"weight \(torch.complex64\)"),
+    "meta": (torch.ones(2, device="meta"), r"weight \(meta, no values\)"),
+    "sparse": (torch.ones(2).to_sparse(), r"weight \(torch.sparse_coo\)"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_weights_must_be_finite_numbers(kind):
+    value, reason = UNFIT[kind]
+    norm = torch.nn.BatchNorm1d(2)
+    state = {**norm.state_dict(), "weight": value}
+    with pytest.raises(CheckpointError, match=f"'x.pth' cannot be used: .*{reason}"):
+        check_numbers(state, dict(norm.named_parameters()), "x.pth")
+
+
+def test_buffers_and_other_precisions_are_fine():
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_var.fill_(float("inf"))
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {**norm.state_dict(), "weight": torch.ones(2, dtype=dtype)}
+        check_numbers(state, dict(norm.named_parameters()), "x.pth")
+
+
+@pytest.mark.parametrize("kind", ["nan", "int8"])
+def test_backbone_takes_finite_numbers_only(kind, tmp_path):
+    """The grid of positions, too, which is resized before it is loaded."""
+    state = vig_mm.ViG(depth=1).state_dict()
+    broken = {"nan": lambda x: x * float("nan"), "int8": lambda x: x.to(torch.int8)}[kind]
+    torch.save({**state, "pos_embed": broken(state["pos_embed"])}, tmp_path / "x.pth")
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"))
+    backbone = vig_mm.ViG(depth=1, img_size=64, init_cfg=init)
+    with pytest.raises(CheckpointError, match="x.pth' cannot be used: 1 of its .*: pos_embed"):
+        backbone.init_weights()
+
+
+class _Payload:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def write_unfit(kind: str, path: Path, marker: Path) -> None:
+    """A file of this kind, which is no checkpoint; loading it must not create the marker."""
+    state = {"model": {"a": torch.ones(1000)}}
+    if kind == "directory":
+        path.mkdir()
+    elif kind.startswith("truncated"):
+        torch.save(state, path, _use_new_zipfile_serialization="old" not in kind)
+        path.write_bytes(path.read_bytes()[:-500])
+    elif kind.startswith("payload"):
+        state["optimizer"] = _Payload(marker)
+        torch.save(state, path, _use_new_zipfile_serialization="old" not in kind)
+    elif kind == "whole model":
+        torch.save(torch.nn.Linear(1, 1), path)
+    elif kind == "TorchScript":
+        torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1)).save(path)
+    elif kind != "missing":
+        content = {"web page": "\n<!DOCTYPE html>", "Git LFS": "version https://git-lfs.github.com"}
+        path.write_text(content.get(kind, ""))
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("missing", "is not a file"),
+        ("directory", "is not a file"),
+        ("empty", "not a readable torch checkpoint: it is empty"),
+        ("truncated", "it is truncated or another kind of file"),
+        ("truncated, old format", "it is truncated or another kind of file"),
+        ("web page", "it is a web page"),
+        ("Git LFS", "`git lfs pull`"),
+        ("TorchScript", "it is a TorchScript program"),
+        ("whole model", "asks Python for torch.nn.modules.linear.Linear.*save its state_dict"),
+        ("payload", "cannot be loaded safely: it asks Python for posix.system.*nothing.* was run"),
+        ("payload, old format", "cannot be loaded safely: it asks Python for posix.system"),
+    ],
+)
+def test_files_that_are_no_checkpoints(kind, reason, tmp_path):
+    path, marker = tmp_path / "x.pth", tmp_path / "executed"
+    write_unfit(kind, path, marker)
+    with pytest.raises(CheckpointError, match=f"x.pth.*{reason}") as caught:
+        read_checkpoint(path)
+    assert not marker.exists()
+    # torch's own message advises to switch the protection off
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_broken_bytes_are_one_kind_of_error(zipped, tmp_path):
+    """Whatever the unpickler stumbles over; what it can still read may well be a dictionary."""
+    path = tmp_path / "x.pth"
+    state = {"state_dict": {"a": torch.ones(3), "b": torch.ones(2).half()}, "meta": {"epoch": 1}}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        try:
+            assert isinstance(read_checkpoint(path), dict)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
+
+
+def test_prepare_checkpoint(public, tmp_path):
+    name, state = public
+    public_file, mm_file = tmp_path / "vig.pth", tmp_path / "mm.pth"
+    torch.save({"model": state}, public_file)
+    torch.save({"state_dict": to_classifier(state)}, mm_file)
+    assert prepare_checkpoint(str(mm_file), str(tmp_path / "work")) == str(mm_file)
+    converted = prepare_checkpoint(str(public_file), str(tmp_path / "work"))
+    assert Path(converted).parent == tmp_path / "work"
+    assert set(torch.load(converted)["state_dict"]) == set(to_classifier(state))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_prepare_checkpoint_keeps_the_names_of_an_mm_model(prefix, public, tmp_path):
+    """Its weights under a public file's key."""
+    _, state = public
+    mm = {**to_classifier(state), "neck.w": torch.ones(1)}
+    content = {"model": {prefix + name: x for name, x in mm.items()}}
+    assert not is_public(content) and is_public({"model": state})
+    torch.save(content, tmp_path / "x.pth")
+    written = torch.load(prepare_checkpoint(tmp_path / "x.pth", tmp_path / "work"))["state_dict"]
+    assert set(written) == set(mm) and all(torch.equal(written[name], mm[name]) for name in mm)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, its address on this machine, and the list of what was asked for."""
+    folder, requests = tmp_path / "served", []
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            requests.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    yield folder, f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_address_is_fetched_once_and_read_safely(served, tmp_path):
+    folder, address, requests = served
+    torch.save({"model": {"head.weight": torch.ones(2)}}, folder / "vig.pth")
+    for _ in range(2):
+        assert read_checkpoint(f"{address}/vig.pth?download=1")["model"]["head.weight"].sum() == 2
+    assert len(requests) == 1
+    converted = prepare_checkpoint(f"{address}/vig.pth", str(tmp_path / "work"))
+    assert set(torch.load(converted)["state_dict"]) == {"head.fc.weight"}
+
+    torch.save({"model": _Payload(tmp_path / "executed")}, folder / "payload.pth")
+    with pytest.raises(CheckpointError, match="safely"):
+        read_checkpoint(f"{address}/payload.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_address_that_leads_nowhere(served):
+    _, address, _ = served
+    with pytest.raises(CheckpointError, match="none.pth.*cannot be downloaded.*404"):
+        read_checkpoint(f"{address}/none.pth")
+    with pytest.raises(CheckpointError, match="only files and http"):
+        read_checkpoint("petrel://bucket/x.pth")
+
+
+def run_convert(*args):
+    return subprocess.run(
+        [sys.executable, CONVERT, *map(str, args)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_convert_tool_there_and_back(tmp_path):
+    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+    src, mm, back = (tmp_path / name for name in ("src.pth", "mm.pth", "back.pth"))
+    torch.save({"model": state}, src)
+    result = run_convert(src, mm)
+    assert result.returncode == 0, result.stderr
+    assert set(torch.load(mm)["state_dict"]) == set(to_classifier(state))
+    assert run_convert(mm, back).returncode == 0
+    restored = torch.load(back)["model"]
+    assert set(restored) == set(state)
+    assert all(torch.equal(restored[k], state[k]) for k in state)
+
+
+def test_convert_tool_refuses(tmp_path):
+    torch.save(
+        {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
+        tmp_path / "detector.pth",
+    )
+    for src, word in (("missing.pth", "missing.pth"), ("detector.pth", "neck.b")):
+        result = run_convert(tmp_path / src, tmp_path / "out.pth")
+        assert result.returncode != 0
+        assert word in result.stderr and "Traceback" not in result.stderr
+        assert not (tmp_path / "out.pth").exists()

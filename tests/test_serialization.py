@@ -1,0 +1,111 @@
+"""mmengine's checkpoints load with torch's protection on, and nothing else does."""
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmengine")
+
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint
+
+from vig_mm.serialization import allow_mmengine_types
+
+
+class Runs:
+    """Pickles as a call, as a malicious checkpoint does."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture(autouse=True)
+def fresh_allow_list():
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    log = HistoryBuffer([1.0, 3.0], [1, 1])
+    scalars = OrderedDict({"train/loss": log, "train/iter": HistoryBuffer([np.float32(2)], [1])})
+    path = tmp_path / "epoch_1.pth"
+    content = dict(
+        state_dict=OrderedDict(weight=torch.ones(2)),
+        message_hub=dict(log_scalars=scalars, runtime_info=dict(best=np.float64(0.5), epoch=1)),
+    )
+    torch.save(content, path)
+    return path
+
+
+def test_training_log_comes_back(checkpoint):
+    with pytest.raises(pickle.UnpicklingError):  # otherwise this module is not needed any more
+        torch.load(checkpoint, weights_only=True)
+    allow_mmengine_types()
+    hub = torch.load(checkpoint, weights_only=True)["message_hub"]
+    log = hub["log_scalars"]["train/loss"]
+    assert log.mean() == 2.0 and log.statistics("max") == 3.0 and log.current() == 3.0
+    log.update(5.0)
+    assert log.mean() == 3.0
+    assert hub["runtime_info"] == dict(best=0.5, epoch=1)
+
+
+def test_names_of_the_other_numpy(checkpoint, tmp_path):
+    # the same checkpoint as numpy 1 would have written it, or numpy 2 where this is numpy 1
+    allow_mmengine_types()
+    content = torch.load(checkpoint, weights_only=True)
+    other = tmp_path / "other.pth"
+    torch.save(content, other, _use_new_zipfile_serialization=False)
+    data = other.read_bytes()
+    names = [b"numpy._core.multiarray", b"numpy.core.multiarray"]
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        names.reverse()
+    assert names[0] in data
+    other.write_bytes(data.replace(*names))
+    log = torch.load(other, weights_only=True)["message_hub"]["log_scalars"]["train/loss"]
+    assert log.mean() == 2.0
+
+
+def test_what_is_refused_is_not_loaded_unprotected(tmp_path):
+    """onedl-mmengine tries again without weights_only."""
+    written, path = tmp_path / "written", tmp_path / "evil.pth"
+    torch.save(dict(x=Runs(exec, f"open({str(written)!r}, 'w').close()")), path)
+    allow_mmengine_types()
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(torch.nn.Linear(1, 1), str(path))
+    assert not written.exists()
+
+
+def test_twice_is_once():
+    allow_mmengine_types()
+    once = len(torch.serialization.get_safe_globals())
+    allow_mmengine_types()
+    assert len(torch.serialization.get_safe_globals()) == once > 0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Runs(os.system, "exit 1"),
+        Runs(eval, "1 + 1"),
+        Runs(getattr, HistoryBuffer, "__init__"),
+        Runs(getattr, np.ndarray, "tofile"),
+    ],
+    ids=["system", "eval", "other attribute", "numpy attribute"],
+)
+def test_anything_else_is_refused(payload, tmp_path):
+    allow_mmengine_types()
+    path = tmp_path / "evil.pth"
+    torch.save(dict(state_dict={}, meta=payload), path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)  # as mmengine calls it

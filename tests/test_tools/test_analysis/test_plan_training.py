@@ -1,0 +1,120 @@
+"""tools/analysis/plan_training.py: the arithmetic, and a small model measured."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytest.importorskip("mmpretrain")
+
+from mmengine.config import Config
+
+from vig_mm.preflight.user_input import UsageError
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "configs"
+COCO = CONFIGS / "mmdet/mask-rcnn_vig-h-t_fpn_1x_coco.py"
+ADE = CONFIGS / "mmseg/vig-h-t_upernet_8xb2-160k_ade20k-512x512.py"
+IMAGENET = CONFIGS / "mmpretrain/vig-b_8xb128_in1k.py"
+MINI = CONFIGS / "mmpretrain/vig-h-mini_digits.py"
+MEASURED = dict(
+    size=[64, 64], weights=1000, gradients=900, optimizer=1800, step={"1": 2000, "2": 3500}
+)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools" / "analysis"))
+        yield importlib.import_module("plan_training")
+
+
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [
+        (COCO, (800, 1344)),
+        (COCO.with_name("mask-rcnn_vig-t_simple-pyramid_lsj-100e_coco.py"), (1024, 1024)),
+        (ADE, (512, 512)),
+        (IMAGENET, (224, 224)),
+    ],
+    ids=lambda x: x.stem if isinstance(x, Path) else None,
+)
+def test_training_size(tool, path: Path, size: tuple[int, int]) -> None:
+    assert tool.training_size(Config.fromfile(path)) == size
+
+
+def test_epochs(tool) -> None:
+    plan = tool.plan(COCO, gpus=64, batch=None, images=None, measured=MEASURED)
+    assert (plan["batch"], plan["global_batch"], plan["base_batch"]) == (2, 128, 16)
+    assert plan["lr"] == pytest.approx(dict(written=1e-4, linear=8e-4, sqrt=8**0.5 * 1e-4))
+    assert plan["iterations"] == 12 * 917  # 117,266 images, the last batch not full
+    assert plan["warm_up"] == dict(iterations=1000, images=128_000)
+    assert plan["memory"] == dict(held=2800, gradients=1800, step=3500, all=8100)
+
+    # twice the weights, because of the moving average; a warm-up of epochs; incomplete batches drop
+    plan = tool.plan(IMAGENET, gpus=64, batch=None, images=None, measured=MEASURED)
+    assert plan["global_batch"] == 8192 and plan["lr"]["linear"] == pytest.approx(0.016)
+    assert plan["warm_up"]["iterations"] == 20 * 156 and plan["iterations"] == 300 * 156
+    assert plan["memory"]["held"] == 3800
+
+
+def test_iterations(tool) -> None:
+    plan = tool.plan(ADE, gpus=64, batch=None, images=None, measured=MEASURED)
+    assert plan["iterations"] == 160_000 and plan["epochs"] == pytest.approx(1013.4)
+    assert plan["iterations_for_the_same_images"] == 20_000
+    one = tool.plan(ADE, gpus=1, batch=16, images=None, measured=MEASURED)
+    assert one["lr"]["linear"] == one["lr"]["sqrt"] == one["lr"]["written"]
+    assert one["memory"]["gradients"] == 900
+
+
+def test_more_images_than_measured(tool) -> None:
+    assert tool.step_bytes({"1": 2000, "2": 3500}, 8) == 3500 + 6 * 1500
+    assert tool.step_bytes({"2": 3000}, 4) == 6000  # as if nothing were fixed
+    assert tool.step_bytes({}, 4) is None
+
+
+def test_bad_input(tool) -> None:
+    with pytest.raises(UsageError, match="give --images"):
+        tool.plan(MINI, gpus=2, batch=None, images=None, measured=MEASURED)
+    with pytest.raises(UsageError, match="give --size H W"):
+        tool.training_size(Config(dict(default_scope="mmdet", model={}, train_pipeline=[])))
+
+
+def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tool, "limit_memory", lambda: None)
+    page, out = tmp_path / "page.md", tmp_path / "plan.json"
+    page.write_text("# Plan\n<!-- plan:begin -->\nold\n<!-- plan:end -->\nrest\n")
+    command = [MINI, "--gpus", 4, "--images", 1000, "--out", out, "--page", page]
+    command += ["--threads", torch.get_num_threads()]
+    monkeypatch.setattr(sys, "argv", ["plan_training.py", *map(str, command)])
+    tool.main()
+
+    found = json.loads(out.read_text())["measured"][MINI.stem]
+    parameters = found["gradients"] / 4
+    assert found["weights"] >= found["gradients"]  # buffers
+    assert found["optimizer"] == pytest.approx(8 * parameters, rel=1e-2)  # two moments, and steps
+    # activations are in proportion to the images
+    assert found["step"]["2"] == pytest.approx(2 * found["step"]["1"], rel=0.1)
+    text = page.read_text()
+    assert "old" not in text and text.endswith("rest\n") and "32 x 4 = 128" in text
+
+    # a second plan measures nothing
+    monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--batch", "8"])
+    capsys.readouterr()
+    tool.main()
+    assert "8 x 4 = 32" in capsys.readouterr().out
+
+    # what failed is measured again
+    data = json.loads(out.read_text())
+    data["measured"][MINI.stem]["missing"] = "out of memory"
+    out.write_text(json.dumps(data))
+    monkeypatch.setattr(tool, "measure", lambda *_: found)
+    tool.main()
+    assert "missing" not in json.loads(out.read_text())["measured"][MINI.stem]

@@ -1,0 +1,153 @@
+"""Launch training, testing and other tools from a config: arguments, config, device, Runner."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
+
+from vig_mm.checkpoints.reading import CheckpointError
+from vig_mm.engine.distributed import LaunchError, prepare_distributed
+from vig_mm.engine.optimizers.layer_decay import LayerDecayError
+from vig_mm.inspection.findings import DataError
+from vig_mm.preflight.environment import SCOPES, RequirementError, require, tell_mmengine_of_forks
+from vig_mm.preflight.model import ModelError
+from vig_mm.preflight.user_input import ConfigOptions, UsageError, check_folder, read_config
+
+UNPROTECTED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Environment variable by which torch.load runs what a checkpoint asks for."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that train and test have in common."""
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of logs and results (default: work_dirs/CONFIG)")
+    _add_cfg_options(parser)
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="job launcher",
+    )
+    # Both spellings: torch.distributed.launch and mim pass one or the other.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `load_config` needs, for a tool of one process without a work folder of its own."""
+    _add_cfg_options(parser)
+    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
+
+
+def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        metavar="KEY=VALUE",
+        help="override entries of the config, e.g. train_dataloader.batch_size=4 "
+        'model.neck.in_channels="[96,192]" (quotes needed, no blanks inside)',
+    )
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of ``--device``, the GPU by default where there is one.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    device = name or get_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises the former
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; a mistake of its user ends in one message on stderr and exit status 1.
+
+    torch's protection against code in checkpoints stays on, also where mmengine reads them.
+    """
+    if os.environ.pop(UNPROTECTED, None) is not None:
+        print(f"{sys.argv[0]}: {UNPROTECTED} is ignored: checkpoints are input", file=sys.stderr)
+    mistakes = (
+        UsageError, RequirementError, LaunchError, DataError, ModelError, LayerDecayError,
+        CheckpointError,
+    )  # fmt: skip
+    try:
+        main()
+    except mistakes as error:
+        sys.exit(f"{sys.argv[0]}: error: {error}")
+    except KeyError as error:
+        if " registry. Please check whether " not in str(error):  # mmengine has no class for it
+            raise
+        sys.exit(f"{sys.argv[0]}: error: a type in the config is unknown: {error.args[0]}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"{sys.argv[0]}: error: {error}: make room, then start again (with --resume)")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):  # torch has no class for it
+            raise
+        sys.exit(
+            f"{sys.argv[0]}: error: {str(error).splitlines()[0].strip()} A worker is killed when "
+            "memory runs out (dmesg tells), and ends with a bus error when /dev/shm is full (df -h "
+            "/dev/shm; docker run --shm-size=8g). Use fewer workers or smaller batches, e.g. "
+            "--cfg-options train_dataloader.num_workers=1, and start again (with --resume)"
+        )
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read a config, apply the common options, and see that its library is installed.
+
+    Raises:
+        UsageError: there is no such config, it cannot be read or changed as asked, it names none of
+            the three libraries, or its work folder is a file.
+        RequirementError: the environment does not fit (see `environment.require`).
+        LaunchError: the processes do not fit ``--launcher`` (see `prepare_distributed`).
+    """
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    tell_mmengine_of_forks()
+    # Custom modules import the library, so its check comes first.
+    cfg = read_config(args.config)
+    if args.cfg_options is not None:
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError) as error:  # an index that a list lacks, a key of a number
+            raise UsageError(f"--cfg-options do not fit {args.config}: {error.args[0]}") from error
+    scope = cfg.get("default_scope")
+    if scope not in SCOPES:
+        raise UsageError(
+            f"{args.config}: default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}"
+        )
+    require(scope)
+    if cfg.get("custom_imports"):
+        import_modules_from_strings(**cfg.custom_imports)
+
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
+    check_folder(cfg.work_dir, "--work-dir")
+    prepare_distributed(cfg)
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The Runner of a config. Without `--launcher` it also turns SyncBN into BN (mmengine)."""
+    if "runner_type" not in cfg:
+        return Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg)
+    if isinstance(runner.model, dict):
+        # FlexibleRunner would build it in the first line of train() or test()
+        runner.model = runner.strategy.build_model(runner.model)
+    return runner

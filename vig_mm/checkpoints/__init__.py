@@ -1,0 +1,1 @@
+"""Checkpoints: safe reading, conversion between the public and the mm form, initial weights."""

@@ -1,0 +1,5 @@
+"""Strategies of mmengine's FlexibleRunner."""
+
+from .fsdp import FSDPStrategy, wrap_blocks
+
+__all__ = ["FSDPStrategy", "wrap_blocks"]

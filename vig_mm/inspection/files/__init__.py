@@ -1,0 +1,1 @@
+"""Faults in single files: images, label maps, COCO annotations."""

@@ -1,0 +1,178 @@
+"""Quick check of a data set in COCO format."""
+
+import os
+from typing import Any
+
+from ..files.coco import read_coco
+from ..files.coco_annotations import examine
+from ..findings import some
+from ..listings import CocoListing, CocoUse
+from ..paths import absent, hint
+from .options import classes_of, image_loader, option, transform
+from .report import Report
+
+
+def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> None:
+    """Check an annotation file against its images and classes.
+
+    Args:
+        found: Takes the findings.
+        where: Key of the data set in its config.
+        dataset: Its config.
+        kind: Its class.
+        root: Its `data_root`.
+    """
+    classes = found.classes[where] = classes_of(dataset, kind)
+    folder = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
+    folder_there = os.path.isdir(folder)
+    if not folder_there:
+        found.missing(where, "data_prefix.img", folder, "image folder")
+
+    path = os.path.join(root, dataset.get("ann_file", ""))
+    found.ann_files.setdefault(where.partition("_")[0], []).append(path)
+    content = _read(found, where, f"{where}.ann_file", path)
+    if content is None:
+        return
+    names = [image["file_name"] for image in content["images"]]
+    gone = absent(names, folder) if folder_there else []
+    if not names:
+        found.error(where, "no-images", f"{where}: {path!r} lists no image")
+    elif gone:
+        found.error(
+            where,
+            "missing",
+            f"{where}.data_prefix.img: {len(gone)} of the {len(names)} images in {path!r} "
+            f"are not in {folder!r}, e.g. {gone[0]!r}{hint(folder)}",
+            gone,
+        )
+    evaluator = found.cfg.get(f"{where.partition('_')[0]}_evaluator")
+    use = _use(where, dataset, kind, path, classes, evaluator)
+    _check_classes(found, use, content)
+    _check_ids(found, use, content)
+    found.findings += examine(content, use)
+    if folder_there:
+        there = tuple(sorted(set(names).difference(gone)))
+        loader = image_loader(dataset)
+        found.listings.append(CocoListing(where, folder, there, *loader, content, use))
+
+
+def check_evaluators(found: Report, split: str, evaluator: Any) -> None:
+    """See that evaluators read the annotation file of their loader.
+
+    Args:
+        found: Takes the findings, and has the loader's.
+        split: "train", "val" or "test".
+        evaluator: The config's `{split}_evaluator`.
+    """
+    for metric in _metrics(evaluator):
+        path = metric.get("ann_file")
+        if not path or "://" in path:
+            continue
+        where = f"{split}_evaluator.ann_file"
+        loaders = found.ann_files.get(split, [])
+        if _read(found, where, where, path) is not None and loaders:
+            real = {os.path.realpath(file) for file in loaders}
+            if os.path.realpath(path) not in real:
+                found.error(
+                    where,
+                    "other-ann-file",
+                    f"{where}: {path!r} is not the file of {split}_dataloader "
+                    f"({', '.join(map(repr, loaders))}): give both the same",
+                )
+
+
+def _read(found: Report, where: str, key: str, path: str) -> dict | None:
+    """The content of a COCO file, or None after noting the problem."""
+    real = os.path.realpath(path)
+    if real not in found.coco:
+        found.coco[real] = read_coco(path)
+    content = found.coco[real]
+    if isinstance(content, dict):
+        return content
+    found.error(where, "not-coco", f"{key}: {path!r} {content}{hint(path)}")
+    return None
+
+
+def _use(
+    where: str,
+    dataset: dict,
+    kind: type,
+    ann_file: str,
+    classes: tuple[str, ...],
+    evaluator: Any,
+) -> CocoUse:
+    filters = dataset.get("filter_cfg") or {}
+    if option(dataset, kind, "test_mode", False):
+        filters = {}
+    evaluated = not where.startswith("train")
+    loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
+    # tools/data/check_dataset.py has no metric for files without a config
+    scores_masks = evaluated and (_scores_masks(evaluator) if evaluator else loads_masks)
+    return CocoUse(
+        where,
+        ann_file,
+        classes,
+        masks=loads_masks or scores_masks,
+        filter_empty=bool(filters.get("filter_empty_gt")),
+        min_size=filters.get("min_size", 0),
+        evaluated=evaluated,
+        scores_masks=scores_masks,
+    )
+
+
+def _scores_masks(evaluator: Any) -> bool:
+    """Whether one of the metrics of an evaluator is COCO's for masks."""
+    return any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
+
+
+def _metrics(evaluator: Any) -> list[dict]:
+    """The configs of an evaluator's metrics."""
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return [metric for metric in metrics if isinstance(metric, dict)]
+
+
+def _check_classes(found: Report, use: CocoUse, content: dict) -> None:
+    categories = [category["name"] for category in content["categories"]]
+    unknown = [name for name in use.classes if name not in categories]
+    if unknown:
+        found.error(
+            use.where,
+            "absent-class",
+            f"{use.where}.metainfo.classes: {len(unknown)} of the {len(use.classes)} classes are "
+            f"not among the categories of {use.ann_file!r} ({some(categories)}): {some(unknown)}; "
+            "mmdet would silently leave them out",
+            unknown,
+        )
+        return
+    order = [name for name in categories if name in use.classes]
+    if order != list(use.classes):
+        found.error(
+            use.where,
+            "class-order",
+            f"{use.where}.metainfo.classes: {some(use.classes)} are in another order in "
+            f"{use.ann_file!r} ({some(order)}), and mmdet labels by the file's order: "
+            "put the classes in that order",
+        )
+
+
+def _check_ids(found: Report, use: CocoUse, content: dict) -> None:
+    annotations = content.get("annotations", [])
+    listed = {category["id"] for category in content["categories"]}
+    unlisted = [one for one in annotations if one["category_id"] not in listed]
+    if unlisted:
+        found.error(
+            use.where,
+            "unlisted-category",
+            f"{use.where}.ann_file: {len(unlisted)} annotations in {use.ann_file!r} have a "
+            f"category_id that its categories do not list, e.g. {unlisted[0]['category_id']}; "
+            "mmdet would silently leave them out",
+            [f"id {one['id']}" for one in unlisted],
+        )
+    if use.evaluated and any(one["id"] == 0 for one in annotations):
+        found.error(
+            use.where,
+            "id-0",
+            f"{use.where}.ann_file: {use.ann_file!r} has an annotation with id 0, which to "
+            "pycocotools means 'not matched', so that finding this object counts as a mistake: "
+            "number the annotations from 1 (docs/troubleshooting.md)",
+        )

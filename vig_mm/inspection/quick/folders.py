@@ -1,0 +1,152 @@
+"""Quick check of a classification data set: class folders, or a list of images and labels."""
+
+import os
+
+from ..findings import some
+from ..listings import FolderListing
+from ..paths import IMAGES, absent, entries, files, hint
+from .image_list import lines_of
+from .options import classes_of, image_loader, option
+from .report import Report
+
+
+def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> None:
+    """Check class folders, or a list, against the classes.
+
+    Args:
+        found: Takes the findings.
+        where: Key of the data set in its config.
+        dataset: Its config.
+        kind: Its class.
+        root: Its `data_root`.
+    """
+    split = dataset.get("split") or ""
+    prefix = dataset.get("data_prefix") or split
+    folder = os.path.join(root, prefix.get("img_path", "") if isinstance(prefix, dict) else prefix)
+    classes = classes_of(dataset, kind)
+    if classes:
+        found.classes[where] = classes
+    if not os.path.isdir(folder):
+        found.missing(where, "data_prefix", folder, "image folder")
+        return
+    ann_file = dataset.get("ann_file") or ""
+    if not ann_file and split and os.path.isfile(os.path.join(root, f"meta/{split}.txt")):
+        ann_file = f"meta/{split}.txt"
+    labelled = dataset.get("with_label", split != "test")
+    extensions = getattr(kind, "IMG_EXTENSIONS", None) or option(dataset, kind, "extensions")
+    if ann_file:
+        names, labels = _listed(found, where, os.path.join(root, ann_file), folder, labelled)
+    elif labelled:
+        names, labels = _in_folders(found, where, folder, tuple(extensions))
+        if names:
+            _check_classes(found, where, folder, kind, classes)
+    else:
+        names, labels = _unlabelled(found, where, folder, tuple(extensions)), []
+    if names:
+        listing = FolderListing(where, folder, tuple(names), *image_loader(dataset), tuple(labels))
+        found.listings.append(listing)
+
+
+def _in_folders(
+    found: Report, where: str, root: str, extensions: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """The images below class folders, and the class of each."""
+    classes = _folders(root)
+    if not classes:
+        found.error(
+            where,
+            "no-classes",
+            f"{where}: {root!r} has no class folders ({root}/<class>/*.jpg is expected)"
+            f"{hint(root)}",
+        )
+        return [], []
+    names, other, beside = [], [], []
+    for name in sorted(files(root, ("",))):
+        if os.sep in name:
+            (names if name.lower().endswith(extensions) else other).append(name)
+        elif name.lower().endswith((*extensions, *IMAGES)):
+            beside.append(name)
+    labels = [name.partition(os.sep)[0] for name in names]
+    filled = set(labels)
+    empty = [name for name in classes if name not in filled]
+    if empty:
+        found.error(
+            where,
+            "empty-class",
+            f"{where}: {len(empty)} of {len(classes)} class folders in {root!r} have no "
+            f"image: {some(empty)}{hint(root)}",
+            empty,
+        )
+    found.not_taken(where, root, other, f"do not end in one of {', '.join(sorted(extensions))}")
+    found.not_taken(where, root, beside, "are in no class folder (move them into one)")
+    return names, labels
+
+
+def _unlabelled(found: Report, where: str, root: str, extensions: tuple[str, ...]) -> list[str]:
+    """The images below a folder."""
+    names = sorted(files(root, extensions, any_case=True))
+    if not names:
+        found.error(
+            where,
+            "no-images",
+            f"{where}.data_prefix: {root!r} has no file that ends in one of "
+            f"{', '.join(sorted(extensions))}{hint(root)}",
+        )
+    return names
+
+
+def _check_classes(
+    found: Report, where: str, root: str, kind: type, classes: tuple[str, ...]
+) -> None:
+    names = _folders(root)
+    if not classes:
+        found.classes[where] = tuple(names)
+    elif len(classes) != len(names):
+        found.error(
+            where,
+            "class-count",
+            f"{where}: {root!r} has {len(names)} class folders ({some(names)}), but the "
+            f"data set has {len(classes)} classes ({some(classes)}): for other data than "
+            f"{kind.__name__}'s own set metainfo.classes, or use type='CustomDataset'",
+        )
+
+
+def _folders(root: str) -> list[str]:
+    return sorted(entry.name for entry in entries(root) if entry.is_dir())
+
+
+def _listed(
+    found: Report, where: str, path: str, folder: str, labelled: bool
+) -> tuple[list[str], list[str]]:
+    """The images and labels in a file of lines `image label`, or of lines `image`."""
+    heads = [one for one in found.num_classes if "data_preprocessor" not in one[0]]
+    names, labels = [], []
+    for i, line in enumerate(lines_of(found, where, path), 1):
+        # mmpretrain strips lines with labels only
+        name, _, label = line.strip().rpartition(" ") if labelled else (line, "", "0")
+        problem = ""
+        if not (name and label.isdecimal()):
+            wanted = "the path of an image" + (" and the number of its class" if labelled else "")
+            problem = f"is {line!r}, but each line must be {wanted}"
+        elif heads and int(label) >= heads[-1][1]:
+            key, count = heads[-1]
+            problem = (
+                f"ends in {label!r}, but with {key}={count} each line must end in a class number "
+                f"from 0 to {count - 1}"
+            )
+        if problem:
+            found.error(where, "list", f"{where}.ann_file: line {i} of {path!r} {problem}")
+            return [], []
+        names.append(name)
+        labels.append(label)
+    gone = absent(names, folder)
+    if gone:
+        found.error(
+            where,
+            "missing",
+            f"{where}.ann_file: {len(gone)} of the {len(names)} images in {path!r} are not in "
+            f"{folder!r}, e.g. {gone[0]!r}{hint(folder)}",
+            gone,
+        )
+        return [], []
+    return names, labels if labelled else []

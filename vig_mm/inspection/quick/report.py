@@ -1,0 +1,74 @@
+"""Findings of the quick check, and what its parts share."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+from vig_mm.preflight.model import part_name, parts
+
+from ..findings import Finding, number, some
+from ..listings import Listing
+from ..paths import hint
+
+_HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
+
+
+class Report:
+    """What the checks of one config's data sets have found so far.
+
+    Attributes:
+        cfg: The whole config.
+        findings: What is wrong, left out, or worth a note.
+        listings: The files of each data set, as far as they are there.
+        classes: Data set -> its classes, in label order.
+        coco: Annotation file -> its content, or what is wrong with it.
+        ann_files: Split -> the annotation files of its loader.
+        num_classes: (key, value) of every `num_classes` of the model.
+        label_maps: How many of a data set to read.
+    """
+
+    def __init__(self, cfg: Config, label_maps: int) -> None:
+        self.label_maps = label_maps
+        self.findings: list[Finding] = []
+        self.listings: list[Listing] = []
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.coco: dict[str, dict | str] = {}
+        self.ann_files: dict[str, list[str]] = {}
+        self.num_classes = list(_num_classes(cfg.get("model")))
+        self.cfg = cfg
+
+    def error(self, where: str, kind: str, text: str, names: list[str] | None = None) -> None:
+        """Note what cannot be trained on; `names`: all that it holds for."""
+        names = names or []
+        found = Finding("error", kind, where, text, len(names) or 1, tuple(names))
+        self.findings.append(found)
+
+    def missing(self, where: str, key: str, path: str, what: str) -> None:
+        """Note that a file or folder is not there; `key`: the option that names it."""
+        self.error(
+            where,
+            "missing",
+            f"{where}.{key}: no {what} {path!r} (seen from {os.getcwd()!r}): put the data there, "
+            f"or set {where}.{key} in the config or by --cfg-options{hint(path)}",
+        )
+
+    def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
+        """Note the files in a folder that a data set leaves out, if there are any."""
+        if names:
+            what = f"{number(len(names), 'file')} in {folder!r} {why}"
+            text = (
+                f"{where}: {what}, e.g. {some(names, 3)}: {self.cfg.default_scope} leaves them "
+                "out; rename or convert them, or take them away"
+            )
+            found = Finding("warning", "not-taken", where, text, len(names), tuple(names), what)
+            self.findings.append(found)
+
+
+def _num_classes(model: Any) -> Iterator[tuple[str, int]]:
+    """`(key, value)` of every `num_classes` of a model's heads and of its preprocessor."""
+    for where, part in parts("model", model):
+        wanted = part_name(where) in (*_HEADS, "data_preprocessor")
+        if wanted and part.get("num_classes") is not None:
+            yield f"{where}.num_classes", part["num_classes"]

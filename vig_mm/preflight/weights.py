@@ -1,0 +1,75 @@
+"""Checks that checkpoints can be read and fit the model of a config."""
+
+from typing import Any
+
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model.weight_init import PretrainedInit
+from torch import nn
+
+from vig_mm.checkpoints.reading import CheckpointError, check_numbers, read_checkpoint, weights
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside what distributed training and test-time augmentation put around it."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def check_initial_weights(cfg: Any) -> None:
+    """Read the files that parts of a model take their first weights from, at any depth.
+
+    Before anything is built, and because other backbones than ours leave that to mmengine, whose
+    errors do not name the file.
+
+    Args:
+        cfg: A model's config, or an entry of it. Addresses in it are left to the loader.
+
+    Raises:
+        CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
+    """
+    if isinstance(cfg, dict):
+        path = cfg.get("checkpoint") if cfg.get("type") in ("Pretrained", PretrainedInit) else None
+        if path and "://" not in path:
+            read_checkpoint(path)
+        cfg = list(cfg.values())
+    if isinstance(cfg, list | tuple):
+        for value in cfg:
+            check_initial_weights(value)
+
+
+def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
+    """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
+
+    Args:
+        model: A Runner's model, wrapped or not.
+        path: An mm checkpoint.
+        partly: Whether it is enough that something fits, as when fine-tuning.
+
+    Raises:
+        CheckpointError: names what is missing, of another shape, or no finite number.
+    """
+    model = bare_model(model)
+    state, _ = weights(read_checkpoint(path), path=path)
+    own = {k: x for k, x in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    missing = [name for name in own if name not in state]
+    reshaped = {
+        name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    }
+    unfit = len(missing) + len(reshaped)
+    if unfit == len(own) if partly else unfit:
+        details = "; ".join(
+            f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
+            for what, names in (("missing", missing), ("of another shape", [*reshaped.values()]))
+            if names
+        )
+        raise CheckpointError(
+            f"{path!r} does not fit this config's model: of its {len(own)} weights {details}. "
+            "Give the checkpoint that was trained with this config, or the config it was "
+            "trained with."
+        )
+    fitting = {name: state[name] for name in own if name in state and name not in reshaped}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    check_numbers(fitting, parameters, path)

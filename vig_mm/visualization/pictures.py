@@ -1,0 +1,231 @@
+"""Drawing primitives: boxes and masks, label maps with a legend, class scores.
+
+Images are RGB arrays ``[h, w, 3]`` (uint8); what is drawn are Pillow images. Colours are RGB, 0 to
+255. Nothing of OpenMMLab is needed.
+"""
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+MIN_SIDE, MAX_SIDE = 320, 1600  # pixels: no label fits on less, no screen shows more
+TOP = 5
+_MASK_OPACITY, _LABEL_MAP_OPACITY = 0.45, 0.6
+_PANEL_WIDTH = (9, 16)  # of a legend or a list of scores, in heights of its text
+_RIGHT, _WRONG, _NEUTRAL = (0, 130, 60), (200, 30, 30), (70, 110, 180)
+
+
+def fitted(image: np.ndarray) -> Image.Image:
+    """Scale a picture so that labels can be read: short side at least 320, long at most 1600."""
+    height, width = image.shape[:2]
+    factor = max(1.0, MIN_SIDE / min(height, width))
+    factor = min(factor, MAX_SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def distinct_colours(count: int) -> list[Colour]:
+    """Bright colours, one a class, those of neighbouring classes far apart."""
+    golden = (5**0.5 - 1) / 2
+    colours = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb(i * golden % 1, (0.85, 0.6)[i // 8 % 2], 1.0)
+        colours.append(tuple(round(255 * x) for x in rgb))
+    return colours
+
+
+def draw_instances(
+    picture: Image.Image,
+    boxes: np.ndarray,
+    texts: Sequence[str],
+    colours: Sequence[Colour],
+    masks: np.ndarray | None = None,
+) -> Image.Image:
+    """Draw objects, the larger first, so that small ones stay visible; over them their labels.
+
+    Args:
+        boxes: ``[n, 4]``: x1, y1, x2, y2 in pixels of the picture.
+        texts: label of each object; where labels meet, the first covers the others.
+        colours: colour of each object.
+        masks: ``[n, h, w]`` (bool) in the picture's size, or None.
+    """
+    font = _font(_text_size(picture))
+    line = max(2, round(font.size / 8))
+    order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
+    if masks is not None and len(masks):
+        canvas = np.array(picture)
+        for i in order:
+            inside = masks[i]
+            blend = (1 - _MASK_OPACITY) * canvas[inside] + _MASK_OPACITY * np.array(colours[i])
+            canvas[inside] = blend.astype(np.uint8)
+            outline, _ = cv2.findContours(
+                inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            )
+            cv2.drawContours(canvas, outline, -1, colours[i], max(1, line // 2))
+        picture = Image.fromarray(canvas)
+    else:
+        picture = picture.copy()
+    draw = ImageDraw.Draw(picture)
+    for i in order:
+        x1, y1, x2, y2 = boxes[i]
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colours[i], width=line)
+    for i in reversed(range(len(texts))):
+        _draw_tag(draw, picture.size, boxes[i], texts[i], colours[i], font)
+    return picture
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: np.ndarray,
+    text: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """A label on its class's colour, above the box or, where the picture ends, in it."""
+    width, height = draw.textlength(text, font) + 6, font.size * 1.35
+    left = min(max(0, box[0]), max(0, size[0] - width))
+    top = box[1] - height
+    if top < 0:
+        top = min(max(0, box[1]), size[1] - height)
+    draw.rectangle((left, top, left + width, top + height), fill=colour)
+    draw.text((left + 3, top + height / 2), text, _readable_on(colour), font, anchor="lm")
+
+
+def draw_label_map(
+    picture: Image.Image, labels: np.ndarray, palette: Sequence[Colour]
+) -> Image.Image:
+    """Give every pixel the colour of its class, and leave the picture's brightness in it.
+
+    Args:
+        labels: ``[h, w]`` in the picture's size; what is not in the palette (255: ignored) is
+            left as it is.
+        palette: colour of each class.
+    """
+    canvas = np.array(picture)
+    known = labels < len(palette)
+    colours = np.asarray(palette)[labels[known]]
+    grey = np.asarray(picture.convert("L"))[known][:, None]
+    blend = (1 - _LABEL_MAP_OPACITY) * grey + _LABEL_MAP_OPACITY * colours
+    canvas[known] = blend.astype(np.uint8)
+    return Image.fromarray(canvas)
+
+
+def legend(
+    height: int, present: Sequence[int], classes: Sequence[str], palette: Sequence[Colour]
+) -> Image.Image:
+    """A panel that names colours. Its size depends on nothing but height and ``classes``.
+
+    Args:
+        height: of the picture that it stands beside, in pixels.
+        present: classes to name, in this order; those that find no room are counted.
+    """
+    panel, draw, font = _panel(height, classes, besides=4)
+    row = round(font.size * 1.6)
+    room = max(1, (height - font.size) // row)
+    shown = present if len(present) <= room else present[: room - 1]
+    for i, label in enumerate(shown):
+        y = font.size // 2 + i * row
+        draw.rectangle((font.size, y + 2, font.size * 2.5, y + row - 4), fill=tuple(palette[label]))
+        name = _shortened(classes[label], font, panel.width - font.size * 3.5)
+        draw.text((font.size * 3, y + row / 2 - 1), name, "black", font, anchor="lm")
+    if len(shown) < len(present):
+        y = font.size // 2 + len(shown) * row
+        more = f"and {len(present) - len(shown)} more"
+        draw.text((font.size, y + row / 2 - 1), more, "black", font, anchor="lm")
+    return panel
+
+
+def score_panel(
+    height: int, scores: np.ndarray, classes: Sequence[str], truth: int | None = None
+) -> Image.Image:
+    """A panel with the five highest class scores as bars, and the true class if it is known.
+
+    Args:
+        height: of the picture that it stands beside, in pixels.
+        scores: ``[classes]``, 0 to 1.
+        truth: label of the true class; its bar is green, and the highest, if another, red.
+    """
+    panel, draw, font = _panel(height, classes, besides=7)
+    row, left = round(font.size * 2.6), font.size
+    full = panel.width - 2 * left
+    best = np.argsort(-scores, kind="stable")[:TOP]
+    for i, label in enumerate(best):
+        top = font.size // 2 + i * row
+        score = f"{100 * scores[label]:.1f} %"
+        space = full - draw.textlength(score, font) - font.size
+        name = _shortened(classes[label], font, space)
+        draw.text((left, top + font.size * 0.7), name, "black", font, anchor="lm")
+        draw.text((left + full, top + font.size * 0.7), score, "black", font, anchor="rm")
+        colour = _NEUTRAL
+        if truth is not None:
+            colour = _RIGHT if label == truth else _WRONG if i == 0 else _NEUTRAL
+        bar, end = top + font.size * 1.5, left + max(1, full * float(scores[label]))
+        draw.rectangle((left, bar, left + full, bar + font.size * 0.5), fill=(225, 225, 225))
+        draw.rectangle((left, bar, end, bar + font.size * 0.5), fill=colour)
+    if truth is not None:
+        y = font.size // 2 + len(best) * row + font.size * 0.7
+        draw.text((left, y), "ground truth:", "black", font, anchor="lm")
+        name = _shortened(classes[truth], font, full)
+        colour = _RIGHT if truth == best[0] else _WRONG
+        draw.text((left, y + font.size * 1.4), name, colour, font, anchor="lm")
+    return panel
+
+
+def beside(pictures: Sequence[Image.Image], captions: Sequence[str] = ()) -> Image.Image:
+    """Put pictures of one height beside each other, and captions over the first of them."""
+    size = _text_size(pictures[0])
+    gap = size // 2 if len(pictures) > 1 else 0
+    header = round(size * 1.7) if captions else 0
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    joined = Image.new("RGB", (width, header + pictures[0].height), "white")
+    draw = ImageDraw.Draw(joined)
+    left = 0
+    for i, picture in enumerate(pictures):
+        joined.paste(picture, (left, header))
+        if i < len(captions):
+            caption = _shortened(captions[i], _font(size), picture.width)
+            centre = (left + picture.width / 2, header / 2)
+            draw.text(centre, caption, "black", _font(size), anchor="mm")
+        left += picture.width + gap
+    return joined
+
+
+def _text_size(picture: Image.Image) -> int:
+    return round(np.clip(min(picture.size) / 24, 14, 26))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _panel(
+    height: int, classes: Sequence[str], besides: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.FreeTypeFont]:
+    """An empty panel for the longest class name and ``besides`` heights of text, within limits."""
+    size = round(np.clip(height / 24, 14, 26))
+    font = _font(size)
+    longest = max(font.getlength(name) for name in classes)
+    width = round(np.clip(longest + besides * size, *(size * limit for limit in _PANEL_WIDTH)))
+    panel = Image.new("RGB", (width, height), "white")
+    return panel, ImageDraw.Draw(panel), font
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, or as much of it as fits into ``width`` pixels and three dots."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip(" ,") + "..."
+
+
+def _readable_on(colour: Colour) -> str:
+    red, green, blue = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
