@@ -14,7 +14,8 @@ from test_triton_compile import SHARED_LIMITS, Recorder, compile_launch
 
 pytest.importorskip("triton")
 
-TARGETS = (80, 89, 90, 100)
+TARGETS = (80, 90)
+MORE_TARGETS = {"hier_stage1_autocast": (89, 100), "plain_tiny_autocast": (89, 100)}
 # name: batch, grid, channels, hidden width, dtype of the residual stream, of the projections, act
 CASES = {
     "hier_stage1_autocast": (2, (200, 334), 96, 256, "float32", "bfloat16", False),
@@ -72,9 +73,8 @@ def test_launches_compile_without_spills(case, record_property):
     )
     assert run.returncode == 0, run.stderr[-4000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
-    assert {result["kernel"] for result in results} == {
-        n for names in KERNELS.values() for n in names
-    }
+    found = {result["kernel"].removesuffix("_grad") for result in results}
+    assert found == {name for names in KERNELS.values() for name in names}
     for result in results:
         print(case, result)
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))
@@ -87,7 +87,7 @@ if __name__ == "__main__":
     for kernel, args, options in launches(sys.argv[1]):
         if (kernel, options) not in seen:
             seen.append((kernel, options))
-            for target in TARGETS:
+            for target in (*TARGETS, *MORE_TARGETS.get(sys.argv[1], ())):
                 print(
                     json.dumps({"target": target, **compile_launch(kernel, args, options, target)})
                 )
