@@ -32,11 +32,14 @@ exit_without_mmengine()
 import torch
 from compare_backbones import TASKS, build, make_batch, read
 from measuring import significant
+from model_table import fill
 from traffic import SIZE, backbone_traffic, training_traffic
 
 from common import markdown, write  # isort: skip
 
 from vig_mm.apis.launch import load_config, run
+
+MARKERS = "traffic"
 
 
 def count_whole(path: Path, size: tuple[int, int]) -> dict:
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="with heads and losses; --device cpu")
     parser.add_argument("--top", type=int, default=0, help="list so many operators that move most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
     args = parser.parse_args()
     if min(args.size) < 32:
         parser.error(f"--size: at least 32 pixels, got {args.size[0]} {args.size[1]}")
@@ -96,6 +100,9 @@ def main() -> None:
         settings = {"size": list(size), "device": args.device, "whole": args.whole}
         write(args.json, json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
         print(f"written: {args.json}")
+    if args.page:
+        write(args.page, fill(args.page.read_text(), MARKERS, table(results)))
+        print(f"written: {args.page}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class HierViG(ViGBackbone):
         drop_path_rate: stochastic depth of the last block.
         frozen_stages: -1 freezes nothing, 0 the stem, i also the first i stages.
         with_cp: activation checkpointing, block by block.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is plain
+            PyTorch under autograd throughout: nothing is computed again in the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
 
     Raises:

@@ -74,7 +74,8 @@ class ViG(ViGBackbone):
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
             blocks.
         with_cp: activation checkpointing, block by block.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is plain
+            PyTorch under autograd throughout: nothing is computed again in the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
 
     Raises:

@@ -47,7 +47,8 @@ class ViGAdapter(ViG):
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
             blocks. The adapter always learns.
         with_cp: activation checkpointing, by block, injector and extractor.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is plain
+            PyTorch under autograd throughout: nothing is computed again in the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
 
     Raises:

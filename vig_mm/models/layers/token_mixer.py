@@ -21,7 +21,8 @@ class GatedLinearAttention2d(nn.Module):
         channels: C; queries and keys are C/2 wide, values C.
         num_heads: H, must divide C/2.
         act: SiLU after the depth-wise convolution and before the output projection (ViG-T only).
-        backend: of `vig_mm.kernels.bidirectional_gla`; the locality gate follows it.
+        backend: of `vig_mm.kernels.bidirectional_gla`; the locality gate follows it. ``torch`` is
+            ``chunked``, and has `mix` leave all to autograd.
     """
 
     def __init__(
