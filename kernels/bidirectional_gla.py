@@ -27,7 +27,7 @@ def bidirectional_gla(
 ) -> Tensor:
     """Bidirectional gated linear attention with direction-wise, per-channel gates.
 
-    Every token t attends to all tokens s, each direction with its own decay (ViG, section 3.2):
+    Every token t attends to all tokens s, each direction with its own decay (ViG, section 3.2)::
 
         log alpha = logsigmoid(gate) / 16
         o_t = K^-1/2 / 2 * [ sum_{s<=t} (q_t . k_s * prod_{s<j<=t} alpha_f[j]) v_s
@@ -121,14 +121,16 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (q, k, v, gate_f, gate_b)
     if q.shape[0] == 0:
-        return tuple(x.new_empty(x.shape) for x in inputs)
+        return tuple(x.new_empty(x.shape) for x in inputs)  # type: ignore[return-value]
     if backend == "triton":
         from .triton import triton_backward
 
         return triton_backward(grad, *inputs)
     with torch.autocast(q.device.type, enabled=False):
         grads = chunked_backward(*_upcast(grad, *inputs))
-    return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    return tuple(  # type: ignore[return-value]
+        g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)
+    )
 
 
 @torch.library.custom_op(

@@ -293,6 +293,7 @@ def _backward(
 ) -> None:
     batch, num_tokens, heads, width = q.shape
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=True)
+    assert c.decays is not None
     rows = c.v.shape[0]
     g = torch.mul(_rows(grad, c.size).transpose(1, 2), 0.5 * width**-0.5, out=torch.empty_like(c.v))
     halves = (slice(0, width), slice(width, None))

@@ -232,7 +232,7 @@ flock -n 9 || { say "another setup of $venv is running: waiting for it"; flock 9
 key=$({
   "$py" -V
   printf '%s\n' "$root" "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
-  cat requirements/{build,core,tools,tests,mim}.txt "$packages" "$constraints" setup.py
+  cat requirements/{build,core,tools,tests,docs,mim}.txt "$packages" "$constraints" setup.py
   cat tools/setup_env.sh
 } | sha256sum)
 if [[ $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
@@ -261,7 +261,7 @@ fi
 step "mmcv ($note)" install_mmcv
 step 'mmengine, mmdet, mmsegmentation, mmpretrain, tools, tests' \
   pip_install -r "$packages" -r requirements/tools.txt -r requirements/tests.txt \
-  -r requirements/mim.txt
+  -r requirements/docs.txt -r requirements/mim.txt
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.

@@ -7,7 +7,7 @@ from ..files.coco import read_coco
 from ..files.coco_annotations import examine
 from ..findings import some
 from ..listings import CocoListing, CocoUse
-from ..paths import absent, hint
+from ..paths import hint
 from .options import classes_of, image_loader, option, transform
 from .report import Report
 
@@ -34,17 +34,9 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     if content is None:
         return
     names = [image["file_name"] for image in content["images"]]
-    gone = absent(names, folder) if folder_there else []
     if not names:
         found.error(where, "no-images", f"{where}: {path!r} lists no image")
-    elif gone:
-        found.error(
-            where,
-            "missing",
-            f"{where}.data_prefix.img: {len(gone)} of the {len(names)} images in {path!r} "
-            f"are not in {folder!r}, e.g. {gone[0]!r}{hint(folder)}",
-            gone,
-        )
+    gone = found.absent(where, "data_prefix.img", names, path, folder) if folder_there else []
     evaluator = found.cfg.get(f"{where.partition('_')[0]}_evaluator")
     use = _use(where, dataset, kind, path, classes, evaluator)
     _check_classes(found, use, content)
@@ -107,7 +99,8 @@ def _use(
     evaluated = not where.startswith("train")
     loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
-    scores_masks = evaluated and (_scores_masks(evaluator) if evaluator else loads_masks)
+    scored = any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
+    scores_masks = evaluated and (scored if evaluator else loads_masks)
     return CocoUse(
         where,
         ann_file,
@@ -118,11 +111,6 @@ def _use(
         evaluated=evaluated,
         scores_masks=scores_masks,
     )
-
-
-def _scores_masks(evaluator: Any) -> bool:
-    """Whether one of the metrics of an evaluator is COCO's for masks."""
-    return any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
 
 
 def _metrics(evaluator: Any) -> list[dict]:

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 
 from vig_mm.preflight.model import part_name, parts
 
 from ..findings import Finding, number, some
 from ..listings import Listing
-from ..paths import hint
+from ..paths import absent, hint
 
 _HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
 
@@ -54,6 +55,17 @@ class Report:
             f"or set {where}.{key} in the config or by --cfg-options{hint(path)}",
         )
 
+    def absent(self, where: str, key: str, names: list[str], path: str, folder: str) -> list[str]:
+        """Those of the names in the file `path` that are not in a folder, after noting them."""
+        gone = absent(names, folder)
+        if gone:
+            text = (
+                f"{where}.{key}: {len(gone)} of the {len(names)} images in {path!r} are not in "
+                f"{folder!r}, e.g. {gone[0]!r}{hint(folder)}"
+            )
+            self.error(where, "missing", text, gone)
+        return gone
+
     def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
         """Note the files in a folder that a data set leaves out, if there are any."""
         if names:
@@ -64,6 +76,30 @@ class Report:
             )
             found = Finding("warning", "not-taken", where, text, len(names), tuple(names), what)
             self.findings.append(found)
+
+    def lines_of(self, where: str, path: str) -> list[str]:
+        """The lines of an `ann_file`, split as the libraries do; none after noting the problem.
+
+        Args:
+            where: Key of the data set in its config.
+            path: The file.
+        """
+        if not os.path.isfile(path):
+            self.missing(where, "ann_file", path, "list of images")
+            return []
+        fault = ""
+        try:
+            lines = list_from_file(path)
+        except UnicodeDecodeError as error:
+            lines, fault = [], f": {path!r} is not UTF-8 ({error}): save it as UTF-8"
+        except OSError as error:
+            lines, fault = [], f" cannot be read ({error}): correct its permissions"
+        if fault:
+            self.error(where, "list", f"{where}.ann_file{fault}")
+        elif not lines:
+            advice = "list the images in it, one a line"
+            self.error(where, "no-images", f"{where}.ann_file: {path!r} is empty: {advice}")
+        return lines
 
 
 def _num_classes(model: Any) -> Iterator[tuple[str, int]]:

@@ -6,8 +6,7 @@ from ..files.images import FAULTS, FIX
 from ..files.label_maps import label_facts, stray_values
 from ..findings import some
 from ..listings import SegListing
-from ..paths import IMAGES, absent, files, hint
-from .image_list import lines_of
+from ..paths import IMAGES, files, hint
 from .options import classes_of, image_loader, option, transform
 from .report import Report
 
@@ -110,7 +109,7 @@ def _names(
     ann_file = dataset.get("ann_file")
     if ann_file:
         path = os.path.join(root, ann_file)
-        names = [line.strip() for line in lines_of(found, where, path)]
+        names = [line.strip() for line in found.lines_of(where, path)]
         if not names:
             return None
         if "" in names:
@@ -121,15 +120,7 @@ def _names(
                 f"for mmseg takes it for an image {suffix!r}",
             )
             return None
-        gone = absent([name + suffix for name in names], images)
-        if gone:
-            found.error(
-                where,
-                "missing",
-                f"{where}.ann_file: {len(gone)} of the {len(names)} images in {path!r} are not "
-                f"in {images!r}, e.g. {gone[0]!r}{hint(images)}",
-                gone,
-            )
+        if found.absent(where, "ann_file", [name + suffix for name in names], path, images):
             return None
     else:
         names = [name.removesuffix(suffix) for name in files(images, (suffix,))]

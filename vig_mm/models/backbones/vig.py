@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,25 +65,28 @@ class ViG(ViGBackbone):
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
-        embed_dims, depth, num_heads, mixer_act: C, number of blocks, H, and whether the mixer has
-            its SiLUs (ViG-T). None: as ``arch`` says.
-        img_size: training image size in pixels, which sets the grid of ``pos_embed``. Inputs of
-            any other size get it resized (bicubic).
+        embed_dims: channels C. None: as ``arch`` says, here and in the next three.
+        depth: number of blocks.
+        num_heads: number of heads H.
+        mixer_act: whether the token mixer has SiLUs, as in ViG-T.
+        img_size: training image size in pixels, which sets the grid of ``pos_embed``. For images
+            of another size it is resized (bicubic).
         out_indices: blocks whose output is returned, each through a norm of its own. The last
             block's norm is ``norm`` (the public one), another block i's is ``norm{i}``.
         drop_path_rate: stochastic depth of the last block.
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
             blocks.
         with_cp: activation checkpointing, block by block.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is plain
-            PyTorch under autograd throughout: nothing is computed again in the backward pass.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
+            checkpoints.
 
     Raises:
         ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
     """
 
-    arch_zoo = {
+    arch_zoo: dict[str, dict[str, Any]] = {
         "tiny": dict(embed_dims=192, depth=12, num_heads=3, mixer_act=True),
         "small": dict(embed_dims=384, depth=12, num_heads=6, mixer_act=False),
         "base": dict(embed_dims=768, depth=12, num_heads=12, mixer_act=False),
