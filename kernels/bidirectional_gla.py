@@ -133,6 +133,40 @@ def _backward_op(
     )
 
 
+@torch.library.custom_op(
+    "vig_mm::bidirectional_gla_backward_into",
+    mutates_args=("dq", "dk", "dv", "dgate_f", "dgate_b"),
+)
+def _backward_into_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dgate_f: Tensor,
+    dgate_b: Tensor,
+    backend: str = "chunked",
+) -> None:
+    """Write the gradients into tensors that exist, such as parts of a projection's gradient."""
+    inputs, results = (q, k, v, gate_f, gate_b), (dq, dk, dv, dgate_f, dgate_b)
+    same = {x.dtype for x in (grad, *inputs, *results)} in ({torch.float32}, {torch.float64})
+    if backend == "chunked" and q.shape[0] and same:
+        with torch.autocast(q.device.type, enabled=False):
+            chunked_backward(*_upcast(grad, *inputs), out=results)
+        return
+    for x, y in zip(results, _backward_op(grad, *inputs, backend), strict=True):
+        x.copy_(y)
+
+
+@_backward_into_op.register_fake
+def _(grad, q, k, v, gate_f, gate_b, dq, dk, dv, dgate_f, dgate_b, backend="chunked"):
+    return None
+
+
 @_forward_op.register_fake
 def _(q, k, v, gate_f, gate_b, backend="chunked", out_dtype=None):
     return v.new_empty(v.shape, dtype=out_dtype)
@@ -172,4 +206,9 @@ def _forward_flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
 @register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward)
 def _backward_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
     # dq, dk, dv and the states of both directions, recomputed: each product has two gradients
+    return 2 * recurrence_flops(q_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward_into)
+def _backward_into_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
     return 2 * recurrence_flops(q_shape, v_shape)

@@ -129,7 +129,10 @@ for name in "${steps[@]}"; do
             --out "$out/gpu_variants.json" ;;
         tests) step tests run_tests ;;
         operator) step operator benchmark "$share" "${operator[@]}" ;;
-        models) step models benchmark "$share" "${models[@]}" ;;
+        models)
+            step models benchmark "$share" "${models[@]}"
+            step dense benchmark "$share" dense_backbones.py dense_backbones_gpu
+            ;;
         fla) step fla run_fla ;;
         rest)
             step operator_rest benchmark $(((LIMIT - SECONDS) * 6 / 10)) "${operator[@]}" --resume

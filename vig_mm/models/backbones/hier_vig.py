@@ -8,13 +8,22 @@ from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
-from ..layers import GatedLinearAttention2d, LayerNorm2d, SwiGLU, by_blocks, to_map, to_tokens
+from ..layers import (
+    GatedLinearAttention2d,
+    LayerNorm2d,
+    Stem,
+    SwiGLU,
+    feed_forward,
+    mix,
+    to_map,
+    to_tokens,
+)
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
-def _stem(channels: int) -> nn.Sequential:
+def _stem(channels: int) -> Stem:
     """``[B, 3, H, W]`` -> ``[B, C, H/4, W/4]``; names as in the public checkpoints."""
-    return nn.Sequential(
+    return Stem(
         OrderedDict(
             [
                 ("0", nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)),
@@ -47,8 +56,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.op(self.norm(x), hw))
-        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.norm2(t))), x)
+        x = mix(x, self.norm, self.op, self.drop_path, hw)
+        return feed_forward(x, self.norm2, self.mlp, self.drop_path, self.op.backend)
 
 
 @MODELS.register_module()
@@ -66,7 +75,8 @@ class HierViG(ViGBackbone):
         drop_path_rate: stochastic depth of the last block.
         frozen_stages: -1 freezes nothing, 0 the stem, i also the first i stages.
         with_cp: activation checkpointing, block by block.
-        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
             checkpoints.
 
@@ -109,6 +119,7 @@ class HierViG(ViGBackbone):
         self.out_indices = resolve_out_indices(out_indices, num_stages, "stages")
 
         self.patch_embed = _stem(self.embed_dims)
+        self.patch_embed.backend = backend
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
         self.layers = nn.ModuleList()
         last = self.out_indices[-1]  # stages after it would train nothing

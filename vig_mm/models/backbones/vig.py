@@ -14,8 +14,10 @@ from ..layers import (
     GatedLinearAttention2d,
     LayerNorm2d,
     RMSNorm,
+    Stem,
     SwiGLU,
-    by_blocks,
+    feed_forward,
+    mix,
     to_map,
     to_tokens,
 )
@@ -27,7 +29,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(
+        self.proj = Stem(
             nn.Conv2d(3, channels // 2, 9, stride=8, padding=1),
             LayerNorm2d(channels // 2),
             nn.SiLU(),
@@ -53,8 +55,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.attn_norm(x), hw))
-        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.mlp_norm(t))), x)
+        x = mix(x, self.attn_norm, self.attn, self.drop_path, hw)
+        return feed_forward(x, self.mlp_norm, self.mlp, self.drop_path, self.attn.backend)
 
 
 @MODELS.register_module()
@@ -75,7 +77,8 @@ class ViG(ViGBackbone):
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
             blocks.
         with_cp: activation checkpointing, block by block.
-        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
             checkpoints.
 
@@ -117,6 +120,7 @@ class ViG(ViGBackbone):
         self.out_indices = resolve_out_indices(out_indices, depth, "blocks")
 
         self.patch_embed = PatchEmbed(self.embed_dims)
+        self.patch_embed.proj.backend = backend
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.pos_grid = (height // self.patch_size, width // self.patch_size)
         num_tokens = self.pos_grid[0] * self.pos_grid[1]

@@ -49,7 +49,8 @@ class ViGAdapter(ViG):
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
             blocks. The adapter is never frozen.
         with_cp: activation checkpointing of each block, injector and extractor.
-        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
             checkpoints.
 
