@@ -19,6 +19,7 @@ from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, sk
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.inspection.guard import guard_loaders
 from vig_mm.inspection.quick import check_data, leaves
+from vig_mm.inspection.repairs import repair_annotations
 from vig_mm.preflight.model import check_channels, check_options
 from vig_mm.preflight.optimizer import check_loop
 from vig_mm.preflight.user_input import UsageError, check_folder
@@ -100,6 +101,7 @@ def main() -> None:
     if args.show_dir is not None:
         # mmdet would put a relative folder under the work dir
         draw_pictures(cfg, os.path.abspath(args.show_dir))
+    lines += repair_annotations(cfg, ("test",))
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

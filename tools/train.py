@@ -20,6 +20,7 @@ from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
 from vig_mm.inspection.guard import guard_loaders
 from vig_mm.inspection.quick import check_data
+from vig_mm.inspection.repairs import repair_annotations
 from vig_mm.preflight.model import check_channels, check_options
 from vig_mm.preflight.optimizer import check_loop, check_optimizer
 from vig_mm.preflight.user_input import UsageError, seed
@@ -131,6 +132,7 @@ def main() -> None:
     if not args.no_check:
         with skippable():
             lines = check_config(cfg)
+    lines += repair_annotations(cfg, ("val",))
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

@@ -66,9 +66,15 @@ def check_evaluators(found: Report, split: str, evaluator: Any) -> None:
         split: "train", "val" or "test".
         evaluator: The config's `{split}_evaluator`.
     """
-    for metric in _metrics(evaluator):
+    scope = found.cfg.get("default_scope")
+    for metric in metrics_of(evaluator):
         path = metric.get("ann_file")
-        if not path or "://" in path or metric.get("backend_args") or not _is_coco(found, metric):
+        if (
+            not path
+            or "://" in path
+            or metric.get("backend_args")
+            or not is_coco_metric(metric, scope)
+        ):
             continue
         where = f"{split}_evaluator.ann_file"
         loaders = found.ann_files.get(split, [])
@@ -130,14 +136,14 @@ def _coco(kind: type) -> type:
 
 def _scores_masks(evaluator: Any) -> bool:
     """Whether one of the metrics of an evaluator is COCO's for masks."""
-    return any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
+    return any("segm" in (metric.get("metric") or ()) for metric in metrics_of(evaluator))
 
 
-def _is_coco(found: Report, metric: dict) -> bool:
+def is_coco_metric(metric: dict, scope: str | None) -> bool:
     """Whether a metric reads the file as mmdet's CocoMetric does."""
     kind = metric.get("type")
     if isinstance(kind, str):
-        with METRICS.switch_scope_and_registry(found.cfg.get("default_scope")) as registry:
+        with METRICS.switch_scope_and_registry(scope) as registry:
             kind = registry.get(kind)
     for base in getattr(kind, "__mro__", ()):
         if base.__name__ == "CocoMetric":
@@ -145,7 +151,7 @@ def _is_coco(found: Report, metric: dict) -> bool:
     return False
 
 
-def _metrics(evaluator: Any) -> list[dict]:
+def metrics_of(evaluator: Any) -> list[dict]:
     """The configs of an evaluator's metrics."""
     metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
     return [metric for metric in metrics if isinstance(metric, dict)]
@@ -202,11 +208,18 @@ def _check_ids(found: Report, use: CocoUse, content: dict) -> None:
             "mmdet would silently leave them out",
             [f"id {one['id']}" for one in unlisted],
         )
-    if use.evaluated and any(one["id"] == 0 for one in annotations):
-        found.error(
-            use.where,
-            "id-0",
-            f"{use.where}.ann_file: {use.ann_file!r} has an annotation with id 0, which to "
-            "pycocotools means 'not matched', so that finding this object counts as a mistake: "
-            "number the annotations from 1 (docs/troubleshooting.md)",
+    unscorable = [one for one in annotations if not has_scorable_id(one)]
+    if use.evaluated and unscorable:
+        text = (
+            f"{use.where}.ann_file: {use.ann_file!r} has an annotation with id "
+            f"{unscorable[0]['id']!r}, which pycocotools cannot score (0 means 'not matched' to "
+            "it): tools/train.py and tools/test.py score a copy with other ids; for other tools "
+            "number the annotations from 1"
         )
+        names = tuple(f"id {one['id']}" for one in unscorable)
+        found.findings.append(Finding("note", "id-0", use.where, text, len(names), names))
+
+
+def has_scorable_id(annotation: dict) -> bool:
+    """Whether pycocotools can keep an annotation's id among its matches."""
+    return isinstance(annotation["id"], int) and annotation["id"] != 0
