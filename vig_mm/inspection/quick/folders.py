@@ -5,7 +5,7 @@ import os
 from ..findings import some
 from ..listings import FolderListing
 from ..paths import IMAGES, entries, files, hint
-from .options import classes_of, image_loader, option
+from .options import image_loader, option
 from .report import Report
 
 
@@ -22,9 +22,7 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     split = dataset.get("split") or ""
     prefix = dataset.get("data_prefix") or split
     folder = os.path.join(root, prefix.get("img_path", "") if isinstance(prefix, dict) else prefix)
-    classes = classes_of(dataset, kind)
-    if classes:
-        found.classes[where] = classes
+    classes = found.classes.get(where, ())
     if not os.path.isdir(folder):
         found.missing(where, "data_prefix", folder, "image folder")
         return

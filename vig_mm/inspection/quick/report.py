@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
+from mmengine.registry import MODELS
 
 from vig_mm.preflight.model import part_name, parts
 
@@ -27,6 +28,7 @@ class Report:
         coco: Annotation file -> its content, or what is wrong with it.
         ann_files: Split -> the annotation files of its loader.
         num_classes: (key, value) of every `num_classes` of the model.
+        not_stated: mmpretrain's data sets whose classes are those of their class, not the config's.
         label_maps: How many of a data set to read.
     """
 
@@ -35,6 +37,7 @@ class Report:
         self.findings: list[Finding] = []
         self.listings: list[Listing] = []
         self.classes: dict[str, tuple[str, ...]] = {}
+        self.not_stated: set[str] = set()
         self.coco: dict[str, dict | str] = {}
         self.ann_files: dict[str, list[str]] = {}
         self.num_classes = list(_num_classes(cfg.get("model")))
@@ -102,9 +105,19 @@ class Report:
         return lines
 
 
+def _has_own_labels(head: dict) -> bool:
+    """Whether a head of mmseg computes what it learns, such as edges, from the label maps."""
+    kind = head.get("type")
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry("mmseg") as registry:
+            kind = registry.get(kind) if kind in registry.module_dict else None
+    bases = [base for base in getattr(kind, "__mro__", ()) if base.__name__ == "FCNHead"]
+    return bool(bases) and kind.loss_by_feat is not bases[0].loss_by_feat
+
+
 def _num_classes(model: Any) -> Iterator[tuple[str, int]]:
     """`(key, value)` of every `num_classes` of a model's heads and of its preprocessor."""
     for where, part in parts("model", model):
-        wanted = part_name(where) in (*_HEADS, "data_preprocessor")
+        wanted = part_name(where) in (*_HEADS, "data_preprocessor") and not _has_own_labels(part)
         if wanted and part.get("num_classes") is not None:
             yield f"{where}.num_classes", part["num_classes"]
