@@ -108,7 +108,7 @@ def _use(
     evaluated = not where.startswith("train")
     loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
-    scored = any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
+    scored = any("segm" in (metric.get("metric") or ()) for metric in metrics_of(evaluator))
     scores_masks = evaluated and (scored if evaluator else loads_masks)
     return CocoUse(
         where,
@@ -125,11 +125,6 @@ def _use(
 def _coco(kind: type) -> type:
     """mmdet's CocoDataset among the bases of a data set's class."""
     return next(base for base in kind.__mro__ if base.__name__ == "CocoDataset")
-
-
-def _scores_masks(evaluator: Any) -> bool:
-    """Whether one of the metrics of an evaluator is COCO's for masks."""
-    return any("segm" in (metric.get("metric") or ()) for metric in metrics_of(evaluator))
 
 
 def is_coco_metric(metric: dict, scope: str | None) -> bool:
