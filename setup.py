@@ -73,7 +73,7 @@ setup(
     packages=[*find_packages(str(ROOT), include=["vig_mm", "vig_mm.*"]), *kernel_packages],
     package_dir={KERNELS: "kernels"},
     install_requires=requirements("core"),
-    extras_require={name: requirements(name) for name in ("mm", "onedl", "tools", "tests")},
+    extras_require={name: requirements(name) for name in ("mm", "onedl", "tools", "tests", "docs")},
     cmdclass={"build_py": BuildPy},
     zip_safe=False,
 )

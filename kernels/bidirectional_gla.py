@@ -27,7 +27,7 @@ def bidirectional_gla(
 ) -> Tensor:
     """Bidirectional gated linear attention with direction-wise, per-channel gates.
 
-    Every token t attends to all tokens s, each direction with its own decay (ViG, section 3.2):
+    Every token t attends to all tokens s, each direction with its own decay (ViG, section 3.2)::
 
         log alpha = logsigmoid(gate) / 16
         o_t = K^-1/2 / 2 * [ sum_{s<=t} (q_t . k_s * prod_{s<j<=t} alpha_f[j]) v_s
@@ -121,14 +121,50 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (q, k, v, gate_f, gate_b)
     if q.shape[0] == 0:
-        return tuple(x.new_empty(x.shape) for x in inputs)
+        return tuple(x.new_empty(x.shape) for x in inputs)  # type: ignore[return-value]
     if backend == "triton":
         from .triton import triton_backward
 
         return triton_backward(grad, *inputs)
     with torch.autocast(q.device.type, enabled=False):
         grads = chunked_backward(*_upcast(grad, *inputs))
-    return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    return tuple(  # type: ignore[return-value]
+        g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)
+    )
+
+
+@torch.library.custom_op(
+    "vig_mm::bidirectional_gla_backward_into",
+    mutates_args=("dq", "dk", "dv", "dgate_f", "dgate_b"),
+)
+def _backward_into_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dgate_f: Tensor,
+    dgate_b: Tensor,
+    backend: str = "chunked",
+) -> None:
+    """Write the gradients into tensors that exist, such as parts of a projection's gradient."""
+    inputs, results = (q, k, v, gate_f, gate_b), (dq, dk, dv, dgate_f, dgate_b)
+    same = {x.dtype for x in (grad, *inputs, *results)} in ({torch.float32}, {torch.float64})
+    if backend == "chunked" and q.shape[0] and same:
+        with torch.autocast(q.device.type, enabled=False):
+            chunked_backward(*_upcast(grad, *inputs), out=results)
+        return
+    for x, y in zip(results, _backward_op(grad, *inputs, backend), strict=True):
+        x.copy_(y)
+
+
+@_backward_into_op.register_fake
+def _(grad, q, k, v, gate_f, gate_b, dq, dk, dv, dgate_f, dgate_b, backend="chunked"):
+    return None
 
 
 @_forward_op.register_fake
@@ -170,4 +206,9 @@ def _forward_flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
 @register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward)
 def _backward_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
     # dq, dk, dv and the states of both directions, recomputed: each product has two gradients
+    return 2 * recurrence_flops(q_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward_into)
+def _backward_into_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
     return 2 * recurrence_flops(q_shape, v_shape)

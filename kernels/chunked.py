@@ -259,16 +259,24 @@ def _forward(
 
 
 def chunked_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate_f: Tensor,
+    gate_b: Tensor,
+    out: tuple[Tensor, ...] | None = None,
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v and both gate logits, each shaped like its input.
+
+    They are written to ``out`` if it is given, for instance to parts of one buffer ``[B, N, C]``.
 
     With x_t = P_t - P_mid the only exponent of token t in its chunk, the gate's gradient is a
     running sum from the right over q * dq - k * dk, plus what the state that leaves the chunk
     carries on, sum_v T * dT: chunk-local, so its error does not grow with N.
     """
     inputs = (q, k, v, gate_f, gate_b)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    grads = out or tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     with torch.inference_mode():
         _backward(grad, *inputs, grads)
     return grads
@@ -285,6 +293,7 @@ def _backward(
 ) -> None:
     batch, num_tokens, heads, width = q.shape
     c = _prepare(q, k, v, gate_f, gate_b, keep_decays=True)
+    assert c.decays is not None
     rows = c.v.shape[0]
     g = torch.mul(_rows(grad, c.size).transpose(1, 2), 0.5 * width**-0.5, out=torch.empty_like(c.v))
     halves = (slice(0, width), slice(width, None))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 GPU = "cuda"  # device type the kernels run on
+PLAIN_OR_TRITON = ("torch", "triton")
+"""Backends of the parts of a block."""
 MAX_WIDTH = 128
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)  # what Triton supports
@@ -55,7 +57,12 @@ def choose_backend(
 
 
 def select_backend(
-    backend: str | None, backends: tuple[str, ...], plain: str, **limited: Tensor
+    backend: str | None,
+    backends: tuple[str, ...],
+    plain: str,
+    *,
+    limit_widths: bool = True,
+    **inputs: Tensor,
 ) -> str:
     """``backend`` if these inputs can take it; for None the default, with a warning if it is slow.
 
@@ -63,14 +70,15 @@ def select_backend(
         backend: what the caller asked for.
         backends: names to choose from.
         plain: the one in plain PyTorch.
-        limited: inputs whose width is limited, by name; all have the first one's dtype and device.
+        limit_widths: whether the kernels limit the inputs' last dimension.
+        inputs: by name; all have the first one's dtype and device.
 
     Raises:
         ValueError: the backend is unknown or does not take these inputs.
         ImportError: ``backend="triton"`` and there is no Triton.
     """
-    x = next(iter(limited.values()))
-    widths = {name: y.shape[-1] for name, y in limited.items()}
+    x = next(iter(inputs.values()))
+    widths = {name: y.shape[-1] for name, y in inputs.items()} if limit_widths else {}
     if backend is None:
         if x.device.type != GPU:
             return plain

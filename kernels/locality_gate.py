@@ -21,7 +21,7 @@ def locality_gate(
     act: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """2D gating locality injection (ViG, section 3.3): both inputs normalised, then blended.
+    """2D gating locality injection (ViG, section 3.3): both inputs normalised, then blended::
 
         y = RMSNorm_g(o) * sigmoid(gate) + RMSNorm_l(local) * (1 - sigmoid(gate))
 

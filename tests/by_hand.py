@@ -60,7 +60,11 @@ def coco_scores(
             masks.append(dict(what, segmentation=mask))
     scores = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(ann_file))
+        truth = COCO()
+        for i, one in enumerate(content["annotations"], 1):
+            one["id"] = i  # 0 means "not matched" to pycocotools
+        truth.dataset = content
+        truth.createIndex()
         for kind, results in (("bbox", boxes), ("segm", masks)):
             evaluation = COCOeval(truth, truth.loadRes(results), kind)
             evaluation.params.catIds = [category[name] for name in classes]

@@ -178,10 +178,23 @@ def test_every_requirement_is_pinned(line: str, packages: str, constraints: str)
         found = (re.match(r"[\w.-]+", line) for line in lines)
         return {match[0].lower().replace("_", "-") for match in found if match}
 
-    shared = {"build.txt", "core.txt", "mim.txt", "tests.txt", "tools.txt"}
+    shared = {"build.txt", "core.txt", "docs.txt", "mim.txt", "tests.txt", "tools.txt"}
     pinned = names(constraints)
     assert set().union(*map(names, shared | {packages})) <= pinned
     assert ("onedl-mmcv" in pinned, "mmcv" in pinned) == (line == "onedl", line == "upstream")
+
+
+def test_hooks_have_the_pinned_ruff() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    needed = {
+        package
+        for hook in config["repos"][0]["hooks"]
+        for package in hook["additional_dependencies"]
+        if package.startswith("ruff")
+    }
+    for constraints in ("constraints.txt", "constraints-onedl.txt"):
+        assert needed <= set((ROOT / "requirements" / constraints).read_text().splitlines())
+    assert len(needed) == 1
 
 
 def test_install_page_shows_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:

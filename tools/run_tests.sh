@@ -13,5 +13,7 @@ bash tools/setup_env.sh --line "$line"
 venv=${VIG_MM_VENV:-.venv}
 [[ $line == upstream ]] || venv=$venv-$line
 export PATH="$(realpath "$venv")/bin:$PATH"
-ruff check .
+ruff check --quiet .
+ruff format --check --quiet .
+mypy --no-error-summary
 exec python -m pytest -p tools.dev.tested_versions "$@"

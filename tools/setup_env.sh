@@ -269,7 +269,7 @@ key=$({
   printf '%s\n' "$root" "$mmcv"
   [[ $mmcv == lite ]] ||
     printf '%s\n' "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
-  cat requirements/{build,core,tools,tests,mim}.txt "$packages" "$constraints" setup.py
+  cat requirements/{build,core,tools,tests,docs,mim}.txt "$packages" "$constraints" setup.py
   cat tools/setup_env.sh
 } | sha256sum)
 if [[ $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
@@ -304,7 +304,7 @@ if [[ $mmcv == compiled ]]; then
 fi
 step 'mmengine, mmcv, mmdet, mmsegmentation, mmpretrain, tools, tests' \
   pip_install -r "$packages" -r requirements/tools.txt -r requirements/tests.txt \
-  -r requirements/mim.txt
+  -r requirements/docs.txt -r requirements/mim.txt
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.

@@ -15,11 +15,13 @@ exit_without_mmengine()
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-from vig_mm.apis.launch import add_arguments, build_runner, load_config, run
+from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.inspection.guard import guard_loaders
 from vig_mm.inspection.quick import check_data, leaves
+from vig_mm.inspection.repairs import repair_annotations
 from vig_mm.preflight.model import check_channels, check_options
+from vig_mm.preflight.optimizer import check_loop
 from vig_mm.preflight.user_input import UsageError, check_folder
 from vig_mm.preflight.weights import bare_model, check_weights
 
@@ -87,20 +89,27 @@ def main() -> None:
         check_folder(args.show_dir, "--show-dir")
     cfg.resume = False
     cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
-    left_out = check_data(cfg, ("test",))
-    check_options(cfg)
+    check_loop(cfg, "test")
+    lines = []
+    if not args.no_check:
+        with skippable():
+            lines = check_data(cfg, ("test",))
+            check_options(cfg)
     model_cfg = cfg.model
     if args.tta:
         use_tta(cfg)
     if args.show_dir is not None:
         # mmdet would put a relative folder under the work dir
         draw_pictures(cfg, os.path.abspath(args.show_dir))
+    lines += repair_annotations(cfg, ("test",))
     runner = build_runner(cfg)
-    for line in left_out:
+    for line in lines:
         runner.logger.warning(line)
-    guard_loaders(runner)
-    check_channels(bare_model(runner.model), model_cfg)
-    check_weights(runner.model, cfg.load_from)
+    if not args.no_check:
+        with skippable():
+            guard_loaders(runner)
+            check_channels(bare_model(runner.model), model_cfg)
+            check_weights(runner.model, cfg.load_from)
     if args.out is not None:
         runner.test_evaluator.metrics.append(dump_metric(cfg.default_scope, args.out))
     runner.test()

@@ -13,14 +13,16 @@ exit_without_mmengine()
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
-from vig_mm.apis.launch import add_arguments, build_runner, load_config, run
+from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
 from vig_mm.inspection.guard import guard_loaders
 from vig_mm.inspection.quick import check_data
+from vig_mm.inspection.repairs import repair_annotations
 from vig_mm.preflight.model import check_channels, check_options
-from vig_mm.preflight.optimizer import check_optimizer
+from vig_mm.preflight.optimizer import check_loop, check_optimizer
 from vig_mm.preflight.user_input import UsageError, seed
 from vig_mm.preflight.weights import bare_model, check_initial_weights, check_weights
 
@@ -80,6 +82,23 @@ def set_precision(cfg: Config, amp: str | None) -> None:
             wrapper.pop(option, None)
 
 
+def check_config(cfg: Config) -> list[str]:
+    """Check data and model before anything is built; what to log of the data."""
+    check_optimizer(cfg)
+    lines = check_data(cfg, ("train", "val"))
+    check_options(cfg)
+    check_initial_weights(cfg.model)
+    return lines
+
+
+def check_model(cfg: Config, runner: Runner) -> None:
+    """Check the built model, and let the data sets that come name their bad files."""
+    guard_loaders(runner)
+    check_channels(bare_model(runner.model), cfg.model)
+    if cfg.get("load_from"):
+        check_weights(runner.model, cfg.load_from, partly=not cfg.get("resume"))
+
+
 def set_start(cfg: Config, resume: str | None) -> None:
     """Decide what training starts from: `--resume`, else the config's `load_from`."""
     if resume is None and cfg.get("resume") and not cfg.get("load_from"):
@@ -103,22 +122,23 @@ def main() -> None:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise UsageError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
         cfg.auto_scale_lr.enable = True
-    check_optimizer(cfg)
+    check_loop(cfg, "train")
     set_precision(cfg, args.amp)
     make_resumable(cfg)
     set_start(cfg, args.resume)
     if cfg.get("resume") and cfg.get("load_from"):
         take_seed(cfg)
-    left_out = check_data(cfg, ("train", "val"))
-    check_options(cfg)
-    check_initial_weights(cfg.model)
+    lines = []
+    if not args.no_check:
+        with skippable():
+            lines = check_config(cfg)
+    lines += repair_annotations(cfg, ("val",))
     runner = build_runner(cfg)
-    for line in left_out:
+    for line in lines:
         runner.logger.warning(line)
-    guard_loaders(runner)
-    check_channels(bare_model(runner.model), cfg.model)
-    if cfg.get("load_from"):
-        check_weights(runner.model, cfg.load_from, partly=not cfg.get("resume"))
+    if not args.no_check:
+        with skippable():
+            check_model(cfg, runner)
     runner.train()
 
 

@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
             raise
         raise ImportError(
             f"vig_mm.{name} needs {missing}, which is not installed: "
-            "run `pip install 'vig-mm[mm]'` (README, 'Install')."
+            "run `pip install 'vig-mm[mm]'` (docs/install.md)."
         ) from error
     globals()[name] = value
     return value

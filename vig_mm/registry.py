@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -37,6 +38,12 @@ FUNCTIONS = Registry(
 )
 STRATEGIES = Registry(
     "strategy", parent=MMENGINE_STRATEGIES, scope="vig_mm", locations=["vig_mm.engine.strategies"]
+)
+TRANSFORMS = Registry(
+    "transform",
+    parent=MMENGINE_TRANSFORMS,
+    scope="vig_mm",
+    locations=["vig_mm.datasets.transforms"],
 )
 WEIGHT_INITIALIZERS = Registry(
     "weight initializer",

@@ -1,83 +1,117 @@
 """The gradients of one chunk, both directions at once.
 
-With dA = do v^T once for both directions, level by level as in `tile`,
+With dA = do v^T once for both directions, and the rows of q and k at the anchor of each direction
+(see `tile`),
 
-    dq~ = (mask dA) k~        dk~ = (mask dA)^T q~        dv = A^T do + ...
+    dq~ = (mask dA) k~ + do S^T       dk~ = (mask dA)^T q~ + v D^T       dv = A^T do + k~ D
 
-and with the states S that enter and the gradients D of the states that leave,
+for the states S that enter and the gradients D of the states that leave, both directions added.
 
-    dq_t += (gates_f up to t) S_f do_t + (gates_b from t on) S_b do_t
-    dk_s += (gates_f after s) D_f v_s + (gates_b before s) D_b v_s,     dv_s the same with k_s.
-
-The gradient of log alpha_f[j] is a sum over the pairs and states whose decay holds gate j. With
+The gradient of log alpha_f[j] is the sum over the pairs and states whose decay holds gate j. With
 u = q dq - k dk of the forward direction it is a running sum from the right inside the chunk,
 
-    sum_{t>=j} u_t + B,     B = c sum_v S_f D_f + sum_s k_s (gates_f after s) D_f v_s,
+    sum_{t>=j} u_t + F,     F = sum_v S' D,
 
-B being what the leaving state passes on; the backward direction mirrors it. Never a sum over the
-whole sequence: its rounding error would grow with T. Products are taken of the rounded operands of
-the dots, so that what cancels in theory cancels in numbers.
+F being what flows out of the chunk (`scan_kernel`); the backward direction mirrors it. Never a sum
+over the whole sequence: its rounding error would grow with T. Products are taken of the rounded
+operands of the dots, so that what cancels in theory cancels in numbers.
+
+A chunk whose gates leave the anchored range takes the recurrence instead: inside the one launch of
+a short sequence, else in a launch of its own, as the registers of both would not fit.
 """
 
 import triton
 import triton.language as tl
 
+from .exact import exact_gradients
+from .states import in_range, sums_matrix
 from .tile import (
     ACC,
-    dlogit,
+    INTERPRETED,
+    closing,
     dot,
-    level,
-    load_raw,
-    load_state,
-    load_tile,
-    log_gate,
-    own_factors,
-    place,
-    store_tile,
-    widen,
+    ex2,
+    gate_bits,
+    load,
+    running,
+    store,
+    weights,
 )
 
 
 @triton.jit
-def through_states(
-    states,
-    decays,
-    carries,
-    dstates,
-    ddecays,
-    dcarries,
-    slot,
-    carry_slot,
-    cols_k,
-    cols_v,
-    qs,
-    ks,
-    vs,
-    g,
-    dvs,
-    q_factor,
-    k_factor,
-    decay,
-    KP: tl.constexpr,
-    VP: tl.constexpr,
-    SEGMENTED: tl.constexpr,
-    DOT: tl.constexpr,
-):
-    """What one direction's states add: to dq, dk, (all of) dv and u, and B of its gate.
+def summed(matrix, u, DOT: tl.constexpr):
+    """matrix ``[C, C]`` of 0 and 1 times u ``[C, BK]`` to twice bfloat16's or tf32's precision."""
+    if INTERPRETED:
+        return tl.dot(matrix.to(ACC), u, input_precision="ieee", out_dtype=ACC)
+    if DOT == tl.bfloat16:
+        # cut off, as rounding one by one is slow
+        high = (u.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        total = tl.dot(matrix, high.to(DOT))
+        return tl.dot(matrix, (u - high).to(DOT), total)
+    return tl.dot(matrix.to(ACC), u, input_precision="tf32x3")
 
-    q_factor, k_factor: the gates between the token and the state that enters or leaves; decay: of
-    the whole chunk.
+
+@triton.jit
+def direction_gradients(
+    qs, ks, vs, g, da, da_t, pairs, pairs_t, q_factor, k_factor, a_t, dvs, states, dstates,
+    at, STATES: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """One direction: the transposed A and dv with its part added, its dq, dk and q dq - k dk.
+
+    pairs ``[C, C]``: which tokens t (rows) read from which s, pairs_t the transposed.
     """
-    s = load_state(states, decays, carries, slot, carry_slot, cols_k, cols_v, KP, VP, SEGMENTED)
-    d = load_state(dstates, ddecays, dcarries, slot, carry_slot, cols_k, cols_v, KP, VP, SEGMENTED)
-    dq = dot(g, tl.trans(s.to(DOT))) * q_factor
-    dk = dot(vs, tl.trans(d.to(DOT))) * k_factor
-    dvs = dot((ks * k_factor).to(DOT), d.to(DOT), dvs)
-    kdk = ks * dk
-    return dq, dk, dvs, qs * dq - kdk, decay * tl.sum(s * d, axis=1) + tl.sum(kdk, axis=0)
+    ql = (qs * q_factor).to(DOT)
+    kl = (ks * k_factor).to(DOT)
+    a_t += tl.where(pairs_t, dot(kl, tl.trans(ql)), 0.0)
+    zero = tl.zeros(da.shape, dtype=DOT)
+    dql = dot(tl.where(pairs, da, zero), kl)
+    dkl = dot(tl.where(pairs_t, da_t, zero), ql)
+    if STATES:
+        d = tl.load(dstates + at).to(DOT)
+        dkl = dot(vs, tl.trans(d), dkl)
+        dvs = dot(kl, d, dvs)
+        dql = dot(g, tl.trans(tl.load(states + at).to(DOT)), dql)
+    u = ql.to(ACC) * dql - kl.to(ACC) * dkl
+    return a_t, dql * q_factor, dkl * k_factor, dvs, u
 
 
-@triton.jit(do_not_specialize=["T", "M", "per_segment", "segments"])
+@triton.jit
+def anchored_gradients(
+    qs, ks, vs, g, da, da_t, p, e, a_t, dvs, states, dstates, at_f, at_b, i, j,
+    STATES: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """`direction_gradients` of both; p, e ``[C, BK]``: running sums from the chunk's middle."""
+    a_t, dqs, dks, dvs, u_f = direction_gradients(
+        qs, ks, vs, g, da, da_t, j <= i, j >= i, ex2(p), ex2(-p), a_t, dvs,
+        states, dstates, at_f, STATES, DOT,
+    )  # fmt: skip
+    a_t, dq_b, dk_b, dvs, u_b = direction_gradients(
+        qs, ks, vs, g, da, da_t, j >= i, j <= i, ex2(-e), ex2(e), a_t, dvs,
+        states, dstates, at_b, STATES, DOT,
+    )  # fmt: skip
+    return a_t, dqs + dq_b, dks + dk_b, dvs, u_f, u_b
+
+
+@triton.jit
+def store_key_gradients(
+    dq, dk, dgate_f, dgate_b, dqs, dks, u_f, u_b, logit_f, logit_b, flows, slot, slot_b,
+    upward, downward, rows, cols_k, left, row_stride,
+    STATES: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Writes dq, dk and, from u = q dq - k dk of each direction, the gates' gradients."""
+    sum_f = summed(upward, u_f, DOT)
+    sum_b = summed(downward, u_b, DOT)
+    if STATES:
+        sum_f += tl.load(flows + slot * KP + cols_k)[None, :]
+        sum_b += tl.load(flows + slot_b * KP + cols_k)[None, :]
+    store(dq, dqs, rows, cols_k, row_stride, left, K, KP)
+    store(dk, dks, rows, cols_k, row_stride, left, K, KP)
+    store(dgate_f, sum_f * closing(logit_f), rows, cols_k, row_stride, left, K, KP)
+    store(dgate_b, sum_b * closing(logit_b), rows, cols_k, row_stride, left, K, KP)
+
+
+@triton.jit(do_not_specialize=["T", "M"])
 def gradient_kernel(
     do,
     q,
@@ -91,152 +125,184 @@ def gradient_kernel(
     dgate_f,
     dgate_b,
     states,
-    decays,
-    carries,
     dstates,
-    ddecays,
-    dcarries,
+    flows,
     T,
     H,
-    K,
-    V,
     M,
-    per_segment,
-    segments,
     scale,
-    do_b,
     do_t,
     do_h,
-    do_d,
-    q_b,
     q_t,
     q_h,
-    q_d,
-    k_b,
     k_t,
     k_h,
-    k_d,
-    v_b,
     v_t,
     v_h,
-    v_d,
-    gf_b,
     gf_t,
     gf_h,
-    gf_d,
-    gb_b,
     gb_t,
     gb_h,
-    gb_d,
     STATES: tl.constexpr,
-    SEGMENTED: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
     C: tl.constexpr,
-    LEVELS: tl.constexpr,
     BK: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B M H), see `place`.
+    """Grid (B H, M).
 
-    An instance owns one chunk of one head and writes that chunk's five gradients, the key channels
-    in blocks of BK. It reads the chunk of do, q, k, v, both gates once, and (`STATES`) the two
-    states that enter it and the gradients of the two that leave it.
+    An instance owns one chunk of one head and writes its five gradients, the key channels in
+    blocks of BK. It reads the chunk of do, q, k, v, both gates once, and (`STATES`) the two states
+    that enter it, the gradients of the two that leave it, and what flows out of it. With `STATES`
+    it leaves chunks beyond the anchored range to `exact_gradient_kernel` and writes nonsense there.
     """
-    b, m, h = place(M, H)
-    bh = b * H + h
-    heads = tl.num_programs(0) // M  # B H
-    start = m * C
-    left = T - start
-    do += b * do_b + h * do_h + start * do_t
-    q += b * q_b + h * q_h + start * q_t
-    k += b * k_b + h * k_h + start * k_t
-    v += b * v_b + h * v_h + start * v_t
-    gate_f += b * gf_b + h * gf_h + start * gf_t
-    gate_b += b * gb_b + h * gb_h + start * gb_t
-    token = (b * T + start) * H + h
-    dq += token * K
-    dk += token * K
-    dgate_f += token * K
-    dgate_b += token * K
-    dv += token * V
-
+    bh = tl.program_id(0).to(tl.int64)
+    b, h = bh // H, bh % H
+    m = tl.program_id(1)
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
-    g = load_tile(do, rows, cols_v, do_t, do_d, left, V) * scale
-    vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
-    da_diagonal = (2.0 * tl.sum(g * vs, axis=1))[:, None]
-    g, vs = g.to(DOT), vs.to(DOT)
-    # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton <= 3.7)
+    i = rows[:, None]
+    j = rows[None, :]
+    anchored_f = weights(j <= i, j < C // 2)
+    anchored_b = weights(j < i, j < C // 2)
+    upward = (j >= i).to(tl.float32).to(DOT)
+    downward = (j <= i).to(tl.float32).to(DOT)
+    left = T - m * C
+    token = b * T + m * C
+    do += token * do_t + h * do_h
+    q += token * q_t + h * q_h
+    k += token * k_t + h * k_h
+    v += token * v_t + h * v_h
+    gate_f += token * gf_t + h * gf_h
+    gate_b += token * gb_t + h * gb_h
+    slot = bh * M + m
+    slot_b = (tl.num_programs(0) + bh) * M + m
+    to_k = (token * H + h) * K
+    g = (load(do, rows, cols_v, do_t, left, V, VP, 0.0).to(ACC) * scale).to(DOT)
+    vs = load(v, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+    # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton 3.7)
     da = dot(g, tl.trans(vs)).to(DOT)
     da_t = dot(vs, tl.trans(g)).to(DOT)
     a_t = tl.zeros((C, C), dtype=ACC)
     dvs = tl.zeros((C, VP), dtype=ACC)
-    for key_block in range(0, KP // BK):
-        cols_k = key_block * BK + tl.arange(0, BK)
-        # all in flight before the first is used; the gates are read again at the end instead of
-        # being kept in registers
-        qs = load_raw(q, rows, cols_k, q_t, q_d, left, K)
-        ks = load_raw(k, rows, cols_k, k_t, k_d, left, K)
-        logit_f = load_raw(gate_f, rows, cols_k, gf_t, gf_d, left, K, AGAIN=True)
-        logit_b = load_raw(gate_b, rows, cols_k, gb_t, gb_d, left, K, AGAIN=True)
-        qs, ks = qs.to(ACC), ks.to(ACC)
-        log_f = log_gate(logit_f, rows, left)
-        log_b = log_gate(logit_b, rows, left)
-        decay_f = tl.exp2(tl.sum(log_f, axis=0))
-        decay_b = tl.exp2(tl.sum(log_b, axis=0))
-        prefix_f, suffix_f, prefix_b, suffix_b = own_factors(log_f, log_b)
-        pairs = tl.where(
-            rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0
-        )
-        dqs, dks = da_diagonal * ks, da_diagonal * qs
-        u_f = tl.zeros((C, BK), dtype=ACC)
-        u_b = tl.zeros((C, BK), dtype=ACC)
-        for i in range(0, LEVELS):
-            own, upward, right = level(rows, i)
-            q_factor = tl.where(right, prefix_f, suffix_b)
-            k_factor = tl.where(right, prefix_b, suffix_f)
-            ql, kl = (qs * q_factor).to(DOT), (ks * k_factor).to(DOT)
-            pairs = tl.where(upward, dot(kl, tl.trans(ql)), pairs)
-            zero = tl.zeros((C, C), dtype=DOT)
-            dql = dot(tl.where(own, da, zero), kl)
-            dkl = dot(tl.where(own, da_t, zero), ql)
-            dqs += dql * q_factor
-            dks += dkl * k_factor
-            uq, uk = ql.to(ACC) * dql, -kl.to(ACC) * dkl
-            u_f += tl.where(right, uq, uk)
-            u_b += tl.where(right, uk, uq)
-            prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
-            prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
-        a_t += pairs
-        passed_f = tl.zeros((BK,), dtype=ACC)
-        passed_b = tl.zeros((BK,), dtype=ACC)
+    for block in tl.static_range(KP // BK):
+        cols_k = block * BK + tl.arange(0, BK)
+        logit_f = load(gate_f, rows, cols_k, gf_t, left, K, KP, float("inf"))
+        logit_b = load(gate_b, rows, cols_k, gb_t, left, K, KP, float("inf"))
+        qs = load(q, rows, cols_k, q_t, left, K, KP, 0.0).to(ACC)
+        ks = load(k, rows, cols_k, k_t, left, K, KP, 0.0).to(ACC)
+        bits_f = gate_bits(logit_f)
+        bits_b = gate_bits(logit_b)
+        inside = cols_k[:, None] * VP + cols_v[None, :]
+        at_f = slot * KP * VP + inside
+        at_b = slot_b * KP * VP + inside
+        p = running(anchored_f, bits_f, logit_f)
+        e = running(anchored_b, bits_b, logit_b)
         if STATES:
-            segment = m // per_segment
-            dq_s, dk_s, dvs, u, passed_f = through_states(
-                states, decays, carries, dstates, ddecays, dcarries,
-                bh * M + m, bh * segments + segment, cols_k, cols_v,
-                qs, ks, vs, g, dvs, prefix_f, suffix_f, decay_f, KP, VP, SEGMENTED, DOT,
+            a_t, dqs, dks, dvs, u_f, u_b = anchored_gradients(
+                qs, ks, vs, g, da, da_t, p, e, a_t, dvs, states, dstates, at_f, at_b, i, j,
+                STATES, DOT,
             )  # fmt: skip
-            dqs += dq_s
-            dks += dk_s
-            u_f += u
-            dq_s, dk_s, dvs, u, passed_b = through_states(
-                states, decays, carries, dstates, ddecays, dcarries,
-                (heads + bh) * M + m, (heads + bh) * segments + segment, cols_k, cols_v,
-                qs, ks, vs, g, dvs, suffix_b, prefix_b, decay_b, KP, VP, SEGMENTED, DOT,
-            )  # fmt: skip
-            dqs += dq_s
-            dks += dk_s
-            u_b += u
-        sum_f = tl.cumsum(u_f, axis=0, reverse=True) + passed_f[None, :]
-        # gate_b[j] acts between j and j + 1: on what t <= j reads from s > j
-        sum_b = tl.cumsum(u_b, axis=0) + passed_b[None, :]
-        store_tile(dq, dqs, rows, cols_k, H * K, left, K)
-        store_tile(dk, dks, rows, cols_k, H * K, left, K)
-        logit_f = load_tile(gate_f, rows, cols_k, gf_t, gf_d, left, K)
-        logit_b = load_tile(gate_b, rows, cols_k, gb_t, gb_d, left, K)
-        store_tile(dgate_f, dlogit(sum_f, logit_f), rows, cols_k, H * K, left, K)
-        store_tile(dgate_b, dlogit(sum_b, logit_b), rows, cols_k, H * K, left, K)
+        else:
+            sums = sums_matrix(C)
+            if in_range(running(sums, bits_f, logit_f), running(sums, bits_b, logit_b)):
+                a_t, dqs, dks, dvs, u_f, u_b = anchored_gradients(
+                    qs, ks, vs, g, da, da_t, p, e, a_t, dvs, None, None, at_f, at_b, i, j,
+                    STATES, DOT,
+                )  # fmt: skip
+            else:
+                dqs, dks, dvs, u_f, u_b = exact_gradients(
+                    do, q, k, v, gate_f, gate_b, do_t, q_t, k_t, v_t, gf_t, gb_t, rows, cols_k,
+                    cols_v, left, None, None, None, slot, slot_b, scale, dvs, STATES, K, V, KP,
+                )  # fmt: skip
+        store_key_gradients(
+            dq + to_k, dk + to_k, dgate_f + to_k, dgate_b + to_k, dqs, dks, u_f, u_b,
+            logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k, left, H * K,
+            STATES, K, KP, DOT,
+        )  # fmt: skip
     dvs = dot(a_t.to(DOT), g, dvs)
-    store_tile(dv, dvs, rows, cols_v, H * V, left, V)
+    store(dv + (token * H + h) * V, dvs, rows, cols_v, H * V, left, V, VP)
+
+
+@triton.jit(do_not_specialize=["T", "M"])
+def exact_gradient_kernel(
+    do,
+    q,
+    k,
+    v,
+    gate_f,
+    gate_b,
+    dq,
+    dk,
+    dv,
+    dgate_f,
+    dgate_b,
+    states,
+    dstates,
+    flows,
+    factors,
+    flags,
+    T,
+    H,
+    M,
+    scale,
+    do_t,
+    do_h,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    gf_t,
+    gf_h,
+    gb_t,
+    gb_h,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    N: tl.constexpr,
+    BK: tl.constexpr,
+    KP: tl.constexpr,
+    VP: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Grid (B H, M / N): `gradient_kernel` by the recurrence, for the flagged ones of N chunks."""
+    bh = tl.program_id(0).to(tl.int64)
+    b, h = bh // H, bh % H
+    rows = tl.arange(0, C)
+    cols_v = tl.arange(0, VP)
+    blocks = tl.arange(0, KP // BK)
+    first = tl.program_id(1) * N
+    for m in range(first, tl.minimum(first + N, M)):
+        slot = bh * M + m
+        slot_b = (tl.num_programs(0) + bh) * M + m
+        fast = tl.min(tl.load(flags + slot * (KP // BK) + blocks), axis=0)
+        if fast == 0:
+            upward = (rows[None, :] >= rows[:, None]).to(tl.float32).to(DOT)
+            downward = (rows[None, :] <= rows[:, None]).to(tl.float32).to(DOT)
+            left = T - m * C
+            token = b * T + m * C
+            to_k = (token * H + h) * K
+            gf_m = gate_f + token * gf_t + h * gf_h
+            gb_m = gate_b + token * gb_t + h * gb_h
+            dvs = tl.zeros((C, VP), dtype=ACC)
+            for block in range(KP // BK):
+                cols_k = block * BK + tl.arange(0, BK)
+                dqs, dks, dvs, u_f, u_b = exact_gradients(
+                    do + token * do_t + h * do_h, q + token * q_t + h * q_h,
+                    k + token * k_t + h * k_h, v + token * v_t + h * v_h, gf_m, gb_m,
+                    do_t, q_t, k_t, v_t, gf_t, gb_t, rows, cols_k, cols_v, left,
+                    states, dstates, factors, slot, slot_b, scale, dvs, True, K, V, KP,
+                )  # fmt: skip
+                logit_f = load(gf_m, rows, cols_k, gf_t, left, K, KP, float("inf"))
+                logit_b = load(gb_m, rows, cols_k, gb_t, left, K, KP, float("inf"))
+                store_key_gradients(
+                    dq + to_k, dk + to_k, dgate_f + to_k, dgate_b + to_k, dqs, dks, u_f, u_b,
+                    logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k, left,
+                    H * K, True, K, KP, DOT,
+                )  # fmt: skip
+            store(dv + (token * H + h) * V, dvs, rows, cols_v, H * V, left, V, VP)

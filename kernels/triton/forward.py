@@ -8,22 +8,33 @@ with A of both directions in one matrix (see `tile`), so v is multiplied once.
 import triton
 import triton.language as tl
 
-from .tile import (
-    ACC,
-    dot,
-    level,
-    load_raw,
-    load_state,
-    load_tile,
-    log_gate,
-    own_factors,
-    place,
-    store_tile,
-    widen,
-)
+from .exact import exact_output
+from .states import in_range, sums_matrix
+from .tile import ACC, dot, ex2, gate_bits, load, running, store, weights
 
 
-@triton.jit(do_not_specialize=["T", "M", "per_segment", "segments"])
+@triton.jit
+def anchored_output(
+    qs, ks, p, e, i, j, a, o, s_f, s_b, STATES: tl.constexpr, DOT: tl.constexpr
+):  # fmt: skip
+    """A ``[C, C]`` and o ``[C, VP]`` plus what a block of key channels adds to them.
+
+    qs, ks ``[C, BK]``; p, e: running sums from the chunk's middle; s_f, s_b: what enters, decayed
+    to the middle.
+    """
+    qf = (qs * ex2(p)).to(DOT)
+    kf = (ks * ex2(-p)).to(DOT)
+    qb = (qs * ex2(-e)).to(DOT)
+    kb = (ks * ex2(e)).to(DOT)
+    a += tl.where(j <= i, dot(qf, tl.trans(kf)), 0.0)
+    a += tl.where(j >= i, dot(qb, tl.trans(kb)), 0.0)
+    if STATES:
+        o = dot(qf, s_f, o)
+        o = dot(qb, s_b, o)
+    return a, o
+
+
+@triton.jit(do_not_specialize=["T", "M"])
 def output_kernel(
     q,
     k,
@@ -32,101 +43,87 @@ def output_kernel(
     gate_b,
     out,
     states,
-    decays,
-    carries,
+    factors,
+    flags,
     T,
     H,
-    K,
-    V,
     M,
-    per_segment,
-    segments,
     scale,
-    q_b,
     q_t,
     q_h,
-    q_d,
-    k_b,
     k_t,
     k_h,
-    k_d,
-    v_b,
     v_t,
     v_h,
-    v_d,
-    gf_b,
     gf_t,
     gf_h,
-    gf_d,
-    gb_b,
     gb_t,
     gb_h,
-    gb_d,
     STATES: tl.constexpr,
-    SEGMENTED: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
     C: tl.constexpr,
-    LEVELS: tl.constexpr,
+    N: tl.constexpr,
     BK: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B M H), see `place`.
+    """Grid (B H, M / N).
 
-    An instance owns one chunk of one head. It reads that chunk's q, k, v and both gates once, in
-    blocks of BK key channels, and (`STATES`) the two states that enter, and writes out.
+    An instance owns N chunks of one head. It reads q, k, v and both gates of each once, in blocks
+    of BK key channels, and (`STATES`) the two states that enter, and writes out.
     """
-    b, m, h = place(M, H)
-    bh = b * H + h
-    heads = tl.num_programs(0) // M  # B H
-    start = m * C
-    left = T - start
-    q += b * q_b + h * q_h + start * q_t
-    k += b * k_b + h * k_h + start * k_t
-    v += b * v_b + h * v_h + start * v_t
-    gate_f += b * gf_b + h * gf_h + start * gf_t
-    gate_b += b * gb_b + h * gb_h + start * gb_t
-    out += ((b * T + start) * H + h) * V
-
+    bh = tl.program_id(0).to(tl.int64)
+    heads = tl.num_programs(0)
+    b, h = bh // H, bh % H
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
-    a = tl.zeros((C, C), dtype=ACC)
-    o = tl.zeros((C, VP), dtype=ACC)
-    for key_block in range(0, KP // BK):
-        cols_k = key_block * BK + tl.arange(0, BK)
-        # all in flight before the first is used
-        qs = load_raw(q, rows, cols_k, q_t, q_d, left, K)
-        ks = load_raw(k, rows, cols_k, k_t, k_d, left, K)
-        logit_f = load_raw(gate_f, rows, cols_k, gf_t, gf_d, left, K)
-        logit_b = load_raw(gate_b, rows, cols_k, gb_t, gb_d, left, K)
-        qs, ks = qs.to(ACC), ks.to(ACC)
-        log_f = log_gate(logit_f, rows, left)
-        log_b = log_gate(logit_b, rows, left)
-        prefix_f, suffix_f, prefix_b, suffix_b = own_factors(log_f, log_b)
-        pairs = tl.where(
-            rows[:, None] == rows[None, :], (2.0 * tl.sum(qs * ks, axis=1))[:, None], 0.0
-        )
-        for i in range(0, LEVELS):
-            _, upward, right = level(rows, i)
-            ql = (qs * tl.where(right, prefix_f, suffix_b)).to(DOT)
-            kl = (ks * tl.where(right, prefix_b, suffix_f)).to(DOT)
-            pairs = tl.where(upward, dot(ql, tl.trans(kl)), pairs)
-            prefix_f, suffix_f = widen(prefix_f, suffix_f, right, rows, i)
-            prefix_b, suffix_b = widen(prefix_b, suffix_b, right, rows, i)
-        a += pairs
-        if STATES:
-            segment = m // per_segment
-            s_f = load_state(
-                states, decays, carries, bh * M + m, bh * segments + segment,
-                cols_k, cols_v, KP, VP, SEGMENTED,
-            )  # fmt: skip
-            s_b = load_state(
-                states, decays, carries,
-                (heads + bh) * M + m, (heads + bh) * segments + segment,
-                cols_k, cols_v, KP, VP, SEGMENTED,
-            )  # fmt: skip
-            o = dot((qs * prefix_f).to(DOT), s_f.to(DOT), o)
-            o = dot((qs * suffix_b).to(DOT), s_b.to(DOT), o)
-    vs = load_tile(v, rows, cols_v, v_t, v_d, left, V)
-    o = dot(a.to(DOT), vs.to(DOT), o)
-    store_tile(out, o * scale, rows, cols_v, H * V, left, V)
+    i = rows[:, None]
+    j = rows[None, :]
+    anchored_f = weights(j <= i, j < C // 2)
+    anchored_b = weights(j < i, j < C // 2)
+    first = tl.program_id(1) * N
+    for m in range(first, tl.minimum(first + N, M)):
+        left = T - m * C
+        token = b * T + m * C
+        q_m = q + token * q_t + h * q_h
+        k_m = k + token * k_t + h * k_h
+        v_m = v + token * v_t + h * v_h
+        gf_m = gate_f + token * gf_t + h * gf_h
+        gb_m = gate_b + token * gb_t + h * gb_h
+        slot = bh * M + m
+        vs = load(v_m, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+        a = tl.zeros((C, C), dtype=ACC)
+        o = tl.zeros((C, VP), dtype=ACC)
+        for block in tl.static_range(KP // BK):
+            cols_k = block * BK + tl.arange(0, BK)
+            logit_f = load(gf_m, rows, cols_k, gf_t, left, K, KP, float("inf"))
+            logit_b = load(gb_m, rows, cols_k, gb_t, left, K, KP, float("inf"))
+            qs = load(q_m, rows, cols_k, q_t, left, K, KP, 0.0).to(ACC) * scale
+            ks = load(k_m, rows, cols_k, k_t, left, K, KP, 0.0).to(ACC)
+            bits_f = gate_bits(logit_f)
+            bits_b = gate_bits(logit_b)
+            inside = cols_k[:, None] * VP + cols_v[None, :]
+            if STATES:
+                fast = tl.load(flags + slot * (KP // BK) + block) != 0
+            else:
+                sums = sums_matrix(C)
+                fast = in_range(running(sums, bits_f, logit_f), running(sums, bits_b, logit_b))
+            if fast:
+                s_f = tl.zeros((BK, VP), dtype=DOT)
+                s_b = tl.zeros((BK, VP), dtype=DOT)
+                if STATES:
+                    s_f = tl.load(states + slot * KP * VP + inside).to(DOT)
+                    s_b = tl.load(states + (heads * M + slot) * KP * VP + inside).to(DOT)
+                p = running(anchored_f, bits_f, logit_f)
+                e = running(anchored_b, bits_b, logit_b)
+                a, o = anchored_output(qs, ks, p, e, i, j, a, o, s_f, s_b, STATES, DOT)
+            else:
+                o += exact_output(
+                    q_m, k_m, v_m, gf_m, gb_m, q_t, k_t, v_t, gf_t, gb_t, rows, cols_k, cols_v,
+                    left, states, factors, slot, heads * M + slot, scale, STATES, K, V, KP,
+                )  # fmt: skip
+        o = dot(a.to(DOT), vs, o)
+        out_m = out + (token * H + h) * V
+        store(out_m, o, rows, cols_v, H * V, left, V, VP)

@@ -9,18 +9,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backward import gradient_kernel
+from .backward import exact_gradient_kernel, gradient_kernel
 from .forward import output_kernel
-from .states import segment_kernel, state_kernel
+from .states import FACTORS, local_kernel, scan_kernel, segment_kernel
+from .sweep import sweep_kernel
 
-CHUNK = 64
+CHUNK = 64  # tokens, of the forward pass; and of what takes one launch
+GRADIENT_CHUNK = 32  # of the backward pass, where registers are scarce
 KEY_BLOCK = 32
 SCRATCH = torch.float32
-MIN_PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
+MIN_PROGRAMS = 528  # of a scan, four for each multiprocessor of an H100 or H200
+SWEEP_HEADS = math.inf  # B H from which the forward pass is one sweep: a GPU has to tell
+SCAN_ENTRIES = 2048  # of a state that a program, one warp, walks with at most ...
+MAX_PARTS = 4  # ... divided into so many parts at most, for more programs
 
 
 class Plan(NamedTuple):
-    """Sizes of one call; M chunks of C tokens in ``segments`` runs of ``per_segment`` chunks."""
+    """Sizes of one call; M chunks of C tokens, in ``segments`` runs of ``per_segment`` chunks."""
 
     C: int
     M: int
@@ -52,19 +57,22 @@ def power_of_2(x: int) -> int:
 
 
 def largest_chunk(v: Tensor) -> int:
-    """The backward kernel's tiles have to fit the 99 KB of GPUs such as the L40 and RTX 4090."""
-    return CHUNK // 2 if v.element_size() == 4 and v.shape[-1] > 64 else CHUNK
+    """Tokens of a chunk; fewer where registers and the 99 KB of GPUs such as the L40 are short."""
+    return GRADIENT_CHUNK if v.element_size() == 4 and v.shape[-1] > 64 else CHUNK
 
 
-def make_plan(q: Tensor, v: Tensor, segments: int | None = None) -> Plan:
+def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = False) -> Plan:
     """Chunk, paddings and segments from the shapes alone; ``segments`` forces about so many."""
     batch, num_tokens, heads, width = q.shape
-    chunk = min(largest_chunk(v), power_of_2(num_tokens))
+    chunk, largest = power_of_2(num_tokens), largest_chunk(v)
+    if chunk > largest:
+        chunk = GRADIENT_CHUNK if grad else largest
     chunks = cdiv(num_tokens, chunk)
-    if segments is None:
-        segments = cdiv(MIN_PROGRAMS, 2 * batch * heads)
-    per_segment = cdiv(chunks, min(max(segments, 1), chunks))
     padded = power_of_2(width)
+    if segments is None:
+        # each is walked through twice, and all of them once: the fewest steps in turn
+        segments = min(cdiv(MIN_PROGRAMS, 2 * batch * heads), math.isqrt(2 * chunks))
+    per_segment = cdiv(chunks, min(max(segments, 1), chunks))
     return Plan(
         C=chunk,
         M=chunks,
@@ -87,61 +95,129 @@ def dot_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float32
 
 
-def options(kernel: str, plan: Plan) -> dict[str, int]:
-    """Warps of an instance of the "state", "output" or "gradient" kernel, and pipeline stages.
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in which states are kept: that of the products they enter."""
+    return torch.bfloat16 if dot_dtype(dtype) == tl.bfloat16 else SCRATCH
 
-    Chosen so that the first two spill no registers on sm_80 and sm_90 (tests compile them all).
+
+def options(kernel: str, plan: Plan) -> dict[str, int]:
+    """Warps of an instance of a kernel, pipeline stages, and (N) how many chunks it walks through.
+
+    Few warps for narrow heads, so that no tile is done twice over. Four of them for 64 tokens bring
+    in wgmma, which Triton has miscompiled: only where two would spill registers.
     """
-    wide = plan.VP > 64
+    narrow = plan.KP <= 16 and plan.VP <= 32  # HierViG's; ViG's are 32 and 64
+    if max(plan.KP, plan.VP) > 64:
+        warps = 8
+    elif kernel == "local":
+        warps = max(plan.C // 32, 1) if narrow else 2
+    elif kernel == "gradient":
+        warps = 4 if plan.C == CHUNK or not narrow else 2
+    else:
+        warps = 2 if narrow and kernel != "sweep" else 4
+    chosen = {"num_warps": warps, "num_stages": 1}
     if kernel == "gradient":
-        # maxnreg: all that a thread can have; else ptxas takes 32 for the widest on sm_80
-        warps = 8 if plan.C == CHUNK or wide else 4
-        return {"num_warps": warps, "num_stages": 1, "maxnreg": 255}
-    if plan.C < CHUNK and not wide:
-        return {"num_warps": 2, "num_stages": 1}
-    # only the state kernel has loads in a loop to fetch ahead
-    return {"num_warps": 8 if wide else 4, "num_stages": 2 if kernel == "state" else 1}
+        chosen["maxnreg"] = 255  # all that there are; else ptxas takes 32 for wide heads on sm_80
+    if kernel in ("gradient", "sweep"):
+        return chosen
+    return {**chosen, "N": 16 if kernel == "exact" else 8}
+
+
+def by_tokens(x: Tensor) -> Tensor:
+    """x ``[B, N, H, D]``, copied unless channels are neighbours and so are batch entries' tokens.
+
+    What a split of a projection ``[B, N, C]`` gives is never copied.
+    """
+    batch, num_tokens, _, width = x.shape
+    together = batch == 1 or x.stride(0) == num_tokens * x.stride(1)
+    return x if together and (width == 1 or x.stride(3) == 1) else x.contiguous()
+
+
+def strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Token and head stride of each."""
+    return tuple(stride for x in tensors for stride in x.stride()[1:3])
 
 
 class _States(NamedTuple):
-    states: Tensor | None = None  # [2, B H, M, KP, VP] in-segment states
-    decays: Tensor | None = None  # [2, B H, M, KP] log2 of the decay since the segment's begin
-    carries: Tensor | None = None  # [2, B H, segments, KP, VP] states that enter the segments
+    """Scratch of one pass; None where a sequence is one chunk. Rows are B H."""
+
+    states: Tensor | None = None  # [2, rows, M, KP, VP] as they enter, decayed to the middle
+    dstates: Tensor | None = None  # the same of the gradients of those that leave
+    flows: Tensor | None = None  # [2, rows, M, KP], see `scan_kernel`
+    factors: Tensor | None = None  # [2, rows, M, FACTORS, KP] decay of a chunk and of its halves
+    flags: Tensor | None = None  # [rows, M, KP / BK] whether a chunk has the anchored range
+
+
+def _scan(
+    own: Tensor, factors: Tensor, per_segment: int, grad: bool,
+    entering: Tensor | None = None, flows: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Turns the chunks' own states into those that enter, in place.
+
+    Args:
+        own, factors: see `_States`.
+        per_segment: chunks of a segment.
+        grad: these are gradients: the directions run the other way.
+        entering, flows: the states, and where flows go.
+    """
+    _, rows, chunks, padded, v_padded = own.shape
+    segments = cdiv(chunks, per_segment)
+    missing = cdiv(MIN_PROGRAMS, 2 * rows * segments)
+    parts = min(1 << (missing - 1).bit_length(), MAX_PARTS)
+    per_program = min(padded, max(SCAN_ENTRIES // v_padded, 1))
+    per_program = max(per_program // parts, 1)
+    grid = (rows, 2 * segments, padded // per_program)
+    sizes = dict(GRAD=grad, R=per_program, KP=padded, VP=v_padded, num_warps=1)
+    # few programs wait for memory, many need the instructions
+    sizes["PREFETCH"] = 4 if segments > 1 else 1
+    carries = None
+    if segments > 1:
+        carries = torch.empty(2, rows, segments, padded, v_padded, dtype=SCRATCH, device=own.device)
+        end_factors = torch.empty(
+            2, rows, segments, FACTORS.value, padded, dtype=SCRATCH, device=own.device
+        )
+        segment_kernel[grid](own, factors, carries, end_factors, chunks, per_segment, **sizes)
+        _scan(carries, end_factors, segments, grad)
+    scan_kernel[grid](
+        own, factors, carries, entering, flows, chunks, per_segment,
+        FLOWS=flows is not None, SEGMENTED=segments > 1, **sizes,
+    )  # fmt: skip
 
 
 def _states(
-    x: Tensor, y: Tensor, gate_f: Tensor, gate_b: Tensor, plan: Plan, scale: float, grad: bool
-) -> _States:
-    """States that enter the chunks (x, y = k, v) or gradients of those that leave (q, grad)."""
+    k: Tensor, v: Tensor, gates: list[Tensor], plan: Plan, scale: float,
+    q: Tensor | None = None, grad: Tensor | None = None,
+) -> _States:  # fmt: skip
+    """States that enter the chunks; with q and the output's gradient also theirs."""
     if plan.M == 1:
         return _States()
-    batch, num_tokens, heads, width = x.shape
-    segmented = plan.segments > 1
-    rows = (2, batch * heads)
+    batch, num_tokens, heads, width = k.shape
+    rows = (batch * heads, plan.M)
 
-    def scratch(*shape: int) -> Tensor:
-        return torch.empty(*rows, *shape, dtype=SCRATCH, device=x.device)
+    def scratch(*shape: int, dtype: torch.dtype = SCRATCH) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=k.device)
 
-    states = scratch(plan.M, plan.KP, plan.VP)
-    decays = ends = end_decays = None
-    if segmented:
-        decays = scratch(plan.M, plan.KP)
-        ends = scratch(plan.segments, plan.KP, plan.VP)
-        end_decays = scratch(plan.segments, plan.KP)
-    key_blocks = plan.KP // plan.BK
-    sizes = dict(GRAD=grad, BK=plan.BK, KP=plan.KP, VP=plan.VP)
-    state_kernel[(batch * heads, 2 * plan.segments, key_blocks)](
-        x, y, gate_f, gate_b, states, decays, ends, end_decays,
-        num_tokens, heads, width, y.shape[-1], plan.M, plan.per_segment, scale,
-        *x.stride(), *y.stride(), *gate_f.stride(), *gate_b.stride(),
-        SEGMENTED=segmented, C=plan.C, DOT=dot_dtype(x.dtype),
-        **options("state", plan), **sizes,
+    full = (2, *rows, plan.KP, plan.VP)
+    states = scratch(*full, dtype=state_dtype(k.dtype))
+    dstates = flows = None
+    others = ()
+    if q is not None:
+        dstates = torch.empty_like(states)
+        flows = scratch(2, *rows, plan.KP)
+        others = (q, grad)
+    factors = scratch(2, *rows, FACTORS.value, plan.KP)
+    flags = scratch(*rows, plan.KP // plan.BK, dtype=torch.int32)
+    settings = options("local", plan)
+    grid = (rows[0], cdiv(plan.M, settings["N"]), plan.KP // plan.BK)
+    local_kernel[grid](
+        k, v, *gates, q, grad, states, dstates, factors, flags, num_tokens, heads, plan.M, scale,
+        *strides(k, v, *gates, *(others or (k, v))), GRAD=q is not None,
+        **_sizes(plan, width, v), **settings,
     )  # fmt: skip
-    if segmented:
-        segment_kernel[(batch * heads, 2, key_blocks)](
-            ends, end_decays, plan.segments, num_warps=4, **sizes
-        )
-    return _States(states, decays, ends)
+    _scan(states, factors, plan.per_segment, grad=False)
+    if q is not None:
+        _scan(dstates, factors, plan.per_segment, True, states, flows)
+    return _States(states, dstates, flows, factors, flags)
 
 
 def triton_forward(
@@ -156,7 +232,7 @@ def triton_forward(
 ) -> Tensor:
     """``[B, N, H, V]``, contiguous, from ``[B, N, H, K]`` (q, k, gate logits) and v.
 
-    Inputs are read in place by their strides, sums and states are float32. The result has v's dtype
+    Inputs are read in place where `by_tokens` can, sums are float32. The result has v's dtype
     unless ``out_dtype`` says otherwise. ``segments`` overrides into how many runs a sequence is
     cut, for tests.
     """
@@ -166,13 +242,21 @@ def triton_forward(
         return out
     plan = make_plan(q, v, segments)
     scale = 0.5 / math.sqrt(width)
+    q, k, v, *gates = map(by_tokens, (q, k, v, gate_f, gate_b))
+    settings = options("output", plan)
     with device_of(q):
-        s = _states(k, v, gate_f, gate_b, plan, scale, grad=False)
-        output_kernel[(batch * heads * plan.M,)](
-            q, k, v, gate_f, gate_b, out, *s,
-            num_tokens, heads, width, v.shape[-1], plan.M, plan.per_segment, plan.segments, scale,
-            *q.stride(), *k.stride(), *v.stride(), *gate_f.stride(), *gate_b.stride(),
-            **options("output", plan), **_sizes(plan, q.dtype),
+        if plan.M > 1 and batch * heads >= SWEEP_HEADS and plan.BK == plan.KP:
+            size = (batch * heads, plan.M, plan.KP, plan.VP)
+            states = torch.empty(size, dtype=state_dtype(q.dtype), device=q.device)
+            sweep_kernel[(batch * heads,)](
+                q, k, v, *gates, out, states, num_tokens, heads, plan.M, scale,
+                *strides(q, k, v, *gates), **_sizes(plan, width, v), **options("sweep", plan),
+            )  # fmt: skip
+            return out
+        s = _states(k, v, gates, plan, scale)
+        output_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
+            q, k, v, *gates, out, s.states, s.factors, s.flags, num_tokens, heads, plan.M, scale,
+            *strides(q, k, v, *gates), STATES=plan.M > 1, **_sizes(plan, width, v), **settings,
         )  # fmt: skip
     return out
 
@@ -192,32 +276,37 @@ def triton_backward(
     The states are computed again from the inputs. The result is the same in every run.
     """
     batch, num_tokens, heads, width = q.shape
-    inputs = (q, k, v, gate_f, gate_b)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    grads = tuple(
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)
+    )
     if batch == 0:
         return grads
-    plan = make_plan(q, v, segments)
+    plan = make_plan(q, v, segments, grad=True)
     scale = 0.5 / math.sqrt(width)
+    grad, q, k, v, *gates = map(by_tokens, (grad, q, k, v, gate_f, gate_b))
+    tensors = (grad, q, k, v, *gates, *grads)
+    sizes = (num_tokens, heads, plan.M, scale, *strides(grad, q, k, v, *gates))
     with device_of(q):
-        s = _states(k, v, gate_f, gate_b, plan, scale, grad=False)
-        d = _states(q, grad, gate_f, gate_b, plan, scale, grad=True)
-        gradient_kernel[(batch * heads * plan.M,)](
-            grad, *inputs, *grads, *s, *d,
-            num_tokens, heads, width, v.shape[-1], plan.M, plan.per_segment, plan.segments, scale,
-            *grad.stride(), *(stride for x in inputs for stride in x.stride()),
-            **options("gradient", plan), **_sizes(plan, q.dtype),
+        s = _states(k, v, gates, plan, scale, q, grad)
+        gradient_kernel[(batch * heads, plan.M)](
+            *tensors, s.states, s.dstates, s.flows, *sizes, STATES=plan.M > 1,
+            **_sizes(plan, width, v), **options("gradient", plan),
         )  # fmt: skip
+        if plan.M > 1:
+            settings = options("exact", plan)
+            exact_gradient_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
+                *tensors, *s, *sizes, **_sizes(plan, width, v), **settings
+            )
     return grads
 
 
-def _sizes(plan: Plan, dtype: torch.dtype) -> dict:
+def _sizes(plan: Plan, width: int, v: Tensor) -> dict:
     return dict(
-        STATES=plan.M > 1,
-        SEGMENTED=plan.segments > 1,
+        K=width,
+        V=v.shape[-1],
         C=plan.C,
-        LEVELS=plan.C.bit_length() - 1,
         BK=plan.BK,
         KP=plan.KP,
         VP=plan.VP,
-        DOT=dot_dtype(dtype),
+        DOT=dot_dtype(v.dtype),
     )

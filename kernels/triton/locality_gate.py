@@ -7,34 +7,43 @@ from the inputs. A weight's gradient is summed over the rows of an instance here
 instances by torch: the same in every run.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import SCRATCH, cdiv, device_of, power_of_2
-from .tile import ACC, load_tile, place, sigmoids, store_tile
+from .launch import SCRATCH, by_tokens, cdiv, device_of, power_of_2, strides
+from .tile import ACC, LOG2_E, ex2, load, reciprocal, store
 
-TILE = 2048  # entries of an instance's tile
-PER_THREAD = 8  # entries: one load of 16 bytes in bf16
+TILE = 1024  # entries of an instance's tile: 32 a thread
+GRADIENT_TILE = 512  # 16 a thread, as registers are scarce there
+BLOCKS = 4  # tiles an instance walks through
 
 
 @triton.jit
-def load_weight(weight, cols, D):
+def load_weight(weight, cols, D: tl.constexpr, DP: tl.constexpr):
+    if D == DP:
+        return tl.load(weight + cols).to(ACC)[None, :]
     return tl.load(weight + cols, mask=cols < D, other=0.0).to(ACC)[None, :]
 
 
 @triton.jit
-def normalize(x, valid, D, eps):
-    """x / rms(x) and 1 / rms(x) of each row; 0 for rows outside the tensor, also with eps = 0."""
-    inverse = tl.where(valid, tl.rsqrt(tl.sum(x * x, axis=1) / D + eps), 0.0)[:, None]
-    return x * inverse, inverse
+def sigmoid(x):
+    return reciprocal(1.0 + ex2(x * -LOG2_E))
 
 
 @triton.jit
-def dnormalize(grad, normal, inverse, D):
+def inverse_rms(x, valid, eps, D: tl.constexpr):
+    """1 / rms(x) of each row; 0 for rows outside the tensor, also with eps = 0."""
+    return tl.where(valid, tl.rsqrt(tl.sum(x * x, axis=1) * (1.0 / D) + eps), 0.0)[:, None]
+
+
+@triton.jit
+def dnormalize(grad, normal, inverse, D: tl.constexpr):
     """Gradient of x from that of x / rms(x)."""
-    return inverse * (grad - normal * (tl.sum(grad * normal, axis=1) / D)[:, None])
+    return inverse * (grad - normal * (tl.sum(grad * normal, axis=1) * (1.0 / D))[:, None])
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -47,44 +56,43 @@ def blend_kernel(
     out,
     N,
     H,
-    D,
     eps,
-    o_b,
     o_n,
     o_h,
-    o_d,
-    l_b,
     l_n,
     l_h,
-    l_d,
-    z_b,
     z_n,
     z_h,
-    z_d,
+    D: tl.constexpr,
     ACT: tl.constexpr,
     R: tl.constexpr,
     DP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    """Grid (B blocks H); an instance owns R tokens of one head, all channels."""
-    b, block, h = place(tl.cdiv(N, R), H)
-    start = block * R
-    left = N - start
+    """Grid (B H, N / (R BLOCKS)); an instance owns BLOCKS times R tokens of one head, all channels.
+
+    With its neighbours' tokens in one tensor, a batch entry's token n is row b N + n of all.
+    """
+    bh = tl.program_id(0).to(tl.int64)
+    b, h = bh // H, bh % H
     rows = tl.arange(0, R)
     cols = tl.arange(0, DP)
-    valid = rows < left
-    os = load_tile(o + b * o_b + h * o_h + start * o_n, rows, cols, o_n, o_d, left, D)
-    ls = load_tile(local + b * l_b + h * l_h + start * l_n, rows, cols, l_n, l_d, left, D)
-    zs = load_tile(gate + b * z_b + h * z_h + start * z_n, rows, cols, z_n, z_d, left, D)
-    w_g = load_weight(g_weight, cols, D)
-    w_l = load_weight(l_weight, cols, D)
-    normal_o, _ = normalize(os, valid, D, eps)
-    normal_l, _ = normalize(ls, valid, D, eps)
-    share_o, share_l = sigmoids(zs)
-    y = normal_o * w_g * share_o + normal_l * w_l * share_l
-    if ACT:
-        on, _ = sigmoids(y)
-        y *= on
-    store_tile(out + ((b * N + start) * H + h) * D, y, rows, cols, H * D, left, D)
+    w_g = load_weight(g_weight, cols, D, DP)
+    w_l = load_weight(l_weight, cols, D, DP)
+    first = tl.program_id(1) * BLOCKS
+    for block in range(first, tl.minimum(first + BLOCKS, tl.cdiv(N, R))):
+        left = N - block * R
+        valid = rows < left
+        token = b * N + block * R
+        os = load(o + token * o_n + h * o_h, rows, cols, o_n, left, D, DP, 0.0).to(ACC)
+        ls = load(local + token * l_n + h * l_h, rows, cols, l_n, left, D, DP, 0.0).to(ACC)
+        zs = load(gate + token * z_n + h * z_h, rows, cols, z_n, left, D, DP, 0.0).to(ACC)
+        x = os * inverse_rms(os, valid, eps, D) * w_g
+        y = ls * inverse_rms(ls, valid, eps, D) * w_l
+        y += sigmoid(zs) * (x - y)
+        if ACT:
+            y *= sigmoid(y)
+        store(out + (token * H + h) * D, y, rows, cols, H * D, left, D, DP)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -101,71 +109,73 @@ def blend_gradient_kernel(
     dweights,
     N,
     H,
-    D,
     eps,
-    g_b,
     g_n,
     g_h,
-    g_d,
-    o_b,
     o_n,
     o_h,
-    o_d,
-    l_b,
     l_n,
     l_h,
-    l_d,
-    z_b,
     z_n,
     z_h,
-    z_d,
+    D: tl.constexpr,
     ACT: tl.constexpr,
     R: tl.constexpr,
     DP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """Grid and tiles of `blend_kernel`; ``dweights [2, instances, D]`` takes partial sums."""
-    b, block, h = place(tl.cdiv(N, R), H)
-    start = block * R
-    left = N - start
+    bh = tl.program_id(0).to(tl.int64)
+    b, h = bh // H, bh % H
     rows = tl.arange(0, R)
     cols = tl.arange(0, DP)
-    valid = rows < left
-    dy = load_tile(grad + b * g_b + h * g_h + start * g_n, rows, cols, g_n, g_d, left, D)
-    os = load_tile(o + b * o_b + h * o_h + start * o_n, rows, cols, o_n, o_d, left, D)
-    ls = load_tile(local + b * l_b + h * l_h + start * l_n, rows, cols, l_n, l_d, left, D)
-    zs = load_tile(gate + b * z_b + h * z_h + start * z_n, rows, cols, z_n, z_d, left, D)
-    w_g = load_weight(g_weight, cols, D)
-    w_l = load_weight(l_weight, cols, D)
-    normal_o, inverse_o = normalize(os, valid, D, eps)
-    normal_l, inverse_l = normalize(ls, valid, D, eps)
-    share_o, share_l = sigmoids(zs)
-    if ACT:
-        y = normal_o * w_g * share_o + normal_l * w_l * share_l
-        on, off = sigmoids(y)
-        dy *= on * (1.0 + y * off)
-    dz = dy * (normal_o * w_g - normal_l * w_l) * share_o * share_l
-    dy_o = dy * share_o
-    dy_l = dy * share_l
-    dos = dnormalize(dy_o * w_g, normal_o, inverse_o, D)
-    dls = dnormalize(dy_l * w_l, normal_l, inverse_l, D)
-    offset = ((b * N + start) * H + h) * D
-    store_tile(do + offset, dos, rows, cols, H * D, left, D)
-    store_tile(dlocal + offset, dls, rows, cols, H * D, left, D)
-    store_tile(dgate + offset, dz, rows, cols, H * D, left, D)
-    partial = dweights + tl.program_id(0).to(tl.int64) * D + cols
-    tl.store(partial, tl.sum(dy_o * normal_o, axis=0), mask=cols < D)
-    partial += tl.num_programs(0).to(tl.int64) * D
-    tl.store(partial, tl.sum(dy_l * normal_l, axis=0), mask=cols < D)
+    w_g = load_weight(g_weight, cols, D, DP)
+    w_l = load_weight(l_weight, cols, D, DP)
+    dw_g = tl.zeros((R, DP), dtype=ACC)
+    dw_l = tl.zeros((R, DP), dtype=ACC)
+    first = tl.program_id(1) * BLOCKS
+    for block in range(first, tl.minimum(first + BLOCKS, tl.cdiv(N, R))):
+        left = N - block * R
+        valid = rows < left
+        token = b * N + block * R
+        dy = load(grad + token * g_n + h * g_h, rows, cols, g_n, left, D, DP, 0.0).to(ACC)
+        os = load(o + token * o_n + h * o_h, rows, cols, o_n, left, D, DP, 0.0).to(ACC)
+        ls = load(local + token * l_n + h * l_h, rows, cols, l_n, left, D, DP, 0.0).to(ACC)
+        zs = load(gate + token * z_n + h * z_h, rows, cols, z_n, left, D, DP, 0.0).to(ACC)
+        inverse_o = inverse_rms(os, valid, eps, D)
+        inverse_l = inverse_rms(ls, valid, eps, D)
+        normal_o = os * inverse_o
+        normal_l = ls * inverse_l
+        difference = normal_o * w_g - normal_l * w_l
+        share = sigmoid(zs)
+        if ACT:
+            y = normal_l * w_l + share * difference
+            on = sigmoid(y)
+            dy *= on + on * y * (1.0 - on)
+        dy_o = dy * share
+        dy_l = dy - dy_o
+        dw_g += dy_o * normal_o
+        dw_l += dy_l * normal_l
+        to = (token * H + h) * D
+        store(dgate + to, dy_o * (difference - share * difference), rows, cols, H * D, left, D, DP)
+        dos = dnormalize(dy_o * w_g, normal_o, inverse_o, D)
+        store(do + to, dos, rows, cols, H * D, left, D, DP)
+        dls = dnormalize(dy_l * w_l, normal_l, inverse_l, D)
+        store(dlocal + to, dls, rows, cols, H * D, left, D, DP)
+    instances = tl.num_programs(0) * tl.num_programs(1)
+    partial = dweights + (bh * tl.num_programs(1) + tl.program_id(1)) * D + cols
+    tl.store(partial, tl.sum(dw_g, axis=0), mask=cols < D)
+    partial += instances.to(tl.int64) * D
+    tl.store(partial, tl.sum(dw_l, axis=0), mask=cols < D)
 
 
-def _sizes(o: Tensor) -> tuple[tuple[int], dict]:
-    """Grid and constants of both kernels."""
+def _sizes(o: Tensor, tile: int) -> tuple[tuple[int, int], dict]:
+    """Grid and constants of a kernel."""
     batch, num_tokens, heads, width = o.shape
     padded = power_of_2(width)
-    rows = min(TILE // padded, power_of_2(num_tokens))
-    warps = max(rows * padded // (32 * PER_THREAD), 1)
-    grid = (batch * cdiv(num_tokens, rows) * heads,)
-    return grid, dict(R=rows, DP=padded, num_warps=warps, num_stages=1)
+    rows = min(tile // padded, power_of_2(num_tokens))
+    grid = (batch * heads, cdiv(num_tokens, rows * BLOCKS))
+    return grid, dict(D=width, R=rows, DP=padded, BLOCKS=BLOCKS, num_warps=1, num_stages=1)
 
 
 def gate_forward(
@@ -181,11 +191,12 @@ def gate_forward(
     out = torch.empty(o.shape, dtype=o.dtype, device=o.device)
     if o.shape[0] == 0:
         return out
-    grid, sizes = _sizes(o)
+    grid, sizes = _sizes(o, TILE)
+    inputs = tuple(map(by_tokens, (o, local, gate)))
     with device_of(o):
         blend_kernel[grid](
-            o, local, gate, g_weight.contiguous(), l_weight.contiguous(), out, *o.shape[1:], eps,
-            *o.stride(), *local.stride(), *gate.stride(), ACT=act, **sizes,
+            *inputs, g_weight.contiguous(), l_weight.contiguous(), out, *o.shape[1:3], eps,
+            *strides(*inputs), ACT=act, **sizes,
         )  # fmt: skip
     return out
 
@@ -206,11 +217,12 @@ def gate_backward(
     weights = (g_weight, l_weight)
     if o.shape[0] == 0:
         return (*grads, *(torch.zeros_like(w) for w in weights))
-    grid, sizes = _sizes(o)
-    partial = torch.empty(2, *grid, o.shape[-1], dtype=SCRATCH, device=o.device)
+    grid, sizes = _sizes(o, GRADIENT_TILE)
+    partial = torch.empty(2, math.prod(grid), o.shape[-1], dtype=SCRATCH, device=o.device)
+    grad, *inputs = map(by_tokens, (grad, *inputs))
     with device_of(o):
         blend_gradient_kernel[grid](
-            grad, *inputs, *(w.contiguous() for w in weights), *grads, partial, *o.shape[1:], eps,
-            *grad.stride(), *(stride for x in inputs for stride in x.stride()), ACT=act, **sizes,
+            grad, *inputs, *(w.contiguous() for w in weights), *grads, partial, *o.shape[1:3],
+            eps, *strides(grad, *inputs), ACT=act, **sizes,
         )  # fmt: skip
     return (*grads, *(p.sum(dim=0).to(w.dtype) for p, w in zip(partial, weights, strict=True)))

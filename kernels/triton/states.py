@@ -1,155 +1,252 @@
 """States at the chunk borders, of the forward pass and (`GRAD`) their gradients.
 
-    S_f[m+1] = c_f[m] S_f[m] + sum_s (gates_f after s) k_s v_s^T           left to right
-    S_b[m-1] = c_b[m] S_b[m] + sum_s (gates_b before s) k_s v_s^T          right to left
-    D_f[m-1] = c_f[m] D_f[m] + sum_t (gates_f up to and with t) q_t do_t^T     right to left
-    D_b[m+1] = c_b[m] D_b[m] + sum_t (gates_b from t on) q_t do_t^T            left to right
+    S_f[m+1] = c_f[m] S_f[m] + L_f[m],    L_f = sum_s (gates_f after s) k_s v_s^T
+    S_b[m-1] = c_b[m] S_b[m] + L_b[m],    L_b = sum_s (gates_b before s) k_s v_s^T
+    D_f[m-1] = c_f[m] D_f[m] + sum_t (gates_f up to and with t) q_t do_t^T
+    D_b[m+1] = c_b[m] D_b[m] + sum_t (gates_b from t on) q_t do_t^T
 
 c[m] is the product of all gates of chunk m. S[m] is what enters chunk m, D[m] the gradient of what
-leaves it. A long sequence is cut into segments that are summed up at the same time.
+leaves it. `local_kernel` makes every chunk's own part of both directions, all chunks at a time;
+`scan_kernel` adds up along the sequence. A long sequence is cut into segments: `segment_kernel`
+finds what each adds, `scan_kernel` adds that up, and then inside all segments at the same time.
+No factor is above 1, so any gate is safe.
+
+S and D are kept times the decay to the middle of the chunk they enter, where the products inside
+the chunk have their anchor (see `tile`), but at most 2^-RANGE.
 """
 
 import triton
 import triton.language as tl
 
-from .tile import ACC, dot, load_raw, log_gate
+from .tile import ACC, RANGE, dot, ex2, gate_bits, load, running, weights
+
+FACTORS = tl.constexpr(3)  # of a chunk's channel: whole, to the middle from the left, the right
 
 
-@triton.jit(do_not_specialize=["T", "M", "per_segment"])
-def state_kernel(
-    x,
-    y,
+@triton.jit
+def own_state(x, y, matrix, bits, logit, DOT: tl.constexpr):
+    """``[BK, V]``: what a chunk adds to the state of one direction; x ``[C, BK]``, y ``[C, V]``."""
+    return dot(tl.trans((x * ex2(running(matrix, bits, logit))).to(DOT)), y)
+
+
+@triton.jit
+def store_own(states, x, y, matrix, bits, logit, DOT: tl.constexpr):
+    tl.store(states, own_state(x, y, matrix, bits, logit, DOT).to(states.dtype.element_ty))
+
+
+@triton.jit
+def sums_matrix(C: tl.constexpr):
+    """``[16, C]``, by which `running` sums up: whole, left half, right half, in rows 0 to 2."""
+    i = tl.arange(0, 16)[:, None]
+    j = tl.arange(0, C)[None, :]
+    none = (i < 0) & (j < 0)
+    return weights((i == 0) | ((i == 1) & (j < C // 2)) | ((i == 2) & (j >= C // 2)), none)
+
+
+@triton.jit
+def in_range(sums_f, sums_b):
+    """Whether both halves of a chunk keep to the range of the anchored products, from its sums."""
+    halves = (tl.arange(0, 16) > 0)[:, None]
+    lowest = tl.where(halves, tl.minimum(sums_f, sums_b), 0.0)
+    return tl.min(tl.min(lowest, axis=1), axis=0) >= -RANGE
+
+
+@triton.jit
+def store_factors(factors, sums, cols, KP: tl.constexpr):
+    """Writes a chunk's decays of one direction, those of the halves at least 2^-RANGE."""
+    i = tl.arange(0, 16)[:, None]
+    kept = tl.where(i > 0, tl.maximum(sums, -RANGE), sums)
+    tl.store(factors + i * KP + cols[None, :], ex2(kept), mask=i < FACTORS)
+
+
+@triton.jit(do_not_specialize=["T", "M"])
+def local_kernel(
+    k,
+    v,
     gate_f,
     gate_b,
+    q,
+    do,
     states,
-    decays,
-    ends,
-    end_decays,
+    dstates,
+    factors,
+    flags,
     T,
     H,
-    K,
-    V,
     M,
-    per_segment,
     scale,
-    x_b,
-    x_t,
-    x_h,
-    x_d,
-    y_b,
-    y_t,
-    y_h,
-    y_d,
-    gf_b,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
     gf_t,
     gf_h,
-    gf_d,
-    gb_b,
     gb_t,
     gb_h,
-    gb_d,
+    q_t,
+    q_h,
+    do_t,
+    do_h,
     GRAD: tl.constexpr,
-    SEGMENTED: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
     C: tl.constexpr,
+    N: tl.constexpr,
     BK: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B H, 2 directions x segments, key blocks).
+    """Grid (B H, M / N, key blocks).
 
-    An instance owns one segment of one head and direction and BK key channels. It reads x
-    ``[C, BK]``, y ``[C, V]`` and its direction's gate of each chunk once, in scan order, and writes
-    the state before each chunk and, if segmented, the log2 decay since the segment's begin
-    and both at the segment's end.
+    An instance owns BK key channels of N chunks of one head. It reads k ``[C, BK]``, v ``[C, V]``
+    and both gates of each and writes what the chunk adds to the state of each direction, its
+    decays, and whether the anchored products have the range for them; `GRAD`: also what q and do
+    add to the gradients of the states.
     """
     bh = tl.program_id(0).to(tl.int64)
-    segments = tl.num_programs(1) // 2
-    direction = tl.program_id(1) // segments
-    segment = tl.program_id(1) % segments
-    key_block = tl.program_id(2)
+    heads = tl.num_programs(0)
     b, h = bh // H, bh % H
-    if direction == 0:
-        gate = gate_f + b * gf_b + h * gf_h
-        gate_t = gf_t
-        gate_d = gf_d
-    else:
-        gate = gate_b + b * gb_b + h * gb_h
-        gate_t = gb_t
-        gate_d = gb_d
-    x += b * x_b + h * x_h
-    y += b * y_b + h * y_h
-    left_to_right = (direction == 1) == GRAD
-
+    key_block = tl.program_id(2)
     rows = tl.arange(0, C)
     cols_k = key_block * BK + tl.arange(0, BK)
     cols_v = tl.arange(0, VP)
+    i = rows[:, None]
+    j = rows[None, :]
+    after = weights(j > i, j < 0)
+    before = weights(j < i, j < 0)
+    sums = sums_matrix(C)
+    if GRAD:
+        up_to = weights(j <= i, j < 0)
+        from_on = weights(j >= i, j < 0)
     inside = cols_k[:, None] * VP + cols_v[None, :]
-    row_of_heads = direction * tl.num_programs(0) + bh
-
-    first = segment * per_segment
-    count = tl.minimum(per_segment, M - first)
-    state = tl.zeros((BK, VP), dtype=ACC)
-    log_decay = tl.zeros((BK,), dtype=ACC)
-    for i in range(0, count):
-        m = first + (i if left_to_right else count - 1 - i)
-        slot = row_of_heads * M + m
-        tl.store(states + slot * KP * VP + inside, state)
-        if SEGMENTED:
-            tl.store(decays + slot * KP + cols_k, log_decay)
-        start = m.to(tl.int64) * C
+    first = tl.program_id(1) * N
+    for m in range(first, tl.minimum(first + N, M)):
         left = T - m * C
-        logit = load_raw(gate + start * gate_t, rows, cols_k, gate_t, gate_d, left, K)
-        logs = log_gate(logit, rows, left)
-        chunk_decay = tl.sum(logs, axis=0)
-        if not GRAD:
-            # A token's own gate acts before it is added: sum up its neighbours'. Subtracting the
-            # own one from the sum would cost the digits of the others where it is large.
-            neighbour = rows + (1 if left_to_right else -1)
-            exists = (neighbour >= 0) & (neighbour < C)
-            index = tl.broadcast_to(tl.where(exists, neighbour, rows)[:, None], logs.shape)
-            logs = tl.where(exists[:, None], tl.gather(logs, index, 0), 0.0)
-        if left_to_right:
-            decay = tl.cumsum(logs, axis=0, reverse=True)
-        else:
-            decay = tl.cumsum(logs, axis=0)
-        xs = load_raw(x + start * x_t, rows, cols_k, x_t, x_d, left, K)
-        ys = load_raw(y + start * y_t, rows, cols_v, y_t, y_d, left, V)
-        xs = (xs.to(ACC) * tl.exp2(decay)).to(DOT)
+        token = b * T + m * C
+        gf_m = gate_f + token * gf_t + h * gf_h
+        gb_m = gate_b + token * gb_t + h * gb_h
+        logit_f = load(gf_m, rows, cols_k, gf_t, left, K, KP, float("inf"))
+        logit_b = load(gb_m, rows, cols_k, gb_t, left, K, KP, float("inf"))
+        ks = load(k + token * k_t + h * k_h, rows, cols_k, k_t, left, K, KP, 0.0).to(ACC)
+        vs = load(v + token * v_t + h * v_h, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+        bits_f = gate_bits(logit_f)
+        bits_b = gate_bits(logit_b)
+        slot = bh * M + m
+        slot_b = heads * M + slot
+        sums_f = running(sums, bits_f, logit_f)
+        sums_b = running(sums, bits_b, logit_b)
+        store_factors(factors + slot * FACTORS * KP, sums_f, cols_k, KP)
+        store_factors(factors + slot_b * FACTORS * KP, sums_b, cols_k, KP)
+        fast = in_range(sums_f, sums_b)
+        tl.store(flags + slot * (KP // BK) + key_block, fast.to(tl.int32))
+        at_f = slot * KP * VP + inside
+        at_b = slot_b * KP * VP + inside
+        store_own(states + at_f, ks, vs, after, bits_f, logit_f, DOT)
+        store_own(states + at_b, ks, vs, before, bits_b, logit_b, DOT)
         if GRAD:
-            ys = ys.to(ACC) * scale
-        local = dot(tl.trans(xs), ys.to(DOT))
-        state = state * tl.exp2(chunk_decay)[:, None] + local
-        log_decay += chunk_decay
-    if SEGMENTED:
-        slot = row_of_heads * segments + segment
-        tl.store(ends + slot * KP * VP + inside, state)
-        tl.store(end_decays + slot * KP + cols_k, log_decay)
+            qs = load(q + token * q_t + h * q_h, rows, cols_k, q_t, left, K, KP, 0.0)
+            g = load(do + token * do_t + h * do_h, rows, cols_v, do_t, left, V, VP, 0.0)
+            qs = qs.to(ACC) * scale
+            store_own(dstates + at_f, qs, g.to(DOT), up_to, bits_f, logit_f, DOT)
+            store_own(dstates + at_b, qs, g.to(DOT), from_on, bits_b, logit_b, DOT)
 
 
-@triton.jit(do_not_specialize=["segments"])
+@triton.jit(do_not_specialize=["M", "per_segment"])
 def segment_kernel(
+    states,
+    factors,
     ends,
-    end_decays,
-    segments,
+    end_factors,
+    M,
+    per_segment,
     GRAD: tl.constexpr,
-    BK: tl.constexpr,
+    R: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
-    """Grid (B H, 2 directions, key blocks): turns the states at the segments' ends, in place,
-    into the states that enter the segments. An instance owns BK channels of a head's states."""
-    bh = tl.program_id(0).to(tl.int64)
-    direction = tl.program_id(1)
-    cols_k = tl.program_id(2) * BK + tl.arange(0, BK)
+    """Grid (B H, 2 directions x segments, KP / R): what each segment adds to the state, and its
+    decay; in the form of a chunk's. An instance owns R channels of one segment's states."""
+    segments = tl.num_programs(1) // 2
+    direction = tl.program_id(1) // segments
+    segment = tl.program_id(1) % segments
+    cols_k = tl.program_id(2) * R + tl.arange(0, R)
     inside = cols_k[:, None] * VP + tl.arange(0, VP)[None, :]
+    row = direction * tl.num_programs(0) + tl.program_id(0).to(tl.int64)
+    first = segment * per_segment
+    count = tl.minimum(per_segment, M - first)
     left_to_right = (direction == 1) == GRAD
-    first = (direction * tl.num_programs(0) + bh) * segments
-    state = tl.zeros((BK, VP), dtype=ACC)
-    # loads ahead: the slots differ, so what is stored is never what is loaded next
-    for i in tl.range(0, segments, num_stages=4):
-        slot = first + (i if left_to_right else segments - 1 - i)
-        pointers = ends + slot * KP * VP + inside
-        end = tl.load(pointers)
-        tl.store(pointers, state)
-        state = state * tl.exp2(tl.load(end_decays + slot * KP + cols_k))[:, None] + end
+    state = tl.zeros((R, VP), dtype=ACC)
+    decay = tl.full((R,), 1.0, dtype=ACC)
+    for i in tl.range(0, count, num_stages=PREFETCH):
+        slot = row * M + first + (i if left_to_right else count - 1 - i)
+        own = tl.load(states + slot * KP * VP + inside).to(ACC)
+        whole = tl.load(factors + slot * FACTORS * KP + cols_k)
+        state = state * whole[:, None] + own
+        decay *= whole
+    slot = row * segments + segment
+    tl.store(ends + slot * KP * VP + inside, state)
+    end_factors += slot * FACTORS * KP + cols_k
+    tl.store(end_factors, decay)
+    # there is no chunk to whose middle these decay
+    tl.store(end_factors + KP, tl.full((R,), 1.0, dtype=ACC))
+    tl.store(end_factors + 2 * KP, tl.full((R,), 1.0, dtype=ACC))
+
+
+@triton.jit(do_not_specialize=["M", "per_segment"])
+def scan_kernel(
+    states,
+    factors,
+    carries,
+    entering,
+    flows,
+    M,
+    per_segment,
+    GRAD: tl.constexpr,
+    FLOWS: tl.constexpr,
+    SEGMENTED: tl.constexpr,
+    R: tl.constexpr,
+    KP: tl.constexpr,
+    VP: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """Grid (B H, 2 directions x segments, KP / R): turns each chunk's own part, in place, into the
+    state that enters it. An instance owns R channels of one segment's states.
+
+    `SEGMENTED`: ``carries`` enter the segments. `FLOWS`, with `GRAD`: ``entering`` are the states
+    of the forward pass. What leaves a chunk times its gradient, summed over V, goes to ``flows``:
+    that part of the gradient of log(alpha) is the same for all tokens of a chunk.
+    """
+    segments = tl.num_programs(1) // 2
+    direction = tl.program_id(1) // segments
+    segment = tl.program_id(1) % segments
+    cols_k = tl.program_id(2) * R + tl.arange(0, R)
+    inside = cols_k[:, None] * VP + tl.arange(0, VP)[None, :]
+    row = direction * tl.num_programs(0) + tl.program_id(0).to(tl.int64)
+    first = segment * per_segment
+    count = tl.minimum(per_segment, M - first)
+    left_to_right = (direction == 1) == GRAD
+    if SEGMENTED:
+        state = tl.load(carries + (row * segments + segment) * KP * VP + inside)
+    else:
+        state = tl.zeros((R, VP), dtype=ACC)
+    half = 1 if left_to_right else 2  # the one between the entrance and the middle
+    for i in tl.range(0, count, num_stages=PREFETCH):
+        m = first + (i if left_to_right else count - 1 - i)
+        slot = row * M + m
+        pointers = states + slot * KP * VP + inside
+        own = tl.load(pointers).to(ACC)
+        whole = tl.load(factors + slot * FACTORS * KP + cols_k)
+        entry = tl.load(factors + (slot * FACTORS + half) * KP + cols_k)
+        if FLOWS:
+            # what leaves chunk m enters the one that the gradient came from
+            next_m = m - 1 if left_to_right else m + 1
+            exists = (next_m >= 0) & (next_m < M)
+            next_slot = row * M + tl.where(exists, next_m, m)
+            left = tl.load(entering + next_slot * KP * VP + inside).to(ACC)
+            to_middle = tl.load(factors + (next_slot * FACTORS + 3 - half) * KP + cols_k)
+            flow = tl.sum(left * state, axis=1) / to_middle
+            tl.store(flows + slot * KP + cols_k, tl.where(exists, flow, 0.0))
+        tl.store(pointers, (state * entry[:, None]).to(states.dtype.element_ty))
+        state = state * whole[:, None] + own

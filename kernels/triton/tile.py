@@ -1,102 +1,107 @@
-"""Device functions shared by the kernels: gates, and the tree of pairs inside a chunk.
+"""Device functions shared by the kernels: gates, sums along a chunk, loads and stores.
 
-The decay between two tokens s < t of a chunk is a product of the gates in between. Anchoring it at
-one point of the chunk, exp(P_t - P_mid) exp(P_mid - P_s), overflows for strong gates. Here every
-pair has an anchor of its own between its tokens: with w = 2^i the highest bit in which t and s
-differ, both lie in the same block of 2w tokens, on different sides of its middle. So
+The decay between two tokens s < t of a chunk of the forward scan is 2^(P_t - P_s), with P the
+running sum of log2(alpha); of the backward scan, 2^(E_s - E_t) for s > t, with E the running sum
+that leaves the token's own gate out. One anchor a chunk, the sum at its middle, makes products of
+rows out of both:
 
-    decay(s -> t) = (gates from s to the middle) * (gates from the middle to t)
+    forward, s <= t:    q_t 2^(P_t - P_mid)    times    k_s 2^(P_mid - P_s)
+    backward, s >= t:   q_t 2^(E_mid - E_t)    times    k_s 2^(E_s - E_mid)
 
-where no factor is above 1: nothing overflows for any gate, nothing is floored, and what underflows
-is zero in truth. The two directions need different factors of different rows,
-
-    t right of the middle: q_t takes the forward gates, k_t the backward gates, from the middle,
-    t left of the middle:  q_t takes the backward gates, k_t the forward gates, to the middle,
-
-hence *one* product of q and k per level holds both directions, and the mask of a level,
-((t xor s) >> i) == 1, is symmetric. The levels i = 0 ... log2(C) - 1 cover each pair once; the
-diagonal needs no gate and counts for both directions. The factors of the next level follow by
-multiplying with the sibling block's product (a butterfly), so there is one exponential per gate.
-After the last level they are the factors for the states that enter and leave the chunk.
+Running sums are products with a constant matrix, [j <= t] - [j < mid] for P, so the anchor is
+subtracted before anything is rounded. In a chunk whose halves decay by more than 2^RANGE the
+factors would leave the range of float32: such a chunk takes the recurrence (see `exact`).
 """
 
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
 NORMALIZER = tl.constexpr(16.0)  # GATE_LOGIT_NORMALIZER of the reference
 ACC = tl.constexpr(tl.float32)  # type of sums and states; a test makes it float64
+RANGE = tl.constexpr(64.0)  # log2 of the largest factor of the anchored products
+SHUT = tl.constexpr(16384.0)  # bits, see `gate_bits`: 2^-1024, which is 0, and float16 holds it
 SERIES_TERMS = tl.constexpr(5)  # of log(1 + x), to float32's precision where x is below ...
 SERIES_BELOW = tl.constexpr(1 / 16)
 
 
 @triton.jit
-def log2_alpha(logit):
-    """log2(alpha) = log2(sigmoid(logit)) / 16 in float32, also where alpha is nearly 1."""
-    small = tl.exp2(-tl.abs(logit) * LOG2_E)
-    # log(1 + x), where 1 + x would lose the digits of x by its series; no division, which is slow
-    series = 1.0 / SERIES_TERMS
-    for i in tl.static_range(SERIES_TERMS - 1, 0, -1):
-        series = 1.0 / i - small * series
-    log1p = tl.where(small < SERIES_BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
-    return (tl.minimum(logit, 0.0) * LOG2_E - log1p) * (1.0 / NORMALIZER)
+def ex2(x):
+    """2^x in one instruction; Triton's own guards denormal numbers with three more."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def sigmoids(x):
-    """sigmoid(x) and sigmoid(-x), each to full precision."""
-    small = tl.exp2(-tl.abs(x) * LOG2_E)
-    whole = 1.0 / (1.0 + small)
-    return tl.where(x > 0, 1.0, small) * whole, tl.where(x > 0, small, 1.0) * whole
+def lg2(x):
+    """log2(x) in one instruction."""
+    if INTERPRETED:
+        return tl.log2(x)
+    return tl.inline_asm_elementwise(
+        "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def dlogit(grad, logit):
-    """Gradient of the logit from that of log(alpha): times sigmoid(-logit) / 16."""
-    _, closing = sigmoids(logit)
-    return grad * closing / NORMALIZER
+def reciprocal(x):
+    """1 / x in one instruction."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def place(blocks, H):
-    """Batch entry, block and head of an instance in a grid (B blocks H).
+def gate_bits(logit):
+    """-16 log2(alpha) = -log2(sigmoid(logit)), at most `SHUT`; NaN stays NaN.
 
-    Heads are innermost, as they are neighbours in memory.
+    Half-precision logits have too few digits to tell a gate within 6e-8 of 1 from an open one; for
+    float32 the digits of log(1 + x) that 1 + x loses come from its series.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    return pid // (H * blocks), (pid // H) % blocks, pid % H
-
-
-@triton.jit
-def load_raw(
-    base, rows, cols, stride_row, stride_col, valid_rows, valid_cols, AGAIN: tl.constexpr = False
-):
-    """``[rows, cols]`` as stored, zero outside the tensor. ``AGAIN``: read again later."""
-    mask = (rows < valid_rows)[:, None] & (cols < valid_cols)[None, :]
-    pointers = base + rows[:, None] * stride_row + cols[None, :] * stride_col
-    if AGAIN:
-        return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_last")
+    if logit.dtype == tl.float32 or logit.dtype == tl.float64:
+        z = logit.to(ACC)
+        small = tl.exp2(-tl.abs(z) * LOG2_E)
+        series = 1.0 / SERIES_TERMS
+        for i in tl.static_range(SERIES_TERMS - 1, 0, -1):
+            series = 1.0 / i - small * series
+        log1p = tl.where(small < SERIES_BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
+        bits = tl.maximum(-z, 0.0) * LOG2_E + log1p
     else:
-        return tl.load(pointers, mask=mask, other=0.0)
+        y = logit.to(ACC) * -LOG2_E
+        # log2(1 + 2^y), which is y where 2^y overflows
+        bits = tl.minimum(lg2(1.0 + ex2(y)), tl.maximum(y, 120.0))
+    return tl.minimum(bits, SHUT, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def load_tile(base, rows, cols, stride_row, stride_col, valid_rows, valid_cols):
-    """``[rows, cols]`` in float32, zero outside the tensor."""
-    return load_raw(base, rows, cols, stride_row, stride_col, valid_rows, valid_cols).to(ACC)
+def closing(logit):
+    """sigmoid(-logit) / 16: what turns the gradient of log(alpha) into that of the logit."""
+    return reciprocal(NORMALIZER + NORMALIZER * ex2(logit.to(ACC) * LOG2_E))
 
 
 @triton.jit
-def log_gate(logit, rows, valid_rows):
-    """log2(alpha) of a tile of gate logits; 0, no decay, in the rows outside the tensor."""
-    return tl.where((rows < valid_rows)[:, None], log2_alpha(logit.to(ACC)), 0.0)
+def weights(positive, negative):
+    """[positive] - [negative] over -16, the matrix of a running sum of log2(alpha) from bits."""
+    w = (negative.to(tl.float32) - positive.to(tl.float32)) * (1.0 / NORMALIZER)
+    return w.to(ACC if INTERPRETED else tl.float16)
 
 
 @triton.jit
-def store_tile(base, x, rows, cols, stride_row, valid_rows, valid_cols):
-    mask = (rows < valid_rows)[:, None] & (cols < valid_cols)[None, :]
-    pointers = base + rows[:, None] * stride_row + cols[None, :]
-    tl.store(pointers, x.to(base.dtype.element_ty), mask=mask)
+def running(matrix, bits, logit):
+    """matrix ``[C, C]`` times bits ``[C, BK]``, in float16: once for logits in bfloat16, which
+    have fewer digits, and once more for what that rounds away of others."""
+    if INTERPRETED:
+        return tl.dot(matrix, bits, input_precision="ieee", out_dtype=ACC)
+    high = bits.to(tl.float16)
+    total = tl.dot(matrix, high)
+    if logit.dtype != tl.bfloat16:
+        total = tl.dot(matrix, (bits - high.to(tl.float32)).to(tl.float16), total)
+    return total
 
 
 @triton.jit
@@ -106,46 +111,17 @@ def dot(x, y, total=None):
 
 
 @triton.jit
-def level(rows, i):
-    """Masks of the pairs of level i, and of level i and above; which rows lie right of the middle.
-
-    Levels in turn may overwrite each other with the second mask: each pair's own one is the last.
-    """
-    shifted = rows >> i
-    own = (shifted[:, None] ^ shifted[None, :]) == 1
-    upward = shifted[:, None] != shifted[None, :]
-    right = ((shifted & 1) == 1)[:, None]
-    return own, upward, right
+def load(base, rows, cols, stride, valid_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, other):
+    """``[rows, cols]`` as stored; ``other`` outside the tensor, which is WIDTH wide."""
+    mask = (rows < valid_rows)[:, None]
+    if WIDTH != PADDED:
+        mask = mask & (cols < WIDTH)[None, :]
+    return tl.load(base + rows[:, None] * stride + cols[None, :], mask=mask, other=other)
 
 
 @triton.jit
-def own_factors(log_f, log_b):
-    """prefix_f, suffix_f, prefix_b, suffix_b of blocks of one token, see `widen`.
-
-    The token's own gate is in the prefix of the forward and in the suffix of the backward scan.
-    """
-    ones = tl.full(log_f.shape, 1.0, ACC)
-    return tl.exp2(log_f), ones, ones, tl.exp2(log_b)
-
-
-@triton.jit
-def widen(prefix, suffix, right, rows, i):
-    """The factors of level i + 1 from those of level i, as blocks double.
-
-    prefix: product of the gates from the left end of the row's block, suffix: to its right end;
-    the row's own gate is in one of them, so prefix * suffix is the product over the block.
-    """
-    index = tl.broadcast_to((rows ^ (1 << i))[:, None], prefix.shape)
-    sibling = tl.gather(prefix * suffix, index, 0)  # over the block's other half
-    return tl.where(right, prefix * sibling, prefix), tl.where(right, suffix, suffix * sibling)
-
-
-@triton.jit
-def load_state(states, decays, carries, slot, carry_slot, cols_k, cols_v, KP, VP, SEGMENTED):
-    """A state ``[BK, VP]``: in-segment part plus the decayed state that entered the segment."""
-    inside = cols_k[:, None] * VP + cols_v[None, :]
-    state = tl.load(states + slot * KP * VP + inside)
-    if SEGMENTED:
-        decay = tl.exp2(tl.load(decays + slot * KP + cols_k))
-        state += decay[:, None] * tl.load(carries + carry_slot * KP * VP + inside)
-    return state
+def store(base, x, rows, cols, stride, valid_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    mask = (rows < valid_rows)[:, None]
+    if WIDTH != PADDED:
+        mask = mask & (cols < WIDTH)[None, :]
+    tl.store(base + rows[:, None] * stride + cols[None, :], x.to(base.dtype.element_ty), mask=mask)

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,7 @@ from vig_mm.inspection.files.rle import is_whole
 from vig_mm.inspection.findings import DataError
 from vig_mm.inspection.guard import SampleError, guard
 from vig_mm.inspection.quick import DataCheck, check_data
+from vig_mm.inspection.repairs import repair_annotations
 
 SIZE = (60, 48)  # (width, height) of the pictures, in pixels
 UPPER_LEFT_TURNED = 6  # EXIF orientation: the picture lies on its left side
@@ -459,8 +461,8 @@ def test_picture_of_another_size_than_its_annotations(coco):
         built(cfg)[0]
 
 
-def test_id_0_counts_as_a_miss(coco):
-    """A perfect detector on two objects, one of them with id 0."""
+def test_id_0_is_scored_in_a_copy(coco, tmp_path):
+    """A perfect detector on two objects, one of them with id 0, which counts as a miss."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -479,8 +481,22 @@ def test_id_0_counts_as_a_miss(coco):
     assert check_data(cfg, ("train",)) == []  # training does not mind
     cfg.val_dataloader.dataset = cfg.train_dataloader.dataset
     cfg.val_evaluator.ann_file = path
-    with pytest.raises(DataError, match="annotation with id 0.*number the annotations from 1"):
-        check_data(cfg, ("val",))
+    assert check_data(cfg, ("val",)) == []
+    (found,) = (one for one in DataCheck(cfg, ("val",)).findings if one.kind == "id-0")
+    assert "annotation with id 0" in found.text and "number the annotations from 1" in found.text
+
+    before = Path(path).read_bytes()
+    cfg.work_dir = str(tmp_path / "work")
+    (line,) = repair_annotations(cfg, ("val",))
+    scored = cfg.val_evaluator.ann_file
+    assert f"it reads {scored!r}, where the 2 annotations count from 1" in line
+    assert Path(path).read_bytes() == before and (tmp_path / "work") in Path(scored).parents
+    evaluation = COCOeval(COCO(scored), COCO(scored).loadRes(perfect), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+    assert repair_annotations(cfg, ("val",)) == []  # of the copy there is nothing to repair
 
 
 OTHER_FORMATS = {

@@ -25,7 +25,7 @@ from vig_mm.inspection.files.images import file_fault, image_facts
 from vig_mm.inspection.files.label_maps import label_facts
 from vig_mm.inspection.findings import DataError
 from vig_mm.inspection.guard import GuardedPipeline, SampleError
-from vig_mm.inspection.quick import DataCheck, image_list
+from vig_mm.inspection.quick import DataCheck, report
 
 
 def encoded(kind, mode="RGB", size=(60, 48), **options):
@@ -202,7 +202,7 @@ def test_list_without_permission(folders, ade, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(image_list, "list_from_file", refuse)
+    monkeypatch.setattr(report, "list_from_file", refuse)
     for check in (folders, ade):
         text = only(check(b"a"))
         assert "ann_file cannot be read" in text and "list.txt'): correct its permissions" in text

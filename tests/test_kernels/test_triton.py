@@ -92,6 +92,63 @@ def test_any_gate_is_safe(gate, tokens):
     check(make_inputs(tokens, scale=0.0, shift=gate), bound=2 * BOUND, floor=1.0)
 
 
+@pytest.mark.parametrize("tokens", [60, 150])
+@pytest.mark.parametrize(
+    "gate", [-21.0, -22.0, -22.5, -44.0, -45.0, -60.0, -100.0, -300.0, -1000.0]
+)
+def test_around_and_beyond_the_anchored_range(gate, tokens):
+    """Logits at which a half of 32 or 16 tokens leaves the range, and far below."""
+    check(make_inputs(tokens, scale=0.2, shift=gate), bound=2 * BOUND, floor=1.0)
+
+
+@pytest.mark.parametrize("shut", [-60.0, -100.0, -1000.0])
+@pytest.mark.parametrize("width", [16, 40])
+def test_open_and_shut_channels_in_a_chunk(shut, width):
+    """Some channels shut for some chunks: these take the recurrence, the others do not."""
+    inputs = make_inputs(260, width=width)
+    for gate in inputs[3:]:
+        gate[:, 70:130, :, ::3] = shut
+    inputs[4][:, 200:, :, 5] = shut
+    check(inputs, bound=2 * BOUND)
+
+
+def test_chunks_of_both_kinds_are_flagged():
+    """The flags tell the chunks that leave the range from those that do not."""
+    q, k, v, *gates = cast(make_inputs(300, heads=2))
+    gates[1][:, 128:192, 1, 3] = -500.0
+    plan = launch.make_plan(q, v)
+    with launch.device_of(q):
+        flags = launch._states(k, v, gates, plan, 1.0).flags
+    expected = torch.ones(2, plan.M, 1, dtype=torch.int32)
+    expected[1, 128 // plan.C : 192 // plan.C] = 0
+    assert torch.equal(flags.cpu(), expected)
+
+
+def test_states_in_bfloat16(monkeypatch):
+    """What bfloat16 inputs keep on a GPU; the interpreter cuts off, up to a unit of 2^-7."""
+    monkeypatch.setattr(launch, "state_dtype", lambda dtype: torch.bfloat16)
+    check(make_inputs(330, heads=2), bound=2**-8)
+    check(make_inputs(330, shift=-60.0, scale=20.0), bound=2**-8)
+
+
+@pytest.mark.parametrize("gate, scale", [(0.0, 2.0), (-60.0, 30.0), (-1000.0, 0.0)])
+def test_states_and_output_in_one_sweep(gate, scale, monkeypatch):
+    monkeypatch.setattr(launch, "SWEEP_HEADS", 0)
+    inputs = cast(make_inputs(150, batch=2, heads=2, shift=gate, scale=scale))
+    expected, *_ = expectation(inputs)
+    assert rel(triton_forward(*inputs), expected) < BOUND
+
+
+def test_splits_of_a_projection_are_not_copied():
+    inputs = cast(make_inputs(70, batch=2, heads=3))
+    assert all(launch.by_tokens(x) is x for x in inputs)
+    x = inputs[0]
+    assert launch.by_tokens(x[:1, 5:]).data_ptr() == x[:1, 5:].data_ptr()
+    for y in (x[:, 5:], x[..., ::2], x.transpose(1, 2).contiguous().transpose(1, 2)):
+        copied = launch.by_tokens(y)
+        assert copied.data_ptr() != y.data_ptr() and torch.equal(copied, y)
+
+
 @pytest.mark.parametrize("scale", [50.0, 300.0])
 def test_mixed_strong_gates(scale):
     check(make_inputs(150, scale=scale), bound=2 * BOUND)

@@ -15,12 +15,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools/benchmark"))
+from launches import Launch, compile_launch, record, specialize  # noqa: E402
 
 TARGETS = (80, 90)
 SHARED_LIMITS = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -38,6 +41,7 @@ CASES = {
     "wide_64_128_bf16": (2, 4200, 4, 64, 128, "bfloat16"),
     "widest_128_128_fp32": (2, 4200, 4, 128, 128, "float32"),
 }
+SWEPT = ("plain_32_64_bf16", "hier_one_segment_bf16")
 # for the widths of ViG and HierViG in the dtype they are trained in, and for what needs most memory
 MORE_TARGETS = {
     "hier_16_32_bf16": (89, 100),
@@ -46,83 +50,34 @@ MORE_TARGETS = {
 }
 
 
-class Recorder:
-    """Stands in for a kernel in the launch code and notes what it is launched with."""
-
-    def __init__(self, kernel, launches: list) -> None:
-        self.kernel = kernel
-        self.launches = launches
-
-    def __getitem__(self, grid):
-        return lambda *args, **options: self.launches.append((self.kernel, args, options))
+def recorded(case: str) -> list[Launch]:
+    """What both passes of the two operators launch, in order."""
+    *shape, dtype = CASES[case]
+    return list(chain.from_iterable(record(*shape, getattr(torch, dtype)).values()))
 
 
-def launches(case: str) -> list:
-    """What both passes of the two operators launch: kernel, arguments, options.
+def swept(case: str) -> list[Launch]:
+    """The forward pass in one sweep, which no shape takes by default."""
+    from vig_mm.kernels.triton import launch
 
-    As `meta` tensors hold no values, this also shows that no launch depends on one.
-    """
-    from vig_mm.kernels.triton import launch, locality_gate
-
-    batch, tokens, heads, width, v_width, dtype = CASES[case]
-    found: list = []
-    kernels = {
-        launch: ("state_kernel", "segment_kernel", "output_kernel", "gradient_kernel"),
-        locality_gate: ("blend_kernel", "blend_gradient_kernel"),
-    }
+    *shape, dtype = CASES[case]
+    if case not in SWEPT:
+        return []
     with pytest.MonkeyPatch.context() as patch:
-        for module, names in kernels.items():
-            for name in names:
-                patch.setattr(module, name, Recorder(getattr(module, name), found))
-        qkv = torch.empty(
-            batch, tokens, heads * (2 * width + v_width), dtype=getattr(torch, dtype), device="meta"
-        )
-        q, k, v = qkv.split([heads * width, heads * width, heads * v_width], dim=-1)
-        q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-        gates = torch.empty_like(qkv[..., : 2 * heads * width]).chunk(2, dim=-1)
-        gates = [x.unflatten(-1, (heads, -1)) for x in gates]
-        o = launch.triton_forward(q, k, v, *gates)
-        launch.triton_backward(o, q, k, v, *gates)
-        weight = torch.empty(v_width, device="meta")  # float32, also under autocast
-        inputs = (o, torch.empty_like(o), torch.empty_like(o), weight, weight, 1e-6, True)
-        locality_gate.gate_forward(*inputs)
-        locality_gate.gate_backward(o, *inputs)
-    return found
+        patch.setattr(launch, "SWEEP_HEADS", 0)
+        return record(*shape, getattr(torch, dtype))["forward"]
 
 
-def compile_launch(kernel, args: tuple, options: dict, target: int) -> dict:
+def launches(case: str) -> list[tuple]:
+    """Kernel, arguments and options of each launch."""
+    return [launch[:3] for launch in recorded(case)]
+
+
+def compile_and_measure(launch: Launch, target: int) -> dict:
     """Registers, bytes spilled and shared memory of one launch on one architecture."""
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-    from triton.compiler import ASTSource
 
-    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-    signature, constants, attributes = {}, {}, {}
-    options = dict(options)
-    settings = ("num_warps", "num_stages", "maxnreg")
-    launch = {name: options.pop(name) for name in settings if name in options}
-    names = kernel.arg_names
-    for i, (name, x) in enumerate(zip(names, args)):  # noqa: B905 - constants are by keyword
-        specialized = not kernel.params[i].do_not_specialize
-        if isinstance(x, torch.Tensor):
-            signature[name] = types[x.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(x, float):
-            signature[name] = "fp32"
-        elif x is None or (x == 1 and specialized):
-            signature[name] = "constexpr"
-            constants[(i,)] = x
-        else:
-            signature[name] = "i32" if x < 2**31 else "i64"
-            if x % 16 == 0 and specialized:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    for name, x in options.items():
-        signature[name] = "constexpr"
-        constants[(names.index(name),)] = x
-    signature = {name: signature[name] for name in names}
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=launch)
+    compiled = compile_launch(launch, target)
     # before Triton 3.6 there is one ptxas for all targets
     ptxas = get_ptxas(target) if inspect.signature(get_ptxas).parameters else get_ptxas()
     with tempfile.TemporaryDirectory() as folder:
@@ -142,8 +97,8 @@ def compile_launch(kernel, args: tuple, options: dict, target: int) -> dict:
             text=True,
         ).stderr
     return {
-        "kernel": kernel.__name__ + ("_grad" if options.get("GRAD") else ""),
-        "warps": launch["num_warps"],
+        "kernel": launch.kernel.__name__ + ("_grad" if launch.options.get("GRAD") else ""),
+        "warps": launch.options["num_warps"],
         "registers": int(re.search(r"Used (\d+) registers", log)[1]),
         "spills": int(re.search(r"(\d+) bytes spill stores", log)[1]),
         "shared": compiled.metadata.shared,
@@ -153,12 +108,13 @@ def compile_launch(kernel, args: tuple, options: dict, target: int) -> dict:
 
 def main(case: str) -> Iterator[dict]:
     seen = []
-    for kernel, args, options in launches(case):
-        if (kernel, options) in seen:  # the backward pass repeats the forward's states
+    for launch in [*recorded(case), *swept(case)]:
+        key = launch.kernel.__name__, specialize(launch), launch.options
+        if key in seen:  # the backward pass repeats some of the forward's
             continue
-        seen.append((kernel, options))
+        seen.append(key)
         for target in (*TARGETS, *MORE_TARGETS.get(case, ())):
-            yield {"target": target, **compile_launch(kernel, args, options, target)}
+            yield {"target": target, **compile_and_measure(launch, target)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -178,7 +134,8 @@ def test_launches_compile_without_spills(case, record_property):
         if result["kernel"] != "gradient_kernel":
             # one register of 4 bytes, in blend_gradient_kernel
             newer = result["target"] == 100 and not version("triton").startswith(OLDER_TRITON)
-            assert result["spills"] <= (4 if newer else 0), result
+            limit = 128 if result["kernel"] == "exact_gradient_kernel" else 4 if newer else 0
+            assert result["spills"] <= limit, result
 
 
 if __name__ == "__main__":

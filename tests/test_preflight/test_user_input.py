@@ -6,8 +6,11 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIMIZERS
 
-from vig_mm.apis.launch import run
-from vig_mm.preflight.optimizer import check_optimizer
+from vig_mm.apis.launch import run, skippable
+from vig_mm.engine.loops.resume import make_resumable
+from vig_mm.inspection.findings import DataError
+from vig_mm.preflight.model import ModelError
+from vig_mm.preflight.optimizer import check_loop, check_optimizer
 from vig_mm.preflight.user_input import ConfigOptions, UsageError, check_folder, read_config, seed
 
 
@@ -103,6 +106,45 @@ def test_optimizer():
         check_optimizer(optimizer("Adamw"))
     with pytest.raises(UsageError, match="no optimizer 'Qqqq'; correct it or import its module"):
         check_optimizer(optimizer("Qqqq"))
+
+
+def test_optimizers_of_parts():
+    """mmengine's OptimWrapperDict has one for each part of a model; a config may have none."""
+    parts = dict(constructor="X", gen=dict(optimizer=dict(type="AdamW")), dis=dict(optimizer=None))
+    check_optimizer(Config(dict(default_scope="mmengine", optim_wrapper=parts)))
+    check_optimizer(Config(dict(optim_wrapper=None)))
+    check_optimizer(Config())
+    parts["dis"] = dict(optimizer=dict(type="Adamw"))
+    with pytest.raises(UsageError, match="did you mean 'AdamW'"):
+        check_optimizer(Config(dict(default_scope="mmengine", optim_wrapper=parts)))
+
+
+TEST = dict(test_dataloader=dict(), test_cfg=dict(), test_evaluator=dict())
+
+
+def test_config_without_a_training_loop():
+    """Stock configs of zero-shot models, and of trackers, can only be tested."""
+    for train_cfg in ({}, dict(train_cfg=None, optim_wrapper=None, train_dataloader=None)):
+        cfg = Config({**TEST, **train_cfg})
+        make_resumable(cfg)
+        check_loop(cfg, "test")
+        with pytest.raises(UsageError, match="train_cfg and no optim_wrapper.*test with it"):
+            check_loop(cfg, "train")
+
+
+def test_training_loop_of_no_kind():
+    cfg = Config(dict(train_dataloader={}, train_cfg=dict(max_epochs=1), optim_wrapper={}))
+    make_resumable(cfg)
+    with pytest.raises(UsageError, match="set train_cfg.by_epoch=True"):
+        check_loop(cfg, "train")
+    cfg.train_cfg.by_epoch = True
+    check_loop(cfg, "train")
+
+
+def test_every_refusal_names_the_way_past_it():
+    for kind in (UsageError, DataError, ModelError):
+        with pytest.raises(kind, match="what is wrong\n.*--no-check"), skippable():
+            raise kind("what is wrong")
 
 
 def test_unknown_type_is_one_message():

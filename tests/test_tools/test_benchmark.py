@@ -22,6 +22,7 @@ import common
 import gpu as gpu_module
 import gpu_backbones
 import gpu_operator
+import gpu_variants
 import rivals
 import shapes
 import summary
@@ -223,21 +224,25 @@ def verdicts(rows):
 
 
 def test_operator_targets():
-    """In the order: right, FLA forward, training and memory, recurrence, bandwidth, graphs."""
+    """In the order: right, FLA forward and training for long sequences, the same for all, FLA
+    memory, recurrence, bandwidth, graphs."""
     small, long, large = (1, 196, 3, 32, 64), (1, 4096, 3, 32, 64), (128, 3136, 3, 16, 32)
     fast = {"fla two passes": 3.0, "fla batched": 2.6}
-    assert verdicts([]) == [None] * 7
-    assert verdicts([row(small)]) == [True, *[None] * 6]
-    assert verdicts([row(small, **fast)]) == [True, True, True, True, None, None, None]
-    assert verdicts([row(small, **{**fast, "fla batched": 2.2})])[:4] == [True, False, True, True]
-    assert verdicts([row(small, **{**fast, "fla batched": 1.9})])[1:4] == [False, False, False]
-    assert verdicts([row(small, recurrent=2.0)])[4] is None  # too short to count
-    assert verdicts([row(long, recurrent=9.9)])[4] is False
-    assert verdicts([row(long, recurrent=10.1)])[4] is True
-    assert verdicts([row(large, share=0.59)])[5] is False
-    assert verdicts([row(large, share=0.61), row(small, share=0.1)])[5] is True
+    assert verdicts([]) == [None] * 9
+    assert verdicts([row(small)]) == [True, *[None] * 8]
+    assert verdicts([row(small, **fast)]) == [True, None, None, True, True, True, None, None, None]
+    assert verdicts([row(small, **{**fast, "fla batched": 2.4})])[3:6] == [False, False, True]
+    assert verdicts([row(small, **{**fast, "fla batched": 1.9})])[3:6] == [False, False, False]
+    assert verdicts([row(long, **fast)])[1:5] == [False, False, True, True]
+    faster = {"fla two passes": 4.1, "fla batched": 4.2}
+    assert verdicts([row(long, **faster), row(small, **fast)])[1:5] == [True] * 4
+    assert verdicts([row(small, recurrent=2.0)])[6] is None  # too short to count
+    assert verdicts([row(long, recurrent=9.9)])[6] is False
+    assert verdicts([row(long, recurrent=10.1)])[6] is True
+    assert verdicts([row(large, share=0.34)])[7] is False
+    assert verdicts([row(large, share=0.36), row(small, share=0.1)])[7] is True
     graphs = row(small, graph={"median": 1.0}), row(long, graph={"missing": "failed: waits"})
-    assert verdicts(graphs[:1])[6] is True and verdicts(graphs)[6] is False
+    assert verdicts(graphs[:1])[8] is True and verdicts(graphs)[8] is False
     for wrong in (1.0, float("nan")):
         assert verdicts([row(small), row(long, error=wrong)])[0] is False
     failed = row(small)
@@ -339,7 +344,7 @@ def test_operator_benchmark_on_a_stand_in(clock, tmp_path, monkeypatch):
     seconds = result["forward"]["ours"]["median"]
     share = targets.minimum_bytes(result["shape"], training=False) / seconds / 1e9
     assert result["bandwidth_share"]["forward"] == pytest.approx(share)
-    assert [target["reached"] for target in data["targets"]] == [True, *[None] * 5, True]
+    assert [target["reached"] for target in data["targets"]] == [True, *[None] * 7, True]
     assert f"| {first} forward" in out.with_suffix(".md").read_text()
 
     # no time: the row that is there is kept, the other one is named
@@ -394,6 +399,47 @@ def test_wrong_results_are_not_reported_as_right(clock, tmp_path, monkeypatch):
         clock, [Shape(1, 3, 1, 16, 16)], out, common.Budget(None), fla=fla
     )
     assert json.loads(out.read_text())["targets"][0]["reached"] is False
+
+
+def test_variants_on_a_stand_in(clock, tmp_path, monkeypatch):
+    """Each variant reaches the launch code, is checked, and what is wrong is not timed."""
+    launch = pytest.importorskip("vig_mm.kernels.triton.launch")
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are not interpreted")
+    default, other = gpu_variants.Variant(), gpu_variants.Variant(chunk=16, warps=1)
+    q = torch.empty(1, 40, 1, 16, device="meta")
+    with gpu_variants.settings(other):
+        assert launch.make_plan(q, q).C == launch.make_plan(q, q, grad=True).C == 16
+        assert launch.options("output", launch.make_plan(q, q))["num_warps"] == 1
+    assert launch.make_plan(q, q).C == 64
+    slim = gpu_variants.Variant(fp32_states=True)
+    with gpu_variants.settings(slim):
+        assert launch.state_dtype(torch.bfloat16) == torch.float32
+    errors = {other: 1.0}
+    original = gpu_variants.largest_error
+    monkeypatch.setattr(
+        gpu_variants, "largest_error", lambda v, *x: errors.get(v) or original(v, *x)
+    )
+    out = tmp_path / "variants.json"
+    shape = Shape(1, 40, 1, 16, 16)
+    assert gpu_variants.benchmark(
+        clock, (shape,), [default, other, slim], str(out), common.Budget(None)
+    )
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["wrong"] == {"chunk 16, warps 1": "error 1.0e+00"}
+    assert result["error"].keys() == {"default", "fp32_states True"}
+    assert max(result["error"].values()) < 1e-2
+    for mode in ("forward", "forward_backward"):
+        assert result[mode].keys() == result["error"].keys()
+        best = result[f"{mode}_best"]
+        share = targets.minimum_bytes(result["shape"], training=mode != "forward")
+        share /= result[mode][best["variant"]]["median"] * result_bandwidth(out)
+        assert best["bandwidth_share"] == pytest.approx(share)
+    assert str(shape) in out.with_suffix(".md").read_text()
+
+
+def result_bandwidth(out):
+    return json.loads(out.read_text())["copy_bandwidth"]
 
 
 def test_long_attention_is_left_out():

@@ -6,6 +6,7 @@ of `colour_models`, whose score without its errors is known, and a small ViG.
 
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -140,6 +141,28 @@ def test_coco_by_colour(detection):
     agree(
         reported, by_hand.coco_scores(predictions, detection.parent / "data/truth.json", ANIMALS), 3
     )
+
+
+def test_coco_numbered_from_0(detection):
+    """As Roboflow and pycococreator number: the same scores, and the file stays as it is."""
+    path = detection.parent / "data/truth.json"
+    original = path.read_text()
+    content = json.loads(original)
+    for i, one in enumerate(content["annotations"]):
+        one["id"] = i
+    results = detection.parent / "test_ColourDetector"  # another test's, too
+    shutil.rmtree(results, ignore_errors=True)
+    try:
+        path.write_text(json.dumps(content))
+        numbered = path.read_text()
+        reported, predictions = scores(*by_colour(detection, "ColourDetector", ANIMAL_COLOURS))
+        for kind in ("bbox", "segm"):
+            assert reported[f"coco/{kind}_mAP_50"] == pytest.approx((3 + 3 / 4) / 4, abs=6e-4)
+        agree(reported, by_hand.coco_scores(predictions, path, ANIMALS), 3)
+        assert path.read_text() == numbered
+    finally:
+        path.write_text(original)
+        shutil.rmtree(results, ignore_errors=True)
 
 
 def test_coco_by_vig(detection):

@@ -219,10 +219,10 @@ def test_bad_input(run_tool, tmp_path):
 
     refused(CheckpointError, "'in.pth' is not a file", None)
     weights = dict(weight=torch.zeros(1))
-    refused(UsageError, "no config in it", dict(model=weights))
-    refused(UsageError, "no config in it", dict(state_dict=weights))
+    refused(CheckpointError, "no config in it", dict(model=weights))
+    refused(CheckpointError, "no config in it", dict(state_dict=weights))
     meta = dict(cfg="a = 1\n")
-    refused(UsageError, "no class names in it", dict(state_dict=weights, meta=meta))
+    refused(CheckpointError, "no class names in it", dict(state_dict=weights, meta=meta))
     meta["dataset_meta"] = dict(classes=("a", "b"))
     refused(CheckpointError, "no weights under 'state_dict'", dict(meta=meta))
     (tmp_path / "models").mkdir()

@@ -151,6 +151,22 @@ def test_bad_input_is_one_message(tmp_path, work):
     assert "head.fc.weight (10, 64) instead of (10, 256)" in error
 
 
+def test_no_check(work):
+    """One output too many is refused, and trains all the same where the user wants it."""
+    config = small("mmpretrain", work)
+    options = ["model.head.num_classes=11", "model.data_preprocessor.num_classes=11"]
+    command = (config, "--work-dir", "eleven", "--cfg-options", *options, *length("mmpretrain", 1))
+    error = tool("train.py", *command, cwd=work, ok=False)
+    assert "head.num_classes is 11" in error and "--no-check runs all the same" in error
+    tool("train.py", "--no-check", *command, cwd=work)
+    checkpoint = last_checkpoint(work / "eleven")
+    weights = torch.load(checkpoint, weights_only=False)["state_dict"]
+    assert weights["head.fc.weight"].shape[0] == 11
+    command = (config, checkpoint, "--cfg-options", *options)
+    assert "--no-check" in tool("test.py", *command, cwd=work, ok=False)
+    assert "accuracy/top1" in tool("test.py", "--no-check", *command, cwd=work)
+
+
 def module(name):
     spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)

@@ -4,10 +4,13 @@ Examples:
     python tools/analysis/compare_backbones.py --task seg --size 512 512
     python tools/analysis/compare_backbones.py --task det --size 1024 1024 --backbones vig-t-adapter swin-t
     python tools/analysis/compare_backbones.py --task cls --plot work_dirs/cost/cls.json
+    python tools/analysis/compare_backbones.py --task cls --plot work_dirs/cost/cls.json --recount
 
 The models are those of configs/ and configs/*/peers with random weights, in float32. Counted are
 parameters (of the whole model, auxiliary heads included) and FLOPs (as count_flops.py does, here at
---size). Measured, in turn in one process, are images a second and the peak memory of
+--size), and of the backbone alone, for one image, what a training step keeps for its backward pass
+and the bytes that it moves (as count_traffic.py does: with the Triton kernels, without a GPU).
+Measured, in turn in one process, are images a second and the peak memory of
 
 - inference: the forward pass up to the heads' outputs; detectors with their proposals, without the
   final suppression of boxes, which would depend on what random weights happen to detect;
@@ -36,6 +39,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
+from traffic import backbone_traffic
 
 from common import machine, markdown, write  # isort: skip
 
@@ -53,6 +57,7 @@ TASKS = {
 SIZES = {"det": (800, 1280), "seg": (512, 512), "cls": (224, 224)}
 PLAIN = {"det": "vig-t-adapter", "seg": "vig-t-adapter", "cls": "vig-t"}  # beside the peers
 MODES = ("inference", "training")
+COUNTED = ("kept_bytes", "traffic_bytes")
 OBJECTS = 8
 SECONDS = {"cpu": 5.0, "cuda": 1.0}  # for the timing of a model in a mode
 
@@ -105,6 +110,25 @@ def build(cfg: Config) -> nn.Module:
 def count(model: nn.Module, task: str, size: tuple[int, int]) -> dict[str, int]:
     """Parameters, and multiply-adds of one image."""
     return count_model(model, TASKS[task][0], size)
+
+
+def count_memory(path: Path, size: tuple[int, int]) -> dict[str, int]:
+    """What a training step of a config's backbone keeps and moves; empty if it cannot be traced."""
+    try:
+        found = backbone_traffic(read(path, size), size)
+    except Exception as error:  # an operator that torch's meta device does not know
+        print(f"{path.stem}: traffic not counted: {problem(error)}", flush=True)
+        return {}
+    return {"kept_bytes": found["kept"], "traffic_bytes": found["training"]}
+
+
+def recount(data: dict) -> None:
+    """Renew, in the rows of an earlier run, what a step keeps and moves."""
+    files, size = config_files(data["settings"]["task"]), tuple(data["settings"]["size"])
+    for row in data["results"]:
+        if "parameters" in row:
+            row |= count_memory(files[row["backbone"]], size)
+    add_ratios(data["results"])
 
 
 def make_batch(
@@ -203,7 +227,7 @@ def measure(
 
 def values(row: dict) -> dict[str, float]:
     """What is compared, of a row; without what is missing."""
-    found = {key: row[key] for key in ("parameters", "flops") if key in row}
+    found = {key: row[key] for key in ("parameters", "flops", *COUNTED) if key in row}
     for mode in MODES:
         for key in ("images_per_s", "peak_bytes"):
             if key in row.get(mode, {}):
@@ -223,6 +247,8 @@ def add_ratios(rows: list[dict]) -> None:
 QUANTITIES = {
     "parameters": ("parameters, M", 1e6),
     "flops": ("FLOPs, G", 1e9),
+    "kept_bytes": ("kept by the backbone, MiB", 2**20),
+    "traffic_bytes": ("its traffic, GiB", 2**30),
     "inference images_per_s": ("inference, images/s", 1),
     "training images_per_s": ("training, images/s", 1),
     "inference peak_bytes": ("inference, MiB", 2**20),
@@ -258,12 +284,12 @@ def draw(data: dict, path: Path) -> None:
 
     rows = list(reversed(data["results"]))
     height = 1.6 + 0.42 * len(rows)
-    figure, panels = plt.subplots(2, 3, figsize=(15, 2 * height), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(2, 4, figsize=(19, 2 * height), sharey=True, layout="constrained")
     for panel, (key, (title, unit)) in zip(panels.flat, QUANTITIES.items(), strict=True):
         for place, row in enumerate(rows):
             found = values(row)
             if key not in found:
-                panel.text(0, place, " failed", va="center", fontsize=10, color="0.4")
+                panel.text(0, place, " none", va="center", fontsize=10, color="0.4")
                 continue
             value = found[key] / unit
             panel.barh(place, value, color="C0" if row["backbone"] == REFERENCE else "C7")
@@ -312,6 +338,7 @@ def compare(args: argparse.Namespace) -> dict:
         try:
             model = build(read(files[name], size))
             row |= count(model, args.task, size)
+            row |= count_memory(files[name], size)
         except Exception as error:  # of one backbone: noted, the others go on
             row["missing"] = problem(error)
             print(f"{name}: {row['missing']}", flush=True)
@@ -356,6 +383,9 @@ def parse_args() -> argparse.Namespace:
         "--out", type=Path, metavar="JSON", help="default: work_dirs/cost/TASK.json; also .md, .png"
     )
     parser.add_argument("--plot", type=Path, metavar="JSON", help="measure nothing, draw this file")
+    parser.add_argument(
+        "--recount", action="store_true", help="with --plot: count what is counted anew"
+    )
     args = parser.parse_args()
     args.size = args.size or SIZES[args.task]
     if min(args.size) < 32:
@@ -374,6 +404,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     data = json.loads(args.plot.read_text()) if args.plot else compare(args)
+    if args.plot and args.recount:
+        recount(data)
+        write(args.plot, json.dumps(data, indent=1) + "\n")
     text = table(data["results"])
     about = ", ".join(
         f"{key} {value}" for key, value in (data["machine"] | data["settings"]).items()

@@ -176,7 +176,8 @@ def plan(path: Path, gpus: int, batch: int | None, images: int | None, measured:
         "warm_up": {"iterations": warm_up, "images": warm_up * total},
     }
     if "max_epochs" in cfg.train_cfg:
-        entry |= epochs_of(cfg.train_cfg.max_epochs, epoch)
+        epochs = cfg.train_cfg.max_epochs
+        entry |= {"epochs": epochs, "iterations": epochs * epoch}
     else:
         its = cfg.train_cfg.max_iters
         entry |= {
@@ -194,10 +195,6 @@ def plan(path: Path, gpus: int, batch: int | None, images: int | None, measured:
     if step is not None:
         memory["all"] = sum(memory.values())
     return entry | {"memory": memory}
-
-
-def epochs_of(epochs: int, length: int) -> dict[str, int]:
-    return {"epochs": epochs, "iterations": epochs * length}
 
 
 def tables(plans: list[dict], measured: dict[str, dict], about: dict) -> str:

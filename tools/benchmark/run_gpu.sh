@@ -5,9 +5,10 @@
 # triton, and this checkout, which need not be installed. pytest, timm (for DeiT) and
 # flash-linear-attention are used if they are there.
 #
-#   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: tests operator models fla rest profile
+#   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: variants tests operator models fla rest profile
 #
-# Without steps: all of them; a step named alone gets the time of all. Files go to $OUT, or to
+# `variants` times the kernels' launch settings, in four minutes, and runs only if it is named.
+# Without steps: all the others; a step named alone gets the time of all. Files go to $OUT, or to
 # work_dirs/benchmark_gpu. PYTHON names another interpreter than python3. A step that fails does not
 # stop the next ones. Exit status: 0 if all went well, 1 if a test or another step failed, 2 if
 # nothing could be run.
@@ -31,8 +32,8 @@ fail() {
 
 for step in "${steps[@]}"; do
     case "$step" in
-        tests | operator | models | fla | rest | profile) ;;
-        *) fail "unknown step '$step'; the steps are tests operator models fla rest profile" ;;
+        variants | tests | operator | models | fla | rest | profile) ;;
+        *) fail "unknown step '$step'; the steps are variants tests operator models fla rest profile" ;;
     esac
 done
 command -v "$python" >/dev/null || fail "no interpreter '$python'; name one in PYTHON"
@@ -124,9 +125,14 @@ operator=(bidirectional_gla.py bidirectional_gla_gpu)
 models=(backbones.py backbones_gpu)
 for name in "${steps[@]}"; do
     case "$name" in
+        variants) step variants limited 260 "$python" "$here/gpu_variants.py" --minutes 4 \
+            --out "$out/gpu_variants.json" ;;
         tests) step tests run_tests ;;
         operator) step operator benchmark "$share" "${operator[@]}" ;;
-        models) step models benchmark "$share" "${models[@]}" ;;
+        models)
+            step models benchmark "$share" "${models[@]}"
+            step dense benchmark "$share" dense_backbones.py dense_backbones_gpu
+            ;;
         fla) step fla run_fla ;;
         rest)
             step operator_rest benchmark $(((LIMIT - SECONDS) * 6 / 10)) "${operator[@]}" --resume

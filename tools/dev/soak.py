@@ -254,18 +254,18 @@ PAGE = """# Memory of long trainings
 
 Written by `tools/dev/soak.py`. Each of the configs below was trained on the built-in digits by
 `tools/train.py`, with two data workers, checkpoints and ten validations. The memory of a process is
-sampled every few seconds: all but the pages of files (libraries, images), which the system may drop
-at any time. A worker starts as a copy of the training process, so the pages that they still share
-count for each. glibc is told to return freed memory ({settings}), which
-it else keeps for later: what is left is in use. Device memory is the peak that mmengine logs.
-"After warm-up" is the median over the second fifth of the iterations, "at the end" that over the
-last fifth; more than {limit:g} % between them would be an error.
+sampled every few seconds, without the pages of files (libraries, images), which the system may drop
+at any time. A worker starts as a copy of the training process; pages that both share count for
+each. glibc is set to return freed memory ({settings}), which it
+would otherwise keep, so that the figures show memory in use. Device memory is the peak that
+mmengine logs. "After warm-up" is the median over the second fifth of the iterations, "at the end"
+that over the last fifth; a difference of more than {limit:g} % would be an error.
 
 {table}
 
 {runs}
 
-Again, for all three tasks: `python tools/dev/soak.py --iters 2000 --out work_dirs/soak.json`
+To repeat it for all three tasks: `python tools/dev/soak.py --iters 2000 --out work_dirs/soak.json`
 """
 
 

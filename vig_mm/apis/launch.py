@@ -4,7 +4,8 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work-dir", help="folder of logs and results (default: work_dirs/CONFIG)")
     _add_cfg_options(parser)
     parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="run without the checks of data, model and weights: what the libraries take, goes",
+    )
+    parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
@@ -56,6 +62,17 @@ def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
         help="override entries of the config, e.g. train_dataloader.batch_size=4 "
         'model.neck.in_channels="[96,192]" (quotes needed, no blanks inside)',
     )
+
+
+@contextmanager
+def skippable() -> Iterator[None]:
+    """Name ``--no-check`` in what the checks inside refuse."""
+    try:
+        yield
+    except (UsageError, DataError, ModelError, CheckpointError) as error:
+        raise type(error)(
+            f"{error}\nIf this is meant: --no-check runs all the same, without any of these checks"
+        ) from error
 
 
 def resolve_device(name: str | None) -> torch.device:

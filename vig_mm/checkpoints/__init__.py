@@ -1,1 +1,1 @@
-"""Checkpoints: safe reading, conversion between the public and the mm form, initial weights."""
+"""Checkpoints: safe reading, conversion public <-> mm, initial weights, publishing."""

@@ -17,12 +17,18 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from PIL import UnidentifiedImageError
 
+from vig_mm.datasets.transforms.map_labels import MapLabels
+
 from .files.images import FAULTS, FIX, file_fault, open_image
 from .files.label_maps import TOO_LARGE
 from .findings import DataError, some
+from .labels import NO_LABEL, Ignored
+from .quick.options import keeps_numbers
 
-_CHECKER = "`python tools/data/check_dataset.py CONFIG` finds all such files"
-_NO_LABEL = 255
+_CHECKER = (
+    "`python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
+    "--no-check do not look"
+)
 
 
 class SampleError(DataError):
@@ -36,25 +42,54 @@ class SampleError(DataError):
 def guard_loaders(runner: Runner) -> None:
     """Let the data sets that a runner is going to build name their bad files."""
     build = runner.build_dataloader
+    ignored = _ignored(getattr(runner, "cfg", None) or {})
 
     def build_guarded(*args, **kwargs):
         loader = build(*args, **kwargs)
-        guard(loader.dataset)
+        guard(loader.dataset, ignored)
         return loader
 
     # On the runner and not in a hook: loops may start their workers before the first hook.
     runner.build_dataloader = build_guarded
 
 
-def guard(dataset: Any) -> None:
-    """Guard the pipelines of a data set, and of those that it wraps."""
+def _ignored(cfg: dict) -> frozenset[int]:
+    """Every number that a part of a config ignores: the check before the run compares them."""
+    said = [Ignored.of(cfg, split, {}) for split in ("train", "val", "test")]
+    return frozenset().union(*(one.union(other) for one, other in (x.numbers(False) for x in said)))
+
+
+def guard(
+    dataset: Any, ignored: frozenset[int] = frozenset({NO_LABEL}), has_more: bool = False
+) -> None:
+    """Guard the pipelines of a data set, and of those that it wraps.
+
+    Args:
+        dataset: With its pipeline, or wrapped.
+        ignored: Numbers in label maps that are no class and no mistake.
+        has_more: Whether a wrapper has transforms that may give label maps other numbers.
+    """
     own = getattr(dataset, "__dict__", {})  # wrappers may show what is their data set's as theirs
     pipeline = own.get("pipeline")
     if isinstance(pipeline, Compose) and not isinstance(pipeline, GuardedPipeline):
-        dataset.pipeline = GuardedPipeline(pipeline, dataset)
+        dataset.pipeline = GuardedPipeline(pipeline, dataset, ignored, has_more)
+    elif isinstance(pipeline, list | tuple):  # of MultiImageMixDataset
+        has_more = has_more or any(map(_renumbers, pipeline))
     for one in (own.get("dataset"), own.get("_dataset"), *own.get("datasets", ())):
         if one is not None:
-            guard(one)
+            guard(one, ignored, has_more)
+
+
+def _renumbers(transform: Any) -> bool:
+    """Whether a transform may give label maps other numbers: `MapLabels`, and users' own."""
+    inner = getattr(transform, "transforms", None)
+    if isinstance(inner, Compose):
+        inner = inner.transforms
+    if isinstance(inner, list | tuple) and any(map(_renumbers, inner)):
+        return True
+    if isinstance(transform, list | tuple):
+        return any(map(_renumbers, transform))
+    return isinstance(transform, MapLabels) or not keeps_numbers(transform, "")
 
 
 class GuardedPipeline(Compose):
@@ -63,22 +98,47 @@ class GuardedPipeline(Compose):
     Args:
         pipeline: Its transforms are used as they are.
         dataset: Whose pipeline it is; its classes bound the values of label maps.
+        ignored: Other numbers in label maps that are no mistake.
+        has_more: Whether a wrapper goes on with transforms that may change the numbers.
     """
 
-    def __init__(self, pipeline: Compose, dataset: Any) -> None:
+    def __init__(
+        self,
+        pipeline: Compose,
+        dataset: Any,
+        ignored: frozenset[int] = frozenset({NO_LABEL}),
+        has_more: bool = False,
+    ) -> None:
         self.transforms = pipeline.transforms
         self._num_classes = len(getattr(dataset, "metainfo", {}).get("classes") or ())
+        self._ignored = sorted(ignored | {getattr(dataset, "ignore_index", NO_LABEL)})
+        self._numbered = None if has_more else self._place_of_numbers()
+
+    def _place_of_numbers(self) -> int | None:
+        """Index of the transform behind which label maps have their last numbers, if any is."""
+        names = [type(transform).__name__ for transform in self.transforms]
+        if "LoadAnnotations" not in names:
+            return None
+        load = names.index("LoadAnnotations")
+        later = [i for i in range(load + 1, len(names)) if _renumbers(self.transforms[i])]
+        packed = [i for i in range(len(names)) if names[i].startswith("Pack")]
+        place = max([load, *later])
+        return place if not packed or place < packed[0] else None
 
     def __call__(self, data: dict) -> dict | None:
-        for transform in self.transforms:
+        for i, transform in enumerate(self.transforms):
             if isinstance(transform, LoadImageFromFile):
                 data = self._load_image(transform, data)
             elif type(transform).__name__ == "LoadAnnotations":
                 data = self._load_annotations(transform, data)
+            elif isinstance(transform, MapLabels):
+                data = _named(transform, data, data.get("seg_map_path"))
             else:
                 data = transform(data)
             if data is None:
                 return None
+            if i == self._numbered and _is_mmseg(data):
+                _refuse_labels(data, self._num_classes, self._ignored)
         return data
 
     def _load_image(self, transform: LoadImageFromFile, data: dict) -> dict | None:
@@ -101,8 +161,7 @@ class GuardedPipeline(Compose):
         return data
 
     def _load_annotations(self, transform: Callable, data: dict) -> dict | None:
-        # mmseg's: in mmdet a map may hold other classes than the boxes
-        if "reduce_zero_label" not in data:
+        if not _is_mmseg(data):
             return _named(transform, data, data.get("img_path"))
         path = data["seg_map_path"]
         if _is_local(path):
@@ -110,8 +169,13 @@ class GuardedPipeline(Compose):
         data = _named(transform, data, path)
         if _is_local(path):
             _refuse_large_values(path)
-        _refuse_labels(data, self._num_classes)
+        _refuse_other_label_size(data)
         return data
+
+
+def _is_mmseg(data: dict) -> bool:
+    """Whether label maps are mmseg's: in mmdet one may hold other classes than the boxes."""
+    return "reduce_zero_label" in data
 
 
 def _named(transform: Callable, data: dict, path: Any) -> dict | None:
@@ -166,23 +230,30 @@ def _refuse_large_values(path: str) -> None:
         )
 
 
-def _refuse_labels(data: dict, num_classes: int) -> None:
+def _refuse_other_label_size(data: dict) -> None:
+    shape, path = data["gt_seg_map"].shape[:2], data["seg_map_path"]
+    image = tuple(data.get("ori_shape", shape))
+    if shape != image:
+        raise SampleError(
+            f"{path!r} is {shape[1]}x{shape[0]} pixels, but its image is loaded as "
+            f"{image[1]}x{image[0]}; write it in the image's size; {_CHECKER}"
+        )
+
+
+def _refuse_labels(data: dict, num_classes: int, ignored: list[int]) -> None:
     labels, path = data["gt_seg_map"], data["seg_map_path"]
     if labels.ndim != 2:
         raise SampleError(
             f"{path!r} is a picture of {labels.shape[-1]} colour channels, but a label map has "
-            f"one, whose values number the classes; {_CHECKER}"
+            "one, whose values number the classes; give each colour its number by "
+            f"vig_mm.MapLabels; {_CHECKER}"
         )
-    image = tuple(data.get("ori_shape", labels.shape))
-    if labels.shape != image:
-        raise SampleError(
-            f"{path!r} is {labels.shape[1]}x{labels.shape[0]} pixels, but its image is loaded as "
-            f"{image[1]}x{image[0]}; write it in the image's size; {_CHECKER}"
-        )
-    stray = labels[(labels >= num_classes) & (labels != _NO_LABEL)]
+    stray = labels[(labels >= num_classes) & ~np.isin(labels, ignored)]
     if num_classes and len(stray):
         raise SampleError(
             f"{path!r} holds labels of no class: {some(np.unique(stray))} as they are loaded, and "
-            f"the {num_classes} classes are 0 to {num_classes - 1} (255: no label); correct "
-            f"metainfo.classes, reduce_zero_label or the label map; {_CHECKER}"
+            f"the {num_classes} classes are 0 to {num_classes - 1} "
+            f"({', '.join(map(str, ignored))}: no label); correct metainfo.classes, "
+            "reduce_zero_label or the label map, or give it other numbers by vig_mm.MapLabels; "
+            f"{_CHECKER}"
         )

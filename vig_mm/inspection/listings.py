@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .labels import LabelUse
+
 
 @dataclass(frozen=True)
 class CocoUse:
@@ -69,14 +71,14 @@ class SegListing(Listing):
         labels: The file of each image's label map, relative to it.
         label_backend: `imdecode_backend` of `LoadAnnotations`.
         classes: What the numbers in the label maps stand for, in their order.
-        reduce_zero_label: Whether 0 is no label, and the classes begin at 1.
+        use: What becomes of these numbers.
     """
 
     label_folder: str = ""
     labels: tuple[str, ...] = ()
     label_backend: str = "pillow"
     classes: tuple[str, ...] = ()
-    reduce_zero_label: bool = False
+    use: LabelUse | None = None
 
 
 @dataclass(frozen=True)

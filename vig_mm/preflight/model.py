@@ -60,7 +60,7 @@ def check_options(cfg: Config) -> None:
         ModelError: names all unknown options and the known ones.
     """
     problems = []
-    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         for where, part in parts("model", cfg.get("model")):
             kind = part.get("type")
             if isinstance(kind, str):

@@ -28,11 +28,11 @@ PART = ".part"
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, except that files get their names when they are on the disk.
+    """mmengine's CheckpointHook with atomic writes.
 
-    Checkpoints, the best ones too, and ``last_checkpoint`` are written beside their final place
-    and renamed; what they replace is removed after that. So there must be room for one checkpoint
-    more than are kept. Elsewhere than in local files (`backend_args`) writing is up to the storage.
+    Checkpoints, including the best one, and ``last_checkpoint`` are written under a temporary name,
+    flushed and renamed; older checkpoints are removed after that. The disk needs room for one
+    checkpoint more than are kept. Storage other than local files (`backend_args`) is used as it is.
 
     Raises:
         CheckpointError: while saving: there is no room, or the file cannot be written.

@@ -32,8 +32,10 @@ def make_resumable(cfg: Config) -> None:
     A loop or hook of another kind stays, with a warning of what that costs.
 
     Args:
-        cfg: A whole config with `train_cfg`.
+        cfg: A whole config. One without training loop, which can only test, stays as it is.
     """
+    if not (cfg.get("train_cfg") or {}).keys() & {"by_epoch", "type"}:
+        return
     if "by_epoch" in cfg.train_cfg:  # mmengine's short form
         kind = EpochBasedTrainLoop if cfg.train_cfg.pop("by_epoch") else IterBasedTrainLoop
         cfg.train_cfg.type = kind.__name__
@@ -41,7 +43,7 @@ def make_resumable(cfg: Config) -> None:
 
     # mmengine's own default, which a config turns off with None
     default = dict(checkpoint=dict(type="CheckpointHook", interval=1))
-    cfg.default_hooks = {**default, **cfg.get("default_hooks", {})}
+    cfg.default_hooks = {**default, **(cfg.get("default_hooks") or {})}
     hook = cfg.default_hooks.checkpoint
     if hook is not None:
         lost = "a kill or a full disk while saving may leave half a checkpoint"

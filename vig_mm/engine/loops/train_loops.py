@@ -90,7 +90,7 @@ class _Exact:
 
 @LOOPS.register_module()
 class EpochBasedTrainLoop(_Exact, EpochLoop):
-    """Training by epochs; goes on within an epoch if the checkpoint was written there."""
+    """Training by epochs; a resumed run continues within the epoch of its checkpoint."""
 
     def run(self) -> nn.Module:
         sampler, same = self._start()

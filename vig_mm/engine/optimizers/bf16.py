@@ -19,10 +19,10 @@ class Bf16OptimWrapper(OptimWrapper):
     bfloat16 has the range of float32: gradients are not scaled, no step is skipped, and there is
     nothing to resume. mmengine's AmpOptimWrapper always has a scaler and refuses to run on a CPU.
 
-    Detectors of mmdet keep their boxes in float32. They would make anchors and regions in the dtype
-    of the maps, which in bfloat16 moves them by up to 4 of 1333 pixels, and mmcv's NMS and RoIAlign
-    have no bfloat16. So heads with anchors give their predictions in float32, and RoI extractors
-    get their maps in it.
+    Detectors of mmdet keep their boxes in float32. They would compute anchors and proposals in the
+    dtype of the maps, which in bfloat16 moves boxes by up to 4 of 1333 pixels, and mmcv's NMS and
+    RoIAlign do not support bfloat16. Outputs of heads with anchors and the maps that RoI extractors
+    get are therefore converted to float32.
 
     Args:
         kwargs: of OptimWrapper.

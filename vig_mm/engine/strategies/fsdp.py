@@ -27,19 +27,18 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 @STRATEGIES.register_module()
 class FSDPStrategy(MMEngineFSDPStrategy):
-    """mmengine's FSDPStrategy, so that training does the same as without sharding.
+    """mmengine's FSDPStrategy, corrected: training gives the same result as unsharded.
 
-    What mmengine 0.10.7 does otherwise:
+    Differences from mmengine 0.10.7:
 
-    - It builds the optimizer from the shards, which are flat, so that all weights count as 1-D
-      ones and escape weight decay by ``flat_decay_mult=0``. Here the groups are made from the whole
-      parameters.
-    - It clips gradients by the norm of each process's own shards. Here the norm is that of all.
+    - It builds the optimizer from the flat shards, so that all weights count as 1-D and have no
+      weight decay with ``flat_decay_mult=0``. Here groups are built from the unsharded parameters.
+    - It clips gradients by the norm of each process's own shards. Here by that of all shards.
     - It calls ``optim_state_dict_to_load`` with the arguments of torch 2.0, so that resuming fails.
-      Here that works, also from the checkpoint of a run without FSDP.
-    - It asks for a GPU. Here CPUs do, too.
+      Here resuming works, also from the checkpoint of a run without FSDP.
+    - It requires a GPU. Here it also runs on CPUs.
 
-    The arguments are mmengine's. ``use_orig_params`` has to stay True, its default there.
+    The arguments are those of mmengine. ``use_orig_params`` has to stay True, its default there.
     """
 
     def prepare(

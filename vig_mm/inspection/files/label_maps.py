@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from vig_mm.datasets.transforms.map_labels import pack, unpack
+
+from ..labels import LabelUse, Value
 from .images import fault_of, file_fault, open_image
 
 # Smallest value that mmseg, which casts label maps to 8 bits, takes for another.
@@ -23,8 +26,9 @@ class LabelFacts:
         format: PIL's name of the format ("PNG").
         mode: PIL's name of the channels ("L"; "P" with a palette; "I;16" for 16 bits).
         size: (height, width) in pixels.
-        channels: How many the data loader gets; values mean something only with one.
-        values: All that occur, as they stand in the file, in ascending order.
+        channels: How many the data loader gets.
+        values: All that occur, as they stand in the file, in ascending order: numbers, or colours
+            (red, green, blue) of a map with channels.
     """
 
     path: str
@@ -34,7 +38,7 @@ class LabelFacts:
     mode: str = ""
     size: tuple[int, int] = (0, 0)
     channels: int = 1
-    values: tuple[int, ...] = ()
+    values: tuple[Value, ...] = ()
 
 
 def label_facts(path: str, backend: str = "pillow") -> LabelFacts:
@@ -66,13 +70,13 @@ def label_facts(path: str, backend: str = "pillow") -> LabelFacts:
         return LabelFacts(path, fault, " ".join(str(error).split()))
     if labels.ndim == 3:
         if labels.shape[2] != 1:
-            return LabelFacts(path, channels=labels.shape[2], **facts)
+            channels = labels.shape[2]
+            colours = tuple(unpack(np.unique(pack(labels)))) if channels in (3, 4) else ()
+            return LabelFacts(path, channels=channels, values=colours, **facts)
         labels = labels[..., 0]
     return LabelFacts(path, values=tuple(np.unique(labels).tolist()), **facts)
 
 
-def stray_values(facts: LabelFacts, num_classes: int, reduce_zero_label: bool) -> list[int]:
-    """The values that stand for no class, 255 (no label) aside."""
-    first = int(reduce_zero_label)
-    known = {*range(first + num_classes), 255}  # 0 is a class, or no label
-    return [value for value in facts.values if value not in known]
+def stray_values(facts: LabelFacts, use: LabelUse) -> list[Value]:
+    """The values that stand neither for a class nor for no label."""
+    return [value for value in facts.values if not use.is_known(value)]

@@ -2,15 +2,25 @@
 
 import inspect
 import os
+from collections.abc import Callable
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from ..findings import DataError, some
+from ..findings import DataError, Finding, some
 from . import coco, folders, segmentation
-from .options import leaves
+from .options import classes_of, leaves
 from .report import Report
 
+# Base of a data set's class -> its check, and the methods by which the base finds its files. A
+# class with others of its own may read what the check does not know, and is left to the library.
+_CHECKS = {
+    "CocoDataset": (coco.check, ("load_data_list", "parse_data_info")),
+    "BaseSegDataset": (segmentation.check, ("load_data_list",)),
+    "CustomDataset": (folders.check, ("load_data_list", "_find_samples")),
+}
+# Kinds of warnings that a run begins with: what the checks cannot decide, and what costs a day.
+_SAID = ("label", "two-values", "unused-class", "classes-differ", "num-classes")
 _LABEL_MAPS = 20  # read of each loader: wrong numbering shows in most of them
 
 
@@ -25,7 +35,8 @@ def check_data(cfg: Config, splits: tuple[str, ...] = ("train", "val", "test")) 
         splits: Which of `{split}_dataloader` and `{split}_evaluator` to check.
 
     Returns:
-        For the log, one line for each data set of which the library leaves something out.
+        For the log, one line for each grave warning, and for each data set of which the library
+        leaves something out.
 
     Raises:
         DataError: one line for each problem: which loader, what is wrong, where, what to do.
@@ -35,11 +46,12 @@ def check_data(cfg: Config, splits: tuple[str, ...] = ("train", "val", "test")) 
     if errors:
         lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(errors))
         raise DataError(f"the data does not fit the config:{lines}")
+    warnings = [x.text for x in check.findings if x.severity == "warning" and x.kind in _SAID]
     left_out: dict[str, list[str]] = {}
     for one in check.findings:
         if one.left_out:
             left_out.setdefault(one.where, []).append(one.left_out)
-    return [
+    return list(dict.fromkeys(warnings)) + [
         f"{where}: {cfg.default_scope} leaves out {'; '.join(what)} "
         "(tools/data/check_dataset.py names them)"
         for where, what in left_out.items()
@@ -66,24 +78,30 @@ class DataCheck(Report):
         if isinstance(kind, str):
             with DATASETS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
                 kind = registry.get(kind)
-        root = dataset.get("data_root") or ""
-        if not inspect.isclass(kind) or dataset.get("backend_args") or "://" in root:
+        if not inspect.isclass(kind) or _is_remote(dataset):
             return
+        check = _check_of(kind)
+        if check is None:
+            return
+        classes = classes_of(dataset, kind)
+        if classes:
+            self.classes[where] = classes
+        is_stated = dataset.get("metainfo") or dataset.get("classes")
+        if "CustomDataset" in (base.__name__ for base in kind.__mro__) and not is_stated:
+            self.not_stated.add(where)
+        root = dataset.get("data_root") or ""
         if root and not os.path.isdir(root):
             self.missing(where, "data_root", root, "folder")
-            return
-        families = {base.__name__ for base in kind.__mro__}
-        if "CocoDataset" in families:
-            coco.check(self, where, dataset, kind, root)
-        elif "BaseSegDataset" in families:
-            segmentation.check(self, where, dataset, kind, root)
-        elif "CustomDataset" in families:
-            folders.check(self, where, dataset, kind, root)
+        else:
+            check(self, where, dataset, kind, root)
 
     def _classes_agree(self) -> None:
-        if not self.classes:
+        # models that take the names as text have no outputs of their own for them
+        if not self.classes or "language_model" in (self.cfg.get("model") or {}):
             return
         first, expected = next(iter(self.classes.items()))
+        # mmseg uses a training set's names for nothing: its label maps decide
+        differing = "warning" if self.cfg.get("default_scope") == "mmseg" else "error"
         for where, classes in self.classes.items():
             if classes != expected:
                 if set(classes) == set(expected):
@@ -93,17 +111,37 @@ class DataCheck(Report):
                         f"only there: {some([c for c in expected if c not in classes])}; "
                         f"only here: {some([c for c in classes if c not in expected])}"
                     )
-                self.error(
-                    where,
-                    "classes-differ",
+                text = (
                     f"{where}: its {len(classes)} classes differ from the {len(expected)} of "
-                    f"{first} ({difference}): give every loader the same classes",
+                    f"{first} ({difference}): give every loader the same classes"
                 )
+                self.findings.append(Finding(differing, "classes-differ", where, text))
         for key, count in self.num_classes:
             if count != len(expected):
-                self.error(
-                    first,
-                    "num-classes",
+                own = first in self.not_stated and count > len(expected)
+                other = any(count == len(classes) for classes in self.classes.values())
+                certain = not (own or (other and differing == "warning"))
+                text = (
                     f"{key} is {count}, but {first} has {len(expected)} classes "
-                    f"({some(expected)}): set it to {len(expected)}",
+                    f"({some(expected)}): set it to {len(expected)}"
                 )
+                severity = "error" if certain else "warning"
+                self.findings.append(Finding(severity, "num-classes", first, text))
+
+
+def _check_of(kind: type) -> Callable | None:
+    """The check for a data set's class, if it finds its files as the base does."""
+    for base in kind.__mro__:
+        if base.__name__ in _CHECKS:
+            check, methods = _CHECKS[base.__name__]
+            same = all(getattr(kind, x, None) is getattr(base, x, None) for x in methods)
+            return check if same else None
+    return None
+
+
+def _is_remote(dataset: dict) -> bool:
+    """Whether the files of a data set are not on this machine, as far as its config tells."""
+    prefix = dataset.get("data_prefix") or ""
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    paths = [dataset.get("data_root"), dataset.get("ann_file"), *prefixes]
+    return bool(dataset.get("backend_args")) or any("://" in str(path) for path in paths)

@@ -3,12 +3,14 @@
 import os
 from typing import Any
 
+from mmengine.registry import METRICS
+
 from ..files.coco import read_coco
 from ..files.coco_annotations import examine
-from ..findings import some
+from ..findings import Finding, some
 from ..listings import CocoListing, CocoUse
-from ..paths import absent, hint
-from .options import classes_of, image_loader, option, transform
+from ..paths import hint
+from .options import image_loader, option, transform
 from .report import Report
 
 
@@ -22,7 +24,7 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
         kind: Its class.
         root: Its `data_root`.
     """
-    classes = found.classes[where] = classes_of(dataset, kind)
+    classes = found.classes.get(where, ())
     folder = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
     folder_there = os.path.isdir(folder)
     if not folder_there:
@@ -34,17 +36,9 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     if content is None:
         return
     names = [image["file_name"] for image in content["images"]]
-    gone = absent(names, folder) if folder_there else []
     if not names:
         found.error(where, "no-images", f"{where}: {path!r} lists no image")
-    elif gone:
-        found.error(
-            where,
-            "missing",
-            f"{where}.data_prefix.img: {len(gone)} of the {len(names)} images in {path!r} "
-            f"are not in {folder!r}, e.g. {gone[0]!r}{hint(folder)}",
-            gone,
-        )
+    gone = found.absent(where, "data_prefix.img", names, path, folder) if folder_there else []
     evaluator = found.cfg.get(f"{where.partition('_')[0]}_evaluator")
     use = _use(where, dataset, kind, path, classes, evaluator)
     _check_classes(found, use, content)
@@ -64,9 +58,15 @@ def check_evaluators(found: Report, split: str, evaluator: Any) -> None:
         split: "train", "val" or "test".
         evaluator: The config's `{split}_evaluator`.
     """
-    for metric in _metrics(evaluator):
+    scope = found.cfg.get("default_scope")
+    for metric in metrics_of(evaluator):
         path = metric.get("ann_file")
-        if not path or "://" in path:
+        if (
+            not path
+            or "://" in path
+            or metric.get("backend_args")
+            or not is_coco_metric(metric, scope)
+        ):
             continue
         where = f"{split}_evaluator.ann_file"
         loaders = found.ann_files.get(split, [])
@@ -102,12 +102,14 @@ def _use(
     evaluator: Any,
 ) -> CocoUse:
     filters = dataset.get("filter_cfg") or {}
-    if option(dataset, kind, "test_mode", False):
+    own_filter = getattr(kind, "filter_data", None) is not _coco(kind).filter_data
+    if own_filter or option(dataset, kind, "test_mode", False):
         filters = {}
     evaluated = not where.startswith("train")
     loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
-    scores_masks = evaluated and (_scores_masks(evaluator) if evaluator else loads_masks)
+    scored = any("segm" in (metric.get("metric") or ()) for metric in metrics_of(evaluator))
+    scores_masks = evaluated and (scored if evaluator else loads_masks)
     return CocoUse(
         where,
         ann_file,
@@ -120,12 +122,24 @@ def _use(
     )
 
 
-def _scores_masks(evaluator: Any) -> bool:
-    """Whether one of the metrics of an evaluator is COCO's for masks."""
-    return any("segm" in (metric.get("metric") or ()) for metric in _metrics(evaluator))
+def _coco(kind: type) -> type:
+    """mmdet's CocoDataset among the bases of a data set's class."""
+    return next(base for base in kind.__mro__ if base.__name__ == "CocoDataset")
 
 
-def _metrics(evaluator: Any) -> list[dict]:
+def is_coco_metric(metric: dict, scope: str | None) -> bool:
+    """Whether a metric reads the file as mmdet's CocoMetric does."""
+    kind = metric.get("type")
+    if isinstance(kind, str):
+        with METRICS.switch_scope_and_registry(scope) as registry:
+            kind = registry.get(kind)
+    for base in getattr(kind, "__mro__", ()):
+        if base.__name__ == "CocoMetric":
+            return kind.__init__ is base.__init__ and kind.compute_metrics is base.compute_metrics
+    return False
+
+
+def metrics_of(evaluator: Any) -> list[dict]:
     """The configs of an evaluator's metrics."""
     metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
     return [metric for metric in metrics if isinstance(metric, dict)]
@@ -134,6 +148,20 @@ def _metrics(evaluator: Any) -> list[dict]:
 def _check_classes(found: Report, use: CocoUse, content: dict) -> None:
     categories = [category["name"] for category in content["categories"]]
     unknown = [name for name in use.classes if name not in categories]
+    trailing = list(use.classes[: len(use.classes) - len(unknown)]) == [
+        name for name in categories if name in use.classes
+    ]
+    if unknown and trailing and not use.evaluated and len(unknown) < len(use.classes):
+        # the others keep their numbers
+        text = (
+            f"{use.where}.metainfo.classes: {some(unknown)} (the last of the {len(use.classes)} "
+            f"classes) are not among the categories of {use.ann_file!r}: nothing is learned of them"
+        )
+        kind = "unused-class"
+        found.findings.append(
+            Finding("warning", kind, use.where, text, len(unknown), tuple(unknown))
+        )
+        return
     if unknown:
         found.error(
             use.where,
@@ -168,11 +196,18 @@ def _check_ids(found: Report, use: CocoUse, content: dict) -> None:
             "mmdet would silently leave them out",
             [f"id {one['id']}" for one in unlisted],
         )
-    if use.evaluated and any(one["id"] == 0 for one in annotations):
-        found.error(
-            use.where,
-            "id-0",
-            f"{use.where}.ann_file: {use.ann_file!r} has an annotation with id 0, which to "
-            "pycocotools means 'not matched', so that finding this object counts as a mistake: "
-            "number the annotations from 1 (docs/troubleshooting.md)",
+    unscorable = [one for one in annotations if not has_scorable_id(one)]
+    if use.evaluated and unscorable:
+        text = (
+            f"{use.where}.ann_file: {use.ann_file!r} has an annotation with id "
+            f"{unscorable[0]['id']!r}, which pycocotools cannot score (0 means 'not matched' to "
+            "it): tools/train.py and tools/test.py score a copy with other ids; for other tools "
+            "number the annotations from 1"
         )
+        names = tuple(f"id {one['id']}" for one in unscorable)
+        found.findings.append(Finding("note", "id-0", use.where, text, len(names), names))
+
+
+def has_scorable_id(annotation: dict) -> bool:
+    """Whether pycocotools can keep an annotation's id among its matches."""
+    return isinstance(annotation["id"], int) and annotation["id"] != 0

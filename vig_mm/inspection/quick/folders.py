@@ -4,9 +4,8 @@ import os
 
 from ..findings import some
 from ..listings import FolderListing
-from ..paths import IMAGES, absent, entries, files, hint
-from .image_list import lines_of
-from .options import classes_of, image_loader, option
+from ..paths import IMAGES, entries, files, hint
+from .options import image_loader, option
 from .report import Report
 
 
@@ -23,9 +22,7 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     split = dataset.get("split") or ""
     prefix = dataset.get("data_prefix") or split
     folder = os.path.join(root, prefix.get("img_path", "") if isinstance(prefix, dict) else prefix)
-    classes = classes_of(dataset, kind)
-    if classes:
-        found.classes[where] = classes
+    classes = found.classes.get(where, ())
     if not os.path.isdir(folder):
         found.missing(where, "data_prefix", folder, "image folder")
         return
@@ -121,7 +118,7 @@ def _listed(
     """The images and labels in a file of lines `image label`, or of lines `image`."""
     heads = [one for one in found.num_classes if "data_preprocessor" not in one[0]]
     names, labels = [], []
-    for i, line in enumerate(lines_of(found, where, path), 1):
+    for i, line in enumerate(found.lines_of(where, path), 1):
         # mmpretrain strips lines with labels only
         name, _, label = line.strip().rpartition(" ") if labelled else (line, "", "0")
         problem = ""
@@ -139,14 +136,6 @@ def _listed(
             return [], []
         names.append(name)
         labels.append(label)
-    gone = absent(names, folder)
-    if gone:
-        found.error(
-            where,
-            "missing",
-            f"{where}.ann_file: {len(gone)} of the {len(names)} images in {path!r} are not in "
-            f"{folder!r}, e.g. {gone[0]!r}{hint(folder)}",
-            gone,
-        )
+    if found.absent(where, "ann_file", names, path, folder):
         return [], []
     return names, labels if labelled else []

@@ -4,6 +4,13 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from mmengine.registry import TRANSFORMS
+
+from vig_mm.datasets.transforms.map_labels import read_mapping
+
+# What these do to a label map, they do to its pixels' places, not to their numbers.
+_KEEP_NUMBERS = ("mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "vig_mm")
+
 
 def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
     """The data sets inside wrappers (RepeatDataset, ConcatDataset, lists...).
@@ -65,3 +72,46 @@ def image_loader(dataset: dict) -> tuple[str, str | None]:
     """`color_type` and `imdecode_backend` of a data set's `LoadImageFromFile`."""
     load = transform(dataset.get("pipeline"), "LoadImageFromFile")
     return load.get("color_type", "color"), load.get("imdecode_backend", "cv2")
+
+
+def has_own_transform(entry: Any, scope: str) -> bool:
+    """Whether there is a transform that is none of the libraries', at any depth of a data set.
+
+    Args:
+        entry: A data set's config, its pipeline, or an entry of one.
+        scope: The config's `default_scope`.
+    """
+    if isinstance(entry, list | tuple):
+        return any(has_own_transform(one, scope) for one in entry)
+    if not isinstance(entry, dict):
+        return False
+    for key, value in entry.items():
+        if key not in ("pipeline", "transforms"):
+            if has_own_transform(value, scope):
+                return True
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if not (isinstance(one, list | tuple) or keeps_numbers(one, scope)):
+                return True
+            if has_own_transform(one, scope):
+                return True
+    return False
+
+
+def keeps_numbers(transform: Any, scope: str) -> bool:
+    """Whether a transform (or its config) is one of the libraries' or ours."""
+    kind = transform.get("type") if isinstance(transform, dict) else type(transform)
+    if isinstance(kind, str):
+        with TRANSFORMS.switch_scope_and_registry(scope) as registry:
+            kind = registry.get(kind)
+    return getattr(kind, "__module__", "").partition(".")[0] in _KEEP_NUMBERS
+
+
+def label_mapping(dataset: Any) -> tuple[dict | None, int | None]:
+    """`mapping` and `others` of the first `vig_mm.MapLabels` of a data set; None without.
+
+    Raises:
+        ValueError: the mapping is none.
+    """
+    found = transform(dataset, "MapLabels")
+    return (read_mapping(found.get("mapping")), found.get("others")) if found else (None, None)

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
+from mmengine.registry import MODELS
 
 from vig_mm.preflight.model import part_name, parts
 
 from ..findings import Finding, number, some
 from ..listings import Listing
-from ..paths import hint
+from ..paths import absent, hint
 
 _HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
 
@@ -26,6 +28,7 @@ class Report:
         coco: Annotation file -> its content, or what is wrong with it.
         ann_files: Split -> the annotation files of its loader.
         num_classes: (key, value) of every `num_classes` of the model.
+        not_stated: mmpretrain's data sets whose classes are those of their class, not the config's.
         label_maps: How many of a data set to read.
     """
 
@@ -34,6 +37,7 @@ class Report:
         self.findings: list[Finding] = []
         self.listings: list[Listing] = []
         self.classes: dict[str, tuple[str, ...]] = {}
+        self.not_stated: set[str] = set()
         self.coco: dict[str, dict | str] = {}
         self.ann_files: dict[str, list[str]] = {}
         self.num_classes = list(_num_classes(cfg.get("model")))
@@ -54,6 +58,17 @@ class Report:
             f"or set {where}.{key} in the config or by --cfg-options{hint(path)}",
         )
 
+    def absent(self, where: str, key: str, names: list[str], path: str, folder: str) -> list[str]:
+        """Those of the names in the file `path` that are not in a folder, after noting them."""
+        gone = absent(names, folder)
+        if gone:
+            text = (
+                f"{where}.{key}: {len(gone)} of the {len(names)} images in {path!r} are not in "
+                f"{folder!r}, e.g. {gone[0]!r}{hint(folder)}"
+            )
+            self.error(where, "missing", text, gone)
+        return gone
+
     def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
         """Note the files in a folder that a data set leaves out, if there are any."""
         if names:
@@ -65,10 +80,44 @@ class Report:
             found = Finding("warning", "not-taken", where, text, len(names), tuple(names), what)
             self.findings.append(found)
 
+    def lines_of(self, where: str, path: str) -> list[str]:
+        """The lines of an `ann_file`, split as the libraries do; none after noting the problem.
+
+        Args:
+            where: Key of the data set in its config.
+            path: The file.
+        """
+        if not os.path.isfile(path):
+            self.missing(where, "ann_file", path, "list of images")
+            return []
+        fault = ""
+        try:
+            lines = list_from_file(path)
+        except UnicodeDecodeError as error:
+            lines, fault = [], f": {path!r} is not UTF-8 ({error}): save it as UTF-8"
+        except OSError as error:
+            lines, fault = [], f" cannot be read ({error}): correct its permissions"
+        if fault:
+            self.error(where, "list", f"{where}.ann_file{fault}")
+        elif not lines:
+            advice = "list the images in it, one a line"
+            self.error(where, "no-images", f"{where}.ann_file: {path!r} is empty: {advice}")
+        return lines
+
+
+def _has_own_labels(head: dict) -> bool:
+    """Whether a head of mmseg computes what it learns, such as edges, from the label maps."""
+    kind = head.get("type")
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry("mmseg") as registry:
+            kind = registry.get(kind) if kind in registry.module_dict else None
+    bases = [base for base in getattr(kind, "__mro__", ()) if base.__name__ == "FCNHead"]
+    return bool(bases) and kind.loss_by_feat is not bases[0].loss_by_feat
+
 
 def _num_classes(model: Any) -> Iterator[tuple[str, int]]:
     """`(key, value)` of every `num_classes` of a model's heads and of its preprocessor."""
     for where, part in parts("model", model):
-        wanted = part_name(where) in (*_HEADS, "data_preprocessor")
+        wanted = part_name(where) in (*_HEADS, "data_preprocessor") and not _has_own_labels(part)
         if wanted and part.get("num_classes") is not None:
             yield f"{where}.num_classes", part["num_classes"]

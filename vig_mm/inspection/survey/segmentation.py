@@ -3,19 +3,22 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from ..files.images import FIX, ImageFacts
 from ..files.label_maps import TOO_LARGE, LabelFacts, label_facts, stray_values
 from ..findings import Finding, Table, findings, some
+from ..label_causes import cause, two_values
+from ..labels import Value
 from ..listings import SegListing
 
 _TABLE: Table = {
     "label-unreadable": ("error", "cannot be read", FIX),
     "label-colour": (
         "error", "are coloured pictures", "a label map has one channel (grey or palette), whose "
-        "values number the classes; convert colours to numbers, and load them with "
-        "imdecode_backend='pillow'",
+        "values number the classes; convert colours to numbers, or map them by vig_mm.MapLabels, "
+        "and load them with imdecode_backend='pillow'",
     ),
     "label-lossy": (
         "error", "are jpgs", "compression changes the numbers; write them as png",
@@ -27,6 +30,10 @@ _TABLE: Table = {
     "label-range": (
         "error", "hold values that no class has", "training stops, on a GPU with a device-side "
         "assert; correct metainfo.classes, reduce_zero_label or the label maps",
+    ),
+    "label-undecided": (
+        "warning", "hold values that no class has", "nothing to do if a transform of yours maps "
+        "them; else give heads, data sets and evaluators the same ignore_index",
     ),
     "label-size": (
         "error", "are of another size than their image", "training stops, or the labels are "
@@ -41,6 +48,7 @@ _TABLE: Table = {
         "note", "have a palette", "the numbers count, not the colours; nothing to do",
     ),
 }  # fmt: skip
+_STRAY = ("label-colour", "label-range", "label-undecided")
 
 
 def label_findings(
@@ -51,13 +59,21 @@ def label_findings(
     function = partial(label_facts, backend=listing.label_backend)
     labels = list(run(f"labels of {listing.where}", function, paths))
     cases = defaultdict(list)
-    there: set[int] = set()
+    there: set[Value] = set()
     for name, facts, image in zip(listing.labels, labels, images, strict=True):
         there.update(facts.values)
         for kind, detail in _kinds(listing, facts, image):
             cases[kind].append(f"{name}{detail}")
     total, folder = len(listing.labels), listing.label_folder
     found = list(findings(_TABLE, cases, listing.where, folder, total, "label map"))
+    if any(not listing.use.is_known(value) for value in there):
+        why = cause(there, listing.use)
+        found = [
+            replace(one, text=f"{one.text}; {why}") if one.kind in _STRAY else one for one in found
+        ]
+    elif trap := two_values(there, listing.use, listing.classes):
+        text = f"{listing.where}: label maps in {folder!r}: {trap}"
+        found.append(Finding("warning", "two-values", listing.where, text))
     return found + _classes(listing, there)
 
 
@@ -68,29 +84,31 @@ def _kinds(listing: SegListing, facts: LabelFacts, image: ImageFacts) -> list[tu
     kinds = []
     if facts.format == "JPEG":
         kinds.append(("label-lossy", ""))
-    if facts.channels != 1:
+    stray = stray_values(facts, listing.use)
+    if facts.channels != 1 and (stray or not facts.values):
         return [*kinds, ("label-colour", f" ({facts.mode})")]
-    stray = stray_values(facts, len(listing.classes), listing.reduce_zero_label)
-    large = [value for value in stray if value >= TOO_LARGE]
+    large = [value for value in facts.values if isinstance(value, int) and value >= TOO_LARGE]
+    certain = not listing.use.undecided and not all(map(listing.use.is_tolerated, stray))
     if large:
         kinds.append(("label-16-bit", f" ({some(large)})"))
     elif stray:
-        kinds.append(("label-range", f" ({some(stray)})"))
+        kinds.append(("label-range" if certain else "label-undecided", f" ({some(stray)})"))
     if not image.fault and facts.size != image.loaded:
         of = f" ({facts.size[1]}x{facts.size[0]}, the image is {image.loaded[1]}x{image.loaded[0]})"
         kinds.append(("label-size", of))
-    ignored = {255, 0} if listing.reduce_zero_label else {255}
-    if ignored.issuperset(facts.values):
+    if not any(map(listing.use.is_class, facts.values)) and not stray:
         kinds.append(("label-empty", ""))
     if facts.mode == "P":
         kinds.append(("label-palette", ""))
     return kinds
 
 
-def _classes(listing: SegListing, there: set[int]) -> list[Finding]:
+def _classes(listing: SegListing, there: set[Value]) -> list[Finding]:
     """Classes that no pixel has."""
-    first = int(listing.reduce_zero_label)
-    unused = [name for i, name in enumerate(listing.classes, first) if i not in there]
+    # of a part of a data set's own classes the label maps have all
+    use = replace(listing.use, label_map=None, num_classes=len(listing.classes))
+    numbers = {use.loaded(value) for value in there}
+    unused = [name for i, name in enumerate(listing.classes) if i not in numbers]
     if not unused:
         return []
     training = listing.where.startswith("train")

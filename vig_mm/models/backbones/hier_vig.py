@@ -2,18 +2,28 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from vig_mm.registry import MODELS
 
-from ..layers import GatedLinearAttention2d, LayerNorm2d, SwiGLU, by_blocks, to_map, to_tokens
+from ..layers import (
+    GatedLinearAttention2d,
+    LayerNorm2d,
+    Stem,
+    SwiGLU,
+    feed_forward,
+    mix,
+    to_map,
+    to_tokens,
+)
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
-def _stem(channels: int) -> nn.Sequential:
+def _stem(channels: int) -> Stem:
     """``[B, 3, H, W]`` -> ``[B, C, H/4, W/4]``; names as in the public checkpoints."""
-    return nn.Sequential(
+    return Stem(
         OrderedDict(
             [
                 ("0", nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)),
@@ -46,8 +56,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.op(self.norm(x), hw))
-        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.norm2(t))), x)
+        x = mix(x, self.norm, self.op, self.drop_path, hw)
+        return feed_forward(x, self.norm2, self.mlp, self.drop_path, self.op.backend)
 
 
 @MODELS.register_module()
@@ -56,21 +66,25 @@ class HierViG(ViGBackbone):
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
-        embed_dims, depths, num_heads: C of the first stage (doubled in each next one), blocks and
-            heads of the four stages. None: as ``arch`` says.
-        out_indices: stages returned, each through a LayerNorm ``norm{i}`` of its own. The last
-            one's may start from the public ``classifier.norm``.
+        embed_dims: C of the first stage, doubled in each next one. None: as ``arch`` says, here
+            and in the next two.
+        depths: number of blocks of each stage.
+        num_heads: number of heads H of each stage.
+        out_indices: stages whose output is returned, each through a LayerNorm ``norm{i}`` of its
+            own. That of the last stage is loaded from the public ``classifier.norm``.
         drop_path_rate: stochastic depth of the last block.
         frozen_stages: -1 freezes nothing, 0 the stem, i also the first i stages.
         with_cp: activation checkpointing, block by block.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
+            checkpoints.
 
     Raises:
         ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
     """
 
-    arch_zoo = {
+    arch_zoo: dict[str, dict[str, Any]] = {
         "tiny": dict(embed_dims=96, depths=(2, 2, 5, 2), num_heads=(3, 6, 12, 24)),
         "small": dict(embed_dims=96, depths=(2, 2, 17, 2), num_heads=(3, 6, 12, 24)),
         "base": dict(embed_dims=128, depths=(2, 2, 17, 2), num_heads=(4, 8, 16, 32)),
@@ -105,6 +119,7 @@ class HierViG(ViGBackbone):
         self.out_indices = resolve_out_indices(out_indices, num_stages, "stages")
 
         self.patch_embed = _stem(self.embed_dims)
+        self.patch_embed.backend = backend
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
         self.layers = nn.ModuleList()
         last = self.out_indices[-1]  # stages after it would train nothing
@@ -131,6 +146,7 @@ class HierViG(ViGBackbone):
         self.check_image(x)
         x = self.patch_embed(x)
         outs = []
+        stage: Any
         for i, stage in enumerate(self.layers):
             hw = (x.shape[2], x.shape[3])
             x = to_tokens(x)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ from ..layers import (
     GatedLinearAttention2d,
     LayerNorm2d,
     RMSNorm,
+    Stem,
     SwiGLU,
-    by_blocks,
+    feed_forward,
+    mix,
     to_map,
     to_tokens,
 )
@@ -26,7 +29,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(
+        self.proj = Stem(
             nn.Conv2d(3, channels // 2, 9, stride=8, padding=1),
             LayerNorm2d(channels // 2),
             nn.SiLU(),
@@ -52,8 +55,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.attn_norm(x), hw))
-        return by_blocks(lambda t: t + self.drop_path(self.mlp(self.mlp_norm(t))), x)
+        x = mix(x, self.attn_norm, self.attn, self.drop_path, hw)
+        return feed_forward(x, self.mlp_norm, self.mlp, self.drop_path, self.attn.backend)
 
 
 @MODELS.register_module()
@@ -62,24 +65,28 @@ class ViG(ViGBackbone):
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
-        embed_dims, depth, num_heads, mixer_act: C, number of blocks, H, and whether the mixer has
-            its SiLUs (ViG-T). None: as ``arch`` says.
-        img_size: training image size in pixels, which sets the grid of ``pos_embed``. Inputs of
-            any other size get it resized (bicubic).
+        embed_dims: channels C. None: as ``arch`` says, here and in the next three.
+        depth: number of blocks.
+        num_heads: number of heads H.
+        mixer_act: whether the token mixer has SiLUs, as in ViG-T.
+        img_size: training image size in pixels, which sets the grid of ``pos_embed``. For images
+            of another size it is resized (bicubic).
         out_indices: blocks whose output is returned, each through a norm of its own. The last
             block's norm is ``norm`` (the public one), another block i's is ``norm{i}``.
         drop_path_rate: stochastic depth of the last block.
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
             blocks.
         with_cp: activation checkpointing, block by block.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
+            checkpoints.
 
     Raises:
         ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
     """
 
-    arch_zoo = {
+    arch_zoo: dict[str, dict[str, Any]] = {
         "tiny": dict(embed_dims=192, depth=12, num_heads=3, mixer_act=True),
         "small": dict(embed_dims=384, depth=12, num_heads=6, mixer_act=False),
         "base": dict(embed_dims=768, depth=12, num_heads=12, mixer_act=False),
@@ -113,6 +120,7 @@ class ViG(ViGBackbone):
         self.out_indices = resolve_out_indices(out_indices, depth, "blocks")
 
         self.patch_embed = PatchEmbed(self.embed_dims)
+        self.patch_embed.proj.backend = backend
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.pos_grid = (height // self.patch_size, width // self.patch_size)
         num_tokens = self.pos_grid[0] * self.pos_grid[1]

@@ -1,6 +1,7 @@
 """Plain ViG with ViT-Adapter (arXiv 2205.08534): four maps, strides 4 to 32."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,38 +18,41 @@ STRIDE = 32  # of the coarsest map; images are padded to a multiple of it
 
 @MODELS.register_module()
 class ViGAdapter(ViG):
-    """Plain ViG backbone for dense prediction.
+    """Plain ViG in a ViT-Adapter (arXiv 2205.08534): four maps for dense prediction.
 
     Images of any size from one patch up are padded with zeros, on the right and below, to a
     multiple of 32. The maps returned are cut back to ceil(H / s) x ceil(W / s) at stride s: the
     sizes that a pyramid of strided convolutions gives (`HierViG`, ResNet), which FPN and the heads
     of mmdet and mmseg expect.
 
-    Public ViG checkpoints load as they are. All that the adapter adds has names that start with
-    ``adapter.`` and counts as the last layer for layer-wise decay. ViG's last norm is not there: as
-    in the paper, the last block's output goes into the maps as it is.
+    Public ViG checkpoints load as they are. Parameters that the adapter adds have names that start
+    with ``adapter.`` and count as the last layer for layer-wise decay. There is no last norm: as in
+    the paper, the output of the last block is added to the maps without one.
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``; the keywords below override its entries.
-        embed_dims, depth, num_heads, mixer_act: as for `ViG`. None: as ``arch`` says.
-        deform_heads, deform_ratio: heads of the deformable attention, which must divide its value
-            width C * deform_ratio. None: as ``arch`` says.
-        n_points: places that a head of it reads in each map.
+        embed_dims, depth, num_heads, mixer_act: see `ViG`.
+        deform_heads: heads of the deformable attention; they must divide its value width
+            C * deform_ratio. None: as ``arch`` says.
+        deform_ratio: value width of the deformable attention / C. None: as ``arch`` says.
+        n_points: sampling points of a head in each map.
         conv_inplane: channels of the convolutional stem.
-        cffn_ratio: width of the extractors' feed-forward / C.
-        num_interactions: groups that the blocks are split into, evenly; an injector comes before
-            each group and an extractor after it (three after the last one).
-        norm_cfg: of the stem and the four outputs. None: SyncBN, as in the paper, where there is a
-            GPU, else BN, because SyncBN cannot train on several CPU processes. The two have the
-            same parameters; on one device SyncBN computes what BN does.
+        cffn_ratio: hidden width of the extractors' feed-forward network / C.
+        num_interactions: groups of equal size that the blocks are split into. An injector precedes
+            each group and an extractor follows it (three after the last group).
+        norm_cfg: norm of the stem and of the four outputs. None: SyncBN, as in the paper, where
+            there is a GPU, else BN, because SyncBN cannot train on several CPU processes. Both have
+            the same parameters, and on one device both compute the same.
         img_size: training image size in pixels, which sets the grid of ``pos_embed``.
-        out_indices: of the maps of strides 4, 8, 16, 32 that are returned.
+        out_indices: which of the maps of strides 4, 8, 16, 32 are returned.
         drop_path_rate: stochastic depth of the last block and of every extractor.
         frozen_stages: -1 freezes nothing, 0 the patch and position embedding, i also the first i
-            blocks. The adapter always learns.
-        with_cp: activation checkpointing, by block, injector and extractor.
-        backend: of the operator, see `vig_mm.kernels.bidirectional_gla`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public and mm files.
+            blocks. The adapter is never frozen.
+        with_cp: activation checkpointing of each block, injector and extractor.
+        backend: backend of the operator, see `vig_mm.kernels.bidirectional_gla`. ``'torch'`` is
+            plain PyTorch under autograd throughout, which keeps more for the backward pass.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes public ViG files and OpenMMLab
+            checkpoints.
 
     Raises:
         ValueError: unknown arch, indices or rates out of range, widths or depths that do not
@@ -140,6 +144,7 @@ class ViGAdapter(ViG):
         x, hw = self.embed(x)
         geometry = Geometry.of(hw, x)
         size = self.depth // len(self.adapter.interactions)
+        interaction: Any
         for i, interaction in enumerate(self.adapter.interactions):
             x = self.run_block(interaction.injector, x, pyramid, geometry)
             for block in self.blocks[i * size : (i + 1) * size]:

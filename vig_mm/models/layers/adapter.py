@@ -7,7 +7,7 @@ read back.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -217,7 +217,7 @@ class Adapter(nn.Module):
             x: tokens ``[B, N, C]`` of the last block, which are added to every map.
             image_size: (H, W) without padding.
         """
-        maps = [finest, *geometry.pyramid.split(pyramid)]
+        maps: list[Any] = [finest, *geometry.pyramid.split(pyramid)]
         if self.up is not None:
             maps[0] = finest + self.up(maps[1])
         (feature,) = geometry.tokens.split(x)

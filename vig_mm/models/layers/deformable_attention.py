@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ class Maps(NamedTuple):
     @classmethod
     def of(cls, *grids: Grid, like: Tensor) -> "Maps":
         """Args: like: gives the device and, unless it is half precision, the dtype of centres."""
-        options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        options: dict[str, Any] = dict(
+            device=like.device, dtype=torch.promote_types(like.dtype, torch.float32)
+        )
         centres = []
         for height, width in grids:
             y = (torch.arange(height, **options) + 0.5) / height

@@ -31,10 +31,10 @@ def by_blocks(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     whole = x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()
     if whole or x.shape[1] <= BLOCK:
         return function(*inputs)
-    out = None
+    out = x.new_empty(0)  # made when the first block tells its width and dtype
     for start in range(0, x.shape[1], BLOCK):
         y = function(*(t[:, start : start + BLOCK] for t in inputs))
-        if out is None:
+        if start == 0:
             out = y.new_empty(y.shape[0], x.shape[1], y.shape[2])
         out[:, start : start + BLOCK] = y
     return out

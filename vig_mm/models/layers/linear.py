@@ -1,10 +1,12 @@
-"""A linear layer for tokens."""
+"""A linear layer for tokens, and its two gradients."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layout import to_map, to_tokens
+
+MANY_TOKENS = 512
 
 
 class TokenLinear(nn.Linear):
@@ -15,8 +17,57 @@ class TokenLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = torch.compiler.is_compiling() or x.is_cuda or x.dim() != 3 or x.shape[1] < 512
-        if plain:
+        if torch.compiler.is_compiling() or x.dim() != 3 or not _as_convolution(x, x.shape[1]):
             return super().forward(x)
         weight = self.weight[:, :, None, None]
         return to_tokens(F.conv2d(to_map(x, (1, x.shape[1])), weight, self.bias))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` on rows ``[M, C]``, contiguous; as a convolution where `TokenLinear` is one."""
+    if not _as_convolution(x, len(x)):
+        return F.linear(x, weight, bias)
+    return _rows(F.conv2d(_map(x), weight[:, :, None, None], bias))
+
+
+def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``x [M, C]`` and of the weight from that of the output, all contiguous."""
+    if not _as_convolution(x, len(x)):
+        return grad @ weight, grad.mT @ x
+    dx, dweight = _convolution_backward(grad, x, weight, [True, True, False])
+    return _rows(dx), dweight.flatten(1)
+
+
+def linear_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """The first of `linear_backward`."""
+    if not _as_convolution(grad, len(grad)):
+        return grad @ weight
+    return linear(grad, weight.mT.contiguous())
+
+
+def linear_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The second of `linear_backward`."""
+    if not _as_convolution(x, len(x)):
+        return grad.mT @ x
+    return _convolution_backward(grad, x, weight, [False, True, False])[1].flatten(1)
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]):
+    return torch.ops.aten.convolution_backward(
+        _map(grad), _map(x), weight[:, :, None, None], None, *_ONE_BY_ONE, mask
+    )[:2]
+
+
+def _as_convolution(x: Tensor, tokens: int) -> bool:
+    return x.device.type == "cpu" and tokens >= MANY_TOKENS
+
+
+_ONE_BY_ONE = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+
+def _map(x: Tensor) -> Tensor:
+    return to_map(x.unsqueeze(0), (1, x.shape[0]))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return to_tokens(x).squeeze(0)

@@ -21,7 +21,8 @@ class GatedLinearAttention2d(nn.Module):
         channels: C; queries and keys are C/2 wide, values C.
         num_heads: H, must divide C/2.
         act: SiLU after the depth-wise convolution and before the output projection (ViG-T only).
-        backend: of `vig_mm.kernels.bidirectional_gla`; the locality gate follows it.
+        backend: of `vig_mm.kernels.bidirectional_gla`; the locality gate follows it. ``torch`` is
+            ``chunked``, and has `mix` leave all to autograd.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class GatedLinearAttention2d(nn.Module):
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (self.num_heads, -1))
 
+        backend = "chunked" if self.backend == "torch" else self.backend
         q, k, v = self.qkv_proj(local).split((channels // 2, channels // 2, channels), dim=-1)
         gate_f, gate_b = self.gk_proj(local).chunk(2, dim=-1)
         o = bidirectional_gla(
@@ -70,7 +72,7 @@ class GatedLinearAttention2d(nn.Module):
             heads(v),
             heads(gate_f),
             heads(gate_b),
-            backend=self.backend,
+            backend=backend,
             # beyond float16's range o would be inf, and NaN behind its norm
             out_dtype=torch.float32 if v.dtype == torch.float16 else None,
         )

@@ -1,0 +1,93 @@
+"""Compiles every launch of the block's parts for real GPUs, which needs no GPU; none may spill.
+
+Launches are taken from the launch code, run on `meta` tensors, as in test_triton_compile.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_triton_compile import SHARED_LIMITS, Recorder, compile_launch
+
+pytest.importorskip("triton")
+
+TARGETS = (80, 90)
+MORE_TARGETS = {"hier_stage1_autocast": (89, 100), "plain_tiny_autocast": (89, 100)}
+# name: batch, grid, channels, hidden width, dtype of the residual stream, of the projections, act
+CASES = {
+    "hier_stage1_autocast": (2, (200, 334), 96, 256, "float32", "bfloat16", False),
+    "hier_stage4_autocast": (2, (25, 42), 768, 2048, "float32", "bfloat16", False),
+    "hier_base_stage4_fp32": (1, (7, 7), 1024, 2752, "float32", "float32", False),
+    "plain_tiny_autocast": (128, (14, 14), 192, 512, "float32", "bfloat16", True),
+    "plain_base_fp16": (8, (14, 14), 768, 2048, "float16", "float16", True),
+}
+KERNELS = {
+    "swiglu": ("swiglu_kernel", "swiglu_gradient_kernel"),
+    "norm": ("norm_kernel", "norm_gradient_kernel"),
+    "depthwise_conv": ("statistics_kernel", "conv_kernel", "conv_gradient_kernel"),
+}
+
+
+def launches(case: str) -> list:
+    """What both passes of a block's parts launch: kernel, arguments, options."""
+    from vig_mm.kernels.triton import depthwise_conv, norm, swiglu
+
+    batch, hw, channels, hidden, stream, projections, act = CASES[case]
+    stream, projections = (getattr(torch, name) for name in (stream, projections))
+    found: list = []
+    modules = {"swiglu": swiglu, "norm": norm, "depthwise_conv": depthwise_conv}
+
+    def empty(*shape, dtype=stream):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, kernels in KERNELS.items():
+            for kernel in kernels:
+                patch.setattr(
+                    modules[name], kernel, Recorder(getattr(modules[name], kernel), found)
+                )
+        tokens = (batch, hw[0] * hw[1])
+        x, grad = empty(*tokens, channels), empty(*tokens, channels, dtype=projections)
+        inside = empty(*tokens, 2 * hidden, dtype=projections)
+        weight, bias, taps = empty(channels), empty(channels), empty(channels, 1, 3, 3)
+        out = swiglu.swiglu_forward(inside)
+        swiglu.swiglu_backward(out, inside, empty(batch))
+        for b in (bias, None):
+            norm.norm_forward(x, weight, b, 1e-6, projections)
+            norm.norm_backward(grad, x, weight, b, x, 1e-6)
+            stats = depthwise_conv.norm_statistics(x, b is not None, 1e-6)
+            norms = (x, stats, weight, b, taps)
+            depthwise_conv.norm_conv_forward(*norms, hw, act, projections)
+            depthwise_conv.norm_conv_backward(grad, *norms, x, hw, act)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_launches_compile_without_spills(case, record_property):
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    run = subprocess.run(
+        [sys.executable, __file__, case], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    found = {result["kernel"].removesuffix("_grad") for result in results}
+    assert found == {name for names in KERNELS.values() for name in names}
+    for result in results:
+        print(case, result)
+        record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))
+        assert result["shared"] <= SHARED_LIMITS[result["target"]], result
+        assert result["spills"] == 0, result
+
+
+if __name__ == "__main__":
+    seen: list = []
+    for kernel, args, options in launches(sys.argv[1]):
+        if (kernel, options) not in seen:
+            seen.append((kernel, options))
+            for target in (*TARGETS, *MORE_TARGETS.get(sys.argv[1], ())):
+                print(
+                    json.dumps({"target": target, **compile_launch(kernel, args, options, target)})
+                )

@@ -1,0 +1,234 @@
+"""Blocks that compute again instead of keeping: as autograd's own, in all the ways they are used.
+
+`backend='torch'` is the reference: modules under plain autograd.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import vig_mm
+from vig_mm.models.backbones import hier_vig, vig
+from vig_mm.models.layers.recompute import recomputes
+
+HW = (30, 41)  # more tokens than a block has on a CPU
+FAMILIES = ("ViG", "ViG with SiLU", "ViG-H")
+BACKBONES = {
+    "ViG": dict(embed_dims=32, depth=2, num_heads=2, mixer_act=True, out_indices=(0, 1)),
+    "HierViG": dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4)),
+}
+
+
+def block(family, backend, rate=0.0, dtype=torch.float32):
+    torch.manual_seed(0)
+    if family == "ViG-H":
+        made = hier_vig.Block(32, 2, rate, backend)
+    else:
+        made = vig.Block(32, 2, "SiLU" in family, rate, backend)
+    for parameter in made.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return made.to(dtype).train()
+
+
+def tokens(batch=3, dtype=torch.float32):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(batch, HW[0] * HW[1], 32, generator=g, dtype=torch.float64).to(dtype)
+
+
+def rel(x, y):
+    return ((x.double() - y.double()).norm() / y.double().norm().clamp_min(1e-30)).item()
+
+
+def step(module, x, call=None):
+    """Output, and gradients of x and all parameters, of a loss that is no sum over samples."""
+    x = x.detach().requires_grad_()
+    torch.manual_seed(5)
+    out = (call or module)(x, HW)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad((out * weight).sum(), [x, *module.parameters()])]
+
+
+def loss_of(maps):
+    """With gradients of about one everywhere."""
+    weights = (torch.linspace(-1, 1, out[0].numel()).view(out[0].shape) for out in maps)
+    return sum((out.float() * w).sum() for out, w in zip(maps, weights, strict=True))
+
+
+def node(out):
+    return type(out.grad_fn).__name__
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_block_equals_autograd_in_double(family, rate):
+    x = tokens(batch=5, dtype=torch.float64)
+    expected = step(block(family, "torch", rate, torch.float64), x)
+    found = step(block(family, None, rate, torch.float64), x)
+    assert node(found[0]) == "_FeedForwardBackward" and node(expected[0]) != node(found[0])
+    if rate:  # some samples are dropped, and some are not
+        kept = (expected[0] - x).flatten(1).abs().amax(1) > 0
+        assert kept.any() and not kept.all()
+    for a, b in zip(found, expected, strict=True):
+        assert rel(a, b) < 1e-13
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradcheck(family):
+    torch.manual_seed(0)
+    module = block(family, None, dtype=torch.float64)
+    x = torch.randn(2, 6, 32, dtype=torch.float64, requires_grad=True)
+    parameters = list(module.parameters())
+    assert torch.autograd.gradcheck(
+        lambda x, *_: module(x, (2, 3)), (x, *parameters), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("how", ["bf16 autocast", "fp16 autocast", "bf16", "fp16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision(family, how):
+    """At most twice as far from float64 as plain autograd."""
+    dtype = torch.bfloat16 if "bf16" in how else torch.float16
+    x = tokens(dtype=dtype)
+    expected = step(block(family, "torch", dtype=dtype).double(), x.double())
+    errors = []
+    for backend in ("torch", None):
+        module = block(family, backend, dtype=dtype)
+        if "autocast" in how:
+            module, x = module.float(), x.float()
+        with torch.autocast("cpu", dtype=dtype, enabled="autocast" in how):
+            found = step(module, x)  # the backward pass too, as some do
+        assert node(found[0]) == "_FeedForwardBackward" or backend == "torch"
+        for leaf, grad in zip([x, *module.parameters()], found[1:], strict=True):
+            assert grad.dtype == leaf.dtype and grad.isfinite().all()
+        assert found[0].dtype == x.dtype
+        errors.append([rel(a, b) for a, b in zip(found, expected, strict=True)])
+    bound = torch.finfo(dtype).eps
+    assert all(b < 2 * a + bound for a, b in zip(*errors, strict=True)), errors
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_activation_checkpointing(family):
+    module, x = block(family, None, 0.5), tokens()
+    expected = step(module, x)
+    found = step(module, x, lambda x, hw: checkpoint(module, x, hw, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", ["ViG", "ViG-H"])
+def test_layouts_of_the_input(family):
+    """Channels outermost, or a part of something wider."""
+    module, x = block(family, None), tokens()
+    expected = step(module, x)
+    for odd in (x.mT.contiguous().mT, torch.cat([x, x], dim=2)[..., :32]):
+        assert not odd.is_contiguous()
+        for a, b in zip(step(module, odd), expected, strict=True):
+            assert rel(a, b) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["ViG", "ViG-H"])
+def test_some_parameters_frozen(family):
+    module, x = block(family, None), tokens()
+    expected = step(module, x)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("mlp" in name)
+    out = module(x, HW)  # the input needs no gradient either
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    (out * weight).sum().backward()
+    for (name, parameter), b in zip(module.named_parameters(), expected[2:], strict=True):
+        assert (parameter.grad is None) == ("mlp" not in name)
+        assert parameter.grad is None or rel(parameter.grad, b) < 1e-5
+    module.requires_grad_(False)
+    assert module(x, HW).grad_fn is None
+
+
+def test_where_modules_run_instead():
+    """A hook, an exchanged layer, a recorded graph, no gradients: none is passed over."""
+    module, x = block("ViG-H", None), tokens()
+    parts = (module.norm, module.op)
+    assert recomputes(None, x, *parts)
+    assert not recomputes("torch", x, *parts) and not recomputes("reference", x, *parts)
+    assert not recomputes(None, x.double(), *parts) and not recomputes(None, x[:0], *parts)
+    with torch.no_grad():
+        assert not recomputes(None, x, *parts)
+    seen = []
+    handle = module.op.qkv_proj.register_forward_hook(lambda *args: seen.append(1))
+    expected = step(module, x)
+    assert seen == [1] and node(module(x, HW)) == "_FeedForwardBackward"
+    handle.remove()
+    for a, b in zip(step(module, x), expected, strict=True):
+        assert rel(a, b) < 1e-5
+
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    twice = Twice(32, 32, bias=False)
+    twice.weight.data = module.op.o_proj.weight.data / 2
+    module.op.o_proj = twice
+    assert rel(module(x, HW), expected[0]) < 1e-6 and not recomputes(None, x, *parts)
+    torch.nn.utils.parametrizations.weight_norm(module.norm2, "weight", dim=None)
+    assert not recomputes(None, x, module.norm2, module.mlp)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_compiled_training_step(family):
+    """The whole graph, without the functions: the compiler decides what it keeps."""
+    torch.manual_seed(0)
+    backbone = getattr(vig_mm, family)(**BACKBONES[family], drop_path_rate=0.0)
+    backbone.init_weights()
+    x = torch.randn(2, 3, 64, 96)
+
+    def gradients(model):
+        backbone.zero_grad()
+        loss_of(model(x)).backward()
+        return [p.grad.clone() for p in backbone.parameters()]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(compiled), gradients(backbone), strict=True):
+        assert rel(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_backbone_with_and_without(family, autocast):
+    """The stem as well; maps that lie channels last come to the same."""
+    results = []
+    for backend in ("torch", None):
+        torch.manual_seed(0)
+        settings = BACKBONES[family] | dict(drop_path_rate=0.0, backend=backend)
+        backbone = getattr(vig_mm, family)(**settings)
+        backbone.init_weights()
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(2, 3, 80, 96, generator=torch.Generator().manual_seed(2))
+            x = x.to(memory_format=memory_format).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                outs = backbone(x)
+            loss = loss_of(outs)
+            results.append([*outs, *torch.autograd.grad(loss, [x, *backbone.parameters()])])
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            assert rel(a, b) < (0.2 if autocast else 1e-4)
+
+
+def test_what_is_kept_for_the_backward_pass():
+    """Of a token C wide: 6.2 C by the mixer and 1 + 2 I / C by the MLP (docs/cost.md)."""
+
+    def kept(backend):
+        sizes = {}
+
+        def pack(x):
+            storage = x.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        module, x = block("ViG-H", backend), tokens(1).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            module(x, HW)
+        own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        return sum(n for key, n in sizes.items() if key not in own) / (4 * x.numel())
+
+    rank, width = 16 / 32, 2 * 96 / 32  # the MLP is 96 wide
+    assert kept(None) == pytest.approx(5 + rank + 1 + width, abs=0.02)
+    assert kept("torch") > 1.8 * kept(None)
