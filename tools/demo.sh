@@ -18,6 +18,8 @@ esac
 
 bash tools/setup_env.sh
 export PATH="$(realpath "${VIG_MM_VENV:-.venv}")/bin:$PATH" PYTHONUNBUFFERED=1
+# One thread: of several, each waits for the slowest, which on a busy machine is for ever.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$work"
 
 # shown LOG COMMAND...: all output to LOG, a progress bar to the screen.

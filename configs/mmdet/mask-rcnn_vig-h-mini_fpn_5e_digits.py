@@ -20,7 +20,7 @@ test_pipeline = [
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# Reading a picture takes 5 ms: no worker processes, and all cores for torch.
+# Reading a picture takes 5 ms: no worker processes.
 train_dataloader = dict(
     num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(
