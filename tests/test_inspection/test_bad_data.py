@@ -29,7 +29,7 @@ from pycocotools import mask as mask_utils
 from tool_runs import ROOT, small_config
 from torch.utils.data import DataLoader
 
-from vig_mm.inspection import guard as sample_guard
+from vig_mm.inspection import guard as guard_module
 from vig_mm.inspection.files.images import FAULTS, file_fault
 from vig_mm.inspection.files.polygons import crosses_itself
 from vig_mm.inspection.files.rle import is_whole
@@ -176,7 +176,7 @@ def test_wrapped_data_sets_are_guarded(tmp_path):
     )
     both = dict(type="ConcatDataset", datasets=[leaf, leaf])
     runner = SimpleNamespace(build_dataloader=Runner.build_dataloader)
-    sample_guard.guard_loaders(runner)
+    guard_module.guard_loaders(runner)
     loader = runner.build_dataloader(
         dict(
             dataset=dict(type="RepeatDataset", times=2, dataset=both),
@@ -195,7 +195,7 @@ def test_ignore_empty_takes_another_and_says_so(classification, monkeypatch):
     good = encoded(Image.new("RGB", SIZE, "red"))
     dataset = classification([load, dict(type="PackInputs")], bad__jpg=JPG[:CUT], good__jpg=good)
     messages = []
-    monkeypatch.setattr(sample_guard, "print_log", lambda text, *_: messages.append(text))
+    monkeypatch.setattr(guard_module, "print_log", lambda text, *_: messages.append(text))
     assert "good" in dataset[0]["data_samples"].img_path
     assert messages and "bad.jpg' is cut off" in messages[0]
 
