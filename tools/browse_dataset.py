@@ -87,10 +87,12 @@ def fed(preprocessor: nn.Module, batch: dict, training: bool) -> Iterator[tuple[
 
 
 def to_picture(preprocessor: nn.Module, image: Tensor) -> np.ndarray:
-    """A network's input ``[3, h, w]`` -> RGB ``[h, w, 3]`` (uint8)."""
+    """A network's input ``[C, h, w]`` -> RGB ``[h, w, 3]`` (uint8)."""
     if hasattr(preprocessor, "mean"):
         image = image * preprocessor.std + preprocessor.mean
     image = image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    if image.shape[2] != 3:  # grey, or the first bands of many, as they stand in the file
+        return image[..., [min(i, image.shape[2] - 1) for i in range(3)]]
     # mmdet's, mmseg's and mmpretrain's name of "BGR files become RGB"
     names = ("_channel_conversion", "channel_conversion", "to_rgb")
     is_rgb = any(getattr(preprocessor, name, False) for name in names)

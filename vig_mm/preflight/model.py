@@ -123,7 +123,8 @@ def check_channels(model: nn.Module, cfg: dict) -> None:
 
 
 def _misfits(model: nn.Module, cfg: dict, stated: list[str]) -> list[str]:
-    image = next(model.parameters()).new_zeros(1, 3, *IMAGE_SIZE)
+    channels = (cfg.get("backbone") or {}).get("in_channels", 3)
+    image = next(model.parameters()).new_zeros(1, channels, *IMAGE_SIZE)
     maps = _run(model.backbone, image)
     source = f"model.backbone ({type(model.backbone).__name__})"
     if maps is None:

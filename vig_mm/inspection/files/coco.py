@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from typing import Any
 
 from ..findings import some
@@ -19,6 +20,8 @@ def read_coco(path: str) -> dict | str:
 
     Every image and category is whole, and annotations have `id`, `image_id` and `category_id`.
     """
+    if os.path.isdir(path) and (fault := _other_folder(path)):
+        return fault
     if not os.path.isfile(path):
         return f"is no annotation file (seen from {os.getcwd()!r}): correct the path"
     try:
@@ -29,12 +32,64 @@ def read_coco(path: str) -> dict | str:
     except RecursionError:
         return "is not a COCO annotation file: it is nested too deeply; export it as COCO again"
     except ValueError as error:  # of the encoding, of JSON, or of a number of thousands of digits
-        return f"is not a JSON file ({error})"
-    fault = _other_format(content) or _structure_fault(content)
+        return _other_text(path) or f"is not a JSON file ({error})"
+    fault = _other_format(content, path) or _structure_fault(content)
     return f"is not a COCO annotation file: {fault}" if fault else content
 
 
-def _other_format(content: Any) -> str:
+def _convert(kind: str, source: str) -> str:
+    """The command that converts annotations of another format."""
+    return f"convert it by `python tools/data/convert.py --from {kind} {source} FILE.json`"
+
+
+def _other_folder(path: str) -> str:
+    """What a folder is that was given for a file, where it can be told."""
+    names = sorted(os.listdir(path))
+    xml = next((name for name in names if name.endswith(".xml")), None)
+    if xml and _begins(os.path.join(path, xml), "<annotation>"):
+        return f"is a folder of Pascal VOC's xml: {_convert('voc', path)}"
+    if any(name.endswith(".txt") for name in names):
+        return f"is a folder of text, such as YOLO's labels: {_convert('yolo', 'data.yaml')}"
+    for name in names:
+        if name.endswith(".json"):
+            content = read_coco(os.path.join(path, name))
+            if isinstance(content, str) and "LabelMe" in content:
+                return f"is a folder of LabelMe's files: {_convert('labelme', path)}"
+            break
+    return ""
+
+
+def _other_text(path: str) -> str:
+    """What a file is that is no JSON, where it can be told."""
+    if _begins(path, "<annotations>"):
+        return f"is not a COCO annotation file: it is CVAT's xml: {_convert('cvat', path)}"
+    if _begins(path, "<annotation>"):
+        folder = os.path.dirname(path) or "."
+        return (
+            "is not a COCO annotation file: it is Pascal VOC's xml, of one image: "
+            f"{_convert('voc', folder)}"
+        )
+    if path.endswith((".yaml", ".yml")):
+        return f"is not a COCO annotation file: it may be YOLO's: {_convert('yolo', path)}"
+    if path.endswith(".txt"):
+        return (
+            "is not a COCO annotation file: it may be YOLO's labels of one image: "
+            f"{_convert('yolo', 'data.yaml')}"
+        )
+    return ""
+
+
+def _begins(path: str, tag: str) -> bool:
+    """Whether an xml file has this root."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            root = re.search(r"<(\w+)", file.read(4096))
+    except OSError:
+        return False
+    return root is not None and f"<{root[1]}>" == tag
+
+
+def _other_format(content: Any, path: str) -> str:
     """What a file is that is not COCO, where it can be told."""
     convert = "export it as COCO (instances), or convert it"
     if isinstance(content, list):
@@ -44,12 +99,14 @@ def _other_format(content: Any) -> str:
     if not isinstance(content, dict):
         return f"it is a {type(content).__name__}, and an object is needed"
     if "shapes" in content and "imagePath" in content:
-        return f"it is a LabelMe file, of one image: {convert}"
+        folder = os.path.dirname(path) or "."
+        return f"it is a LabelMe file, of one image: {_convert('labelme', folder)}"
     projects = content.get("_via_img_metadata", content)
     if isinstance(projects, dict) and any(
         isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in projects.values()
     ):
-        return f"it is a VIA (VGG Image Annotator) file: {convert}"
+        images = " --images FOLDER"
+        return f"it is a VIA (VGG Image Annotator) file: {_convert('via', path)[:-1]}{images}`"
     if "data_list" in content:
         return f"it is in OpenMMLab's own format, with data_list: {convert}"
     return ""

@@ -13,6 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vig_mm.datasets.transforms.load_tiff import read_tiff
+
 FAULTS = {
     "missing": "is not there",
     "empty": "is an empty file (0 bytes)",
@@ -169,7 +171,10 @@ def image_facts(path: str, flag: str = "color", backend: str | None = None) -> I
     facts["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
     if fault is None:
         try:
-            image = mmcv.imfrombytes(content, flag, backend=backend)
+            if backend == "tifffile":
+                image = read_tiff(content)
+            else:
+                image = mmcv.imfrombytes(content, flag, backend=backend)
             if image is None:
                 raise ValueError(f"{backend or 'cv2'} cannot decode it")
             facts["loaded"] = image.shape[:2]

@@ -70,7 +70,10 @@ def transform(pipeline: Any, name: str) -> dict:
 
 def image_loader(dataset: dict) -> tuple[str, str | None]:
     """`color_type` and `imdecode_backend` of a data set's `LoadImageFromFile`."""
-    load = transform(dataset.get("pipeline"), "LoadImageFromFile")
+    pipeline = dataset.get("pipeline")
+    if transform(pipeline, "LoadTiff"):
+        return "unchanged", "tifffile"
+    load = transform(pipeline, "LoadImageFromFile")
     return load.get("color_type", "color"), load.get("imdecode_backend", "cv2")
 
 

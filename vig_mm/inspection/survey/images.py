@@ -72,7 +72,7 @@ def _kinds(listing: Listing, facts: ImageFacts) -> list[str]:
     kinds = {
         "transparent": facts.transparent,
         "cmyk": facts.mode == "CMYK",
-        "deep": facts.bits > 8,
+        "deep": facts.bits > 8 and listing.backend != "tifffile",
         "grey": facts.mode in ("1", "L", "LA") or facts.mode.startswith(("I", "F")),
         "palette": facts.mode in ("P", "PA"),
         "other-ending": _ends_otherwise(facts),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, initialize
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vig_mm.registry import WEIGHT_INITIALIZERS
 
 from ..layers import GatedLinearAttention2d, to_map
+from .stem_channels import fit_channels
 
 
 def arch_settings(archs: Mapping[str, dict], arch: str, overrides: dict) -> dict:
@@ -41,9 +43,16 @@ class ViGBackbone(BaseModule):
     patch_size: int
     added_parts: tuple[str, ...] = ()
     """Prefixes of names that no public checkpoint has."""
+    first_convs: tuple[str, ...]
+    """Names of the weights that see the image's channels."""
 
-    def __init__(self, with_cp: bool, frozen_stages: int, max_frozen: int, init_cfg) -> None:
+    def __init__(
+        self, in_channels: int, with_cp: bool, frozen_stages: int, max_frozen: int, init_cfg
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if in_channels < 1:
+            raise ValueError(f"in_channels={in_channels} must be 1 or more")
+        self.in_channels = in_channels
         if not -1 <= frozen_stages <= max_frozen:
             raise ValueError(
                 f"frozen_stages={frozen_stages} is out of range: -1 (none) to {max_frozen} (all)"
@@ -56,7 +65,15 @@ class ViGBackbone(BaseModule):
         raise NotImplementedError
 
     def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adapt a state dict (own names) to this instance, e.g. to its image size."""
+        """Adapt a state dict (own names) to this instance: its image channels, its image size."""
+        state = dict(state)
+        for name in self.first_convs:
+            weight = state.get(name)
+            if weight is not None and weight.dim() == 4 and weight.shape[1] != self.in_channels:
+                old, new = weight.shape[1], self.in_channels
+                how = "summed" if new == 1 else f"repeated and scaled by {old}/{new}"
+                print_log(f"{name}: from {old} input channels to {new}: {how}", "current")
+                state[name] = fit_channels(weight, new)
         return state
 
     def draw_weights(self) -> None:
@@ -120,9 +137,16 @@ class ViGBackbone(BaseModule):
         return to_map(norm(x), hw).contiguous()
 
     def check_image(self, x: Tensor) -> None:
-        """Refuse what is not an RGB batch of at least one patch."""
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"expected images [B, 3, H, W], got shape {tuple(x.shape)}")
+        """Refuse what is not a batch of ``in_channels`` and at least one patch."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected images [B, {self.in_channels}, H, W], got shape {tuple(x.shape)}"
+                + (
+                    f": set the backbone's in_channels={x.shape[1]}, or load the images otherwise"
+                    if x.dim() == 4
+                    else ""
+                )
+            )
         if min(x.shape[2:]) < self.patch_size:
             raise ValueError(
                 f"image {x.shape[2]}x{x.shape[3]} (HxW) is smaller than one patch of "

@@ -21,12 +21,12 @@ from ..layers import (
 from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolve_out_indices
 
 
-def _stem(channels: int) -> Stem:
-    """``[B, 3, H, W]`` -> ``[B, C, H/4, W/4]``; names as in the public checkpoints."""
+def _stem(in_channels: int, channels: int) -> Stem:
+    """``[B, in_channels, H, W]`` -> ``[B, C, H/4, W/4]``; names as in the public checkpoints."""
     return Stem(
         OrderedDict(
             [
-                ("0", nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)),
+                ("0", nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)),
                 ("2", LayerNorm2d(channels // 2)),
                 ("4", nn.GELU()),
                 ("5", nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)),
@@ -70,6 +70,8 @@ class HierViG(ViGBackbone):
             and in the next two.
         depths: number of blocks of each stage.
         num_heads: number of heads H of each stage.
+        in_channels: channels of the images. Weights for another number are adapted: summed for
+            one, else repeated and scaled.
         out_indices: stages whose output is returned, each through a LayerNorm ``norm{i}`` of its
             own. That of the last stage is loaded from the public ``classifier.norm``.
         drop_path_rate: stochastic depth of the last block.
@@ -90,6 +92,7 @@ class HierViG(ViGBackbone):
         "base": dict(embed_dims=128, depths=(2, 2, 17, 2), num_heads=(4, 8, 16, 32)),
     }
     patch_size = 4
+    first_convs = ("patch_embed.0.weight",)
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class HierViG(ViGBackbone):
         embed_dims: int | None = None,
         depths: Sequence[int] | None = None,
         num_heads: Sequence[int] | None = None,
+        in_channels: int = 3,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.2,
         frozen_stages: int = -1,
@@ -113,12 +117,12 @@ class HierViG(ViGBackbone):
         num_stages = len(self.depths)
         if len(heads) != num_stages:
             raise ValueError(f"num_heads={heads} needs one entry a stage, as depths={self.depths}")
-        super().__init__(with_cp, frozen_stages, num_stages, init_cfg)
+        super().__init__(in_channels, with_cp, frozen_stages, num_stages, init_cfg)
         self.embed_dims = settings["embed_dims"]
         self.channels = tuple(self.embed_dims * 2**i for i in range(num_stages))
         self.out_indices = resolve_out_indices(out_indices, num_stages, "stages")
 
-        self.patch_embed = _stem(self.embed_dims)
+        self.patch_embed = _stem(in_channels, self.embed_dims)
         self.patch_embed.backend = backend
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
         self.layers = nn.ModuleList()
@@ -142,7 +146,7 @@ class HierViG(ViGBackbone):
         return [self.patch_embed, *self.layers[: self.frozen_stages]]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images ``[B, 3, H, W]`` -> maps ``[B, C * 2^i, H / 2^(i+2), W / 2^(i+2)]``."""
+        """Images ``[B, in_channels, H, W]`` -> maps ``[B, C * 2^i, H / 2^(i+2), W / 2^(i+2)]``."""
         self.check_image(x)
         x = self.patch_embed(x)
         outs = []

@@ -25,12 +25,12 @@ from .base import ViGBackbone, arch_settings, drop_path, drop_path_rates, resolv
 
 
 class PatchEmbed(nn.Module):
-    """Two convolutions, stride 8 and 2. ``[B, 3, H, W]`` -> ``[B, C, H/16, W/16]``."""
+    """Two convolutions, stride 8 and 2. ``[B, in_channels, H, W]`` -> ``[B, C, H/16, W/16]``."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.proj = Stem(
-            nn.Conv2d(3, channels // 2, 9, stride=8, padding=1),
+            nn.Conv2d(in_channels, channels // 2, 9, stride=8, padding=1),
             LayerNorm2d(channels // 2),
             nn.SiLU(),
             nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
@@ -69,6 +69,8 @@ class ViG(ViGBackbone):
         depth: number of blocks.
         num_heads: number of heads H.
         mixer_act: whether the token mixer has SiLUs, as in ViG-T.
+        in_channels: channels of the images. Weights for another number are adapted: summed for
+            one, else repeated and scaled.
         img_size: training image size in pixels, which sets the grid of ``pos_embed``. For images
             of another size it is resized (bicubic).
         out_indices: blocks whose output is returned, each through a norm of its own. The last
@@ -92,6 +94,7 @@ class ViG(ViGBackbone):
         "base": dict(embed_dims=768, depth=12, num_heads=12, mixer_act=False),
     }
     patch_size = 16
+    first_convs = ("patch_embed.proj.0.weight",)
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class ViG(ViGBackbone):
         depth: int | None = None,
         num_heads: int | None = None,
         mixer_act: bool | None = None,
+        in_channels: int = 3,
         img_size: int | tuple[int, int] = 224,
         out_indices: int | Sequence[int] = -1,
         drop_path_rate: float = 0.0,
@@ -115,11 +119,11 @@ class ViG(ViGBackbone):
             dict(embed_dims=embed_dims, depth=depth, num_heads=num_heads, mixer_act=mixer_act),
         )
         depth = settings["depth"]
-        super().__init__(with_cp, frozen_stages, depth, init_cfg)
+        super().__init__(in_channels, with_cp, frozen_stages, depth, init_cfg)
         self.embed_dims = settings["embed_dims"]
         self.out_indices = resolve_out_indices(out_indices, depth, "blocks")
 
-        self.patch_embed = PatchEmbed(self.embed_dims)
+        self.patch_embed = PatchEmbed(in_channels, self.embed_dims)
         self.patch_embed.proj.backend = backend
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.pos_grid = (height // self.patch_size, width // self.patch_size)
@@ -147,7 +151,8 @@ class ViG(ViGBackbone):
         super().draw_weights()
 
     def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize ``pos_embed`` of another training image size (bicubic)."""
+        """Resize ``pos_embed`` of another training image size (bicubic), and fit the channels."""
+        state = super().fit_state_dict(state)
         pos = state.get("pos_embed")
         if pos is None or pos.shape[1:] == self.pos_embed.shape[1:] or pos.dim() != 3:
             return state
@@ -171,14 +176,14 @@ class ViG(ViGBackbone):
         return [self.patch_embed, self.pos_embed, *self.blocks[: self.frozen_stages]]
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images ``[B, 3, H, W]`` -> tokens ``[B, h * w, C]`` with their positions, and (h, w)."""
+        """Images ``[B, in_channels, H, W]`` -> tokens ``[B, h * w, C]`` with positions, (h, w)."""
         x = self.patch_embed(x)
         hw = (x.shape[2], x.shape[3])
         pos = resize_pos_embed(self.pos_embed, self.pos_grid, hw)
         return to_tokens(x) + pos.to(x.dtype), hw
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images ``[B, 3, H, W]`` -> one map ``[B, C, h, w]`` (stride 16) per out index.
+        """Images ``[B, in_channels, H, W]`` -> one map ``[B, C, h, w]`` (stride 16) per out index.
 
         The two convolutions round: h = ceil(floor((H + 1) / 8) / 2), and w from W alike.
         """

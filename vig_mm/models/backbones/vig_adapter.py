@@ -43,6 +43,8 @@ class ViGAdapter(ViG):
         norm_cfg: norm of the stem and of the four outputs. None: SyncBN, as in the paper, where
             there is a GPU, else BN, because SyncBN cannot train on several CPU processes. Both have
             the same parameters, and on one device both compute the same.
+        in_channels: channels of the images. Weights for another number are adapted: summed for
+            one, else repeated and scaled.
         img_size: training image size in pixels, which sets the grid of ``pos_embed``.
         out_indices: which of the maps of strides 4, 8, 16, 32 are returned.
         drop_path_rate: stochastic depth of the last block and of every extractor.
@@ -66,6 +68,7 @@ class ViGAdapter(ViG):
         "base": dict(ViG.arch_zoo["base"], deform_heads=12, deform_ratio=0.5),
     }
     added_parts = ("adapter.",)
+    first_convs = (*ViG.first_convs, "adapter.spatial_prior.stem.0.conv.weight")
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class ViGAdapter(ViG):
         cffn_ratio: float = 0.25,
         num_interactions: int = 4,
         norm_cfg: dict | None = None,
+        in_channels: int = 3,
         img_size: int | tuple[int, int] = 224,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
@@ -96,6 +100,7 @@ class ViGAdapter(ViG):
             depth=depth,
             num_heads=num_heads,
             mixer_act=mixer_act,
+            in_channels=in_channels,
             img_size=img_size,
             drop_path_rate=drop_path_rate,
             frozen_stages=frozen_stages,
@@ -120,6 +125,7 @@ class ViGAdapter(ViG):
         self.out_indices = resolve_out_indices(out_indices, 4, "maps")
         self.adapter = Adapter(
             self.embed_dims,
+            in_channels=in_channels,
             num_interactions=num_interactions,
             inplanes=conv_inplane,
             cffn_ratio=cffn_ratio,
@@ -136,7 +142,7 @@ class ViGAdapter(ViG):
         self.adapter.init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images ``[B, 3, H, W]`` -> maps ``[B, C, ceil(H / s), ceil(W / s)]``, s = 4 ... 32."""
+        """Images ``[B, in_channels, H, W]`` -> maps ``[B, C, ceil(H/s), ceil(W/s)]``, s 4 to 32."""
         self.check_image(x)
         height, width = x.shape[2:]
         x = F.pad(x, (0, _rest(width), 0, _rest(height)))

@@ -39,20 +39,23 @@ class SpatialPrior(nn.Module):
     """Convolutional stem for the pyramid (section 3.2).
 
     Args:
+        in_channels: of the images.
         channels: C of the maps returned.
         inplanes: channels of the stem; its widest convolution has four times as many.
         norm_cfg: of the convolutions, see `mmcv.cnn.build_norm_layer`.
         finest: whether the map of stride 4 is wanted, too.
     """
 
-    def __init__(self, channels: int, inplanes: int, norm_cfg: dict, finest: bool) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, inplanes: int, norm_cfg: dict, finest: bool
+    ) -> None:
         super().__init__()
 
         def conv(inputs: int, outputs: int, stride: int) -> ConvModule:
             return ConvModule(inputs, outputs, 3, stride=stride, padding=1, norm_cfg=norm_cfg)
 
         self.stem = nn.Sequential(
-            conv(3, inplanes, 2),
+            conv(in_channels, inplanes, 2),
             conv(inplanes, inplanes, 1),
             conv(inplanes, inplanes, 1),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -63,7 +66,7 @@ class SpatialPrior(nn.Module):
         self.project_finest = nn.Conv2d(inplanes, channels, 1) if finest else None
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        """``[B, 3, H, W]`` -> map of stride 4 or None, maps of strides 8, 16, 32; all C wide."""
+        """Image ``[B, in_channels, H, W]`` -> map of stride 4 or None, of 8, 16, 32; all C wide."""
         x = self.stem(image)
         finest = None if self.project_finest is None else self.project_finest(x)
         maps = []
@@ -142,6 +145,7 @@ class Adapter(nn.Module):
 
     Args:
         channels: C.
+        in_channels: of the images.
         num_interactions: groups of blocks; the last one has two more extractors.
         inplanes: see `SpatialPrior`.
         cffn_ratio: width of the ConvFFN / C.
@@ -155,6 +159,7 @@ class Adapter(nn.Module):
         self,
         channels: int,
         *,
+        in_channels: int,
         num_interactions: int,
         inplanes: int,
         cffn_ratio: float,
@@ -165,7 +170,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         finest = 0 in out_indices
-        self.spatial_prior = SpatialPrior(channels, inplanes, norm_cfg, finest)
+        self.spatial_prior = SpatialPrior(in_channels, channels, inplanes, norm_cfg, finest)
         self.level_embed = nn.Parameter(torch.zeros(PYRAMID_LEVELS, channels))
 
         def extractors(count: int) -> list[Extractor]:
@@ -197,7 +202,7 @@ class Adapter(nn.Module):
                 module.init_weights()
 
     def start(self, image: Tensor) -> tuple[Tensor | None, Tensor]:
-        """``[B, 3, H, W]`` -> map ``[B, C, H/4, W/4]`` or None, pyramid ``[B, P, C]``."""
+        """``[B, in_channels, H, W]`` -> map ``[B, C, H/4, W/4]`` or None, pyramid ``[B, P, C]``."""
         finest, maps = self.spatial_prior(image)
         levels = [to_tokens(x) + embed for x, embed in zip(maps, self.level_embed, strict=True)]
         return finest, torch.cat(levels, dim=1)
