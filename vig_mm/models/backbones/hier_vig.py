@@ -92,7 +92,7 @@ class HierViG(ViGBackbone):
         "base": dict(embed_dims=128, depths=(2, 2, 17, 2), num_heads=(4, 8, 16, 32)),
     }
     patch_size = 4
-    first_convs = ("patch_embed.0.weight",)
+    first_convs: tuple[str, ...] = ("patch_embed.0.weight",)
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ class ViG(ViGBackbone):
         "base": dict(embed_dims=768, depth=12, num_heads=12, mixer_act=False),
     }
     patch_size = 16
-    first_convs = ("patch_embed.proj.0.weight",)
+    first_convs: tuple[str, ...] = ("patch_embed.proj.0.weight",)
 
     def __init__(
         self,
