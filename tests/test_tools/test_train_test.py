@@ -152,9 +152,12 @@ def test_bad_input_is_one_message(tmp_path, work):
 
 
 def test_no_check(work):
-    """One output too many is refused, and trains all the same where the user wants it."""
+    """One output more than the classes that the config names is refused, and trains all the same
+    where the user wants it."""
     config = small("mmpretrain", work)
     options = ["model.head.num_classes=11", "model.data_preprocessor.num_classes=11"]
+    names = ",".join(sorted("zero one two three four five six seven eight nine".split()))
+    options += [f"{x}_dataloader.dataset.classes={names}" for x in ("train", "val", "test")]
     command = (config, "--work-dir", "eleven", "--cfg-options", *options, *length("mmpretrain", 1))
     error = tool("train.py", *command, cwd=work, ok=False)
     assert "head.num_classes is 11" in error and "--no-check runs all the same" in error
