@@ -265,6 +265,7 @@ def chunked_backward(
     v: Tensor,
     gate_f: Tensor,
     gate_b: Tensor,
+    *,
     out: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v and both gate logits, each shaped like its input.
