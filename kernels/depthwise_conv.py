@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .checks import check_device, check_floating
 from .dispatch import PLAIN_OR_TRITON, select_backend
-from .norm import _upcast, check_channels, normalize, torch_norm_backward
+from .norm import check_channels, normalize, torch_norm_backward, upcast
 
 
 def norm_conv(
@@ -70,7 +70,7 @@ def _statistics_op(x: Tensor, center: bool, eps: float, backend: str) -> Tensor:
         from .triton.depthwise_conv import norm_statistics
 
         return norm_statistics(x, center, eps)
-    (wide,) = _upcast(x.flatten(0, -2))
+    (wide,) = upcast(x.flatten(0, -2))
     mean = wide.mean(1) if center else wide.new_zeros(len(wide))
     square = (wide - mean[:, None]).square().mean(1)
     return torch.stack([mean, torch.rsqrt(square + eps)])
@@ -95,8 +95,8 @@ def _conv_op(
         from .triton.depthwise_conv import norm_conv_forward
 
         return norm_conv_forward(x, stats, norm_weight, norm_bias, weight, hw, act, dtype)
-    wide, *norm, taps = _upcast(x, norm_weight, norm_bias, weight)
-    return torch_norm_conv(wide, *norm, taps, hw, eps, act, wide.dtype).to(dtype)
+    wide, scale, shift, taps = upcast(x, norm_weight, norm_bias, weight)
+    return torch_norm_conv(wide, scale, shift, taps, hw, eps, act, wide.dtype).to(dtype)
 
 
 @torch.library.custom_op("vig_mm::norm_conv_backward", mutates_args=())
@@ -120,13 +120,13 @@ def _conv_backward_op(
         from .triton.depthwise_conv import norm_conv_backward
 
         return norm_conv_backward(grad, x, stats, norm_weight, norm_bias, weight, residual, hw, act)
-    wide, *norm, taps = _upcast(x, norm_weight, norm_bias, weight)
-    dx, dnorm_weight, dnorm_bias, dweight = torch_norm_conv_backward(
-        grad.to(wide.dtype), wide, *norm, taps, residual.to(wide.dtype), hw, eps, act
+    wide, scale, shift, taps = upcast(x, norm_weight, norm_bias, weight)
+    dx, dscale, dshift, dtaps = torch_norm_conv_backward(
+        grad.to(wide.dtype), wide, scale, shift, taps, residual.to(wide.dtype), hw, eps, act
     )
-    dnorm_bias = torch.zeros_like(dnorm_weight) if dnorm_bias is None else dnorm_bias
-    dnorm = (t.to(norm_weight.dtype) for t in (dnorm_weight, dnorm_bias))
-    return dx.to(x.dtype), *dnorm, dweight.to(weight.dtype)
+    dshift = torch.zeros_like(dscale) if dshift is None else dshift
+    dtype = norm_weight.dtype
+    return dx.to(x.dtype), dscale.to(dtype), dshift.to(dtype), dtaps.to(weight.dtype)
 
 
 def torch_norm_conv(

@@ -1,5 +1,7 @@
 """LayerNorm and RMSNorm over channels that keep their input alone for the backward pass."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,7 +73,8 @@ def _norm_op(
         from .triton.norm import norm_forward
 
         return norm_forward(x, weight, bias, eps, dtype)
-    return normalize(*_upcast(x, weight, bias), eps).to(dtype)
+    wide, wide_weight, wide_bias = upcast(x, weight, bias)
+    return normalize(wide, wide_weight, wide_bias, eps).to(dtype)
 
 
 @torch.library.custom_op("vig_mm::norm_backward", mutates_args=())
@@ -92,15 +95,18 @@ def _norm_backward_op(
         from .triton.norm import norm_backward
 
         return norm_backward(grad, x, weight, bias, residual, eps)
-    wide = _upcast(x, weight, bias)
-    dx, out, dweight, dbias = torch_norm_backward(grad.to(wide[0].dtype), *wide, eps)
+    wide, wide_weight, wide_bias = upcast(x, weight, bias)
+    dx, out, dweight, dbias = torch_norm_backward(
+        grad.to(wide.dtype), wide, wide_weight, wide_bias, eps
+    )
     if residual is not None:
         dx = dx.add_(residual)
     dbias = torch.zeros_like(dweight) if dbias is None else dbias
     return dx.to(x.dtype), out.to(grad.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
-def _upcast(*tensors: Tensor | None) -> list[Tensor | None]:
+def upcast(*tensors: Tensor | None) -> list[Any]:
+    """Half precision to float32, all to float64 where one is; None passes."""
     double = any(x is not None and x.dtype == torch.float64 for x in tensors)
     dtype = torch.float64 if double else torch.float32
     return [None if x is None else x.to(dtype) for x in tensors]

@@ -1,6 +1,6 @@
 """The second half of a block, keeping its input and what the first layer gives: 6.3 C a token."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ ops = torch.ops.vig_mm
 
 
 def feed_forward(
-    x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, backend: str | None
+    x: Tensor, norm: Any, mlp: Any, drop_path: nn.Module, backend: str | None
 ) -> Tensor:
     """x + drop_path(mlp(norm(x))) of tokens ``[B, N, C]``.
 
@@ -65,23 +65,27 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, settings: Settings, x: Tensor, scale: Tensor | None, *weights: Tensor | None
+        ctx: Any, settings: Settings, x: Tensor, scale: Tensor | None, *weights: Any
     ) -> Tensor:
         x = x.contiguous()
         with no_autocast(x):
-            out, kept = _forward(settings, x, scale, *weights)
+            norm_w, norm_b, w_in, w_out = weights
+            out, kept = _forward(settings, x, scale, norm_w, norm_b, w_in, w_out)
         ctx.save_for_backward(x, scale, *weights, *kept)
         ctx.settings = settings
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         x, scale, *tensors = ctx.saved_tensors
         weights, kept = tensors[:4], tensors[4:]
         backward = _kernels_backward if ctx.settings.backend == "triton" else _torch_backward
         with no_autocast(grad):
-            dx, *gradients = backward(ctx.settings, grad.contiguous(), x, scale, *weights, kept)
+            norm_w, norm_b, w_in, w_out = weights
+            dx, *gradients = backward(
+                ctx.settings, grad.contiguous(), x, scale, norm_w, norm_b, w_in, w_out, kept
+            )
         return None, dx, None, *like(gradients, weights)
 
 
@@ -120,7 +124,7 @@ def _kernels_backward(
     w_in: Tensor,
     w_out: Tensor,
     kept: list[Tensor],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """Gradients of x, of the norm's weight and bias, of both layers; one block of tokens.
 
     The kernels give what both weights' gradients need beside the gradients that they compute.
@@ -151,7 +155,7 @@ def _torch_backward(
     w_in: Tensor,
     w_out: Tensor,
     kept: list[Tensor],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """The same in plain PyTorch, block by block."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows_x, rows_dx, rows_grad = (t.flatten(0, 1) for t in (x, dx, grad))

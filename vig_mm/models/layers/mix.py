@@ -5,7 +5,7 @@ before their second layer, the locality gate's logits). The norm, the depth-wise
 decay gates and the locality gate are computed again.
 """  # noqa: E501
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,7 @@ from .recompute import (
 ops = torch.ops.vig_mm
 
 
-def mix(
-    x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Module, hw: tuple[int, int]
-) -> Tensor:
+def mix(x: Tensor, norm: Any, mixer: Any, drop_path: nn.Module, hw: tuple[int, int]) -> Tensor:
     """x + drop_path(mixer(norm(x), hw)) of tokens ``[B, N, C]``, N = h * w.
 
     Args:
@@ -116,7 +114,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, settings: Settings, x: Tensor, scale: Tensor | None, *weights: Tensor | None
+        ctx: Any, settings: Settings, x: Tensor, scale: Tensor | None, *weights: Any
     ) -> Tensor:
         with no_autocast(x):
             out, *kept = _forward(settings, x.contiguous(), scale, Weights(*weights))
@@ -126,7 +124,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         scale, x, stats, packed, o, *weights = ctx.saved_tensors
         with no_autocast(grad):
             dx, gradients = _backward(
@@ -135,7 +133,7 @@ class _Mix(torch.autograd.Function):
         return None, dx, None, *like(gradients, weights)
 
 
-def _forward(s: Settings, x: Tensor, scale: Tensor | None, w: Weights) -> tuple[Tensor, ...]:
+def _forward(s: Settings, x: Tensor, scale: Tensor | None, w: Weights) -> tuple[Any, ...]:
     """The result, and what is kept: x, statistics of its norm, projections, attention's output."""
     channels = x.shape[-1]
     local, stats = _local(s, x, None, w)
@@ -231,13 +229,13 @@ def _whole(s: Settings, x: Tensor) -> bool:
     return s.backend == "triton" or x.device.type != "cpu"
 
 
-def _unpack(packed: Tensor, channels: int) -> tuple[Tensor, ...]:
+def _unpack(packed: Tensor, channels: int) -> tuple[Any, ...]:
     """q, k, v, the locality gate's logits, the decay gates' first layer; views."""
     half = channels // 2
     return packed.split([half, half, channels, channels, packed.shape[1] - 3 * channels], dim=1)
 
 
-def _decay_gates(rank: Tensor, w: Weights) -> tuple[Tensor, ...]:
+def _decay_gates(rank: Tensor, w: Weights) -> tuple[Any, ...]:
     """Logits of the forward and the backward scan, from their first layer's output."""
     return F.linear(rank, w.high.to(rank.dtype), w.high_bias.to(rank.dtype)).chunk(2, dim=1)
 
@@ -263,7 +261,7 @@ def _local(
 
 def _local_backward(
     s: Settings, grad: Tensor, x: Tensor, stats: Tensor | None, residual: Tensor, w: Weights
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     """Gradients of x, with the residual's, of the norm's weight and bias, of the convolution."""
     if s.backend != "triton":
         return torch_norm_conv_backward(
@@ -275,7 +273,7 @@ def _local_backward(
     )  # fmt: skip
 
 
-def _gate_backward(s: Settings, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+def _gate_backward(s: Settings, grad: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
     """Output of the locality gate ``[M, H, D]`` again, and the gradients of its five tensors."""
     if s.backend != "triton":
         inside = (t.to(wide(s.dtype)) for t in (grad, *tensors))

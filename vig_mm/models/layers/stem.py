@@ -1,6 +1,7 @@
 """The convolutions in front of the blocks, keeping their outputs alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,7 @@ class Stem(nn.Sequential):
         return last(_norm_act_conv(first(x), norm, act, second, self.backend))
 
 
-def _norm_act_conv(
-    x: Tensor, norm: nn.LayerNorm, act: nn.Module, conv: nn.Conv2d, backend: str | None
-) -> Tensor:
+def _norm_act_conv(x: Tensor, norm: Any, act: nn.Module, conv: Any, backend: str | None) -> Tensor:
     """conv(act(norm(x))) of maps ``[B, C, h, w]``."""
     if not recomputes(backend, x, norm, act, conv, after_convolution=True):
         return conv(act(norm(x)))
@@ -52,7 +51,8 @@ class _NormActConv(torch.autograd.Function):
         ctx.settings = inner, geometry, dtype
         with no_autocast(x):
             hidden = inner(x, *weights[:2]).to(dtype)
-            return F.conv2d(hidden, *(t.to(dtype) for t in weights[2:]), *geometry)
+            weight, bias = (t.to(dtype) for t in weights[2:])
+            return F.conv2d(hidden, weight, bias, *geometry)
 
     @staticmethod
     @once_differentiable
