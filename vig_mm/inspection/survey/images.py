@@ -70,7 +70,7 @@ def turns(listing: Listing) -> bool:
 
 def _kinds(listing: Listing, facts: ImageFacts) -> list[str]:
     kinds = {
-        "transparent": facts.transparent,
+        "transparent": facts.transparent and listing.backend != "tifffile",
         "cmyk": facts.mode == "CMYK",
         "deep": facts.bits > 8 and listing.backend != "tifffile",
         "grey": facts.mode in ("1", "L", "LA") or facts.mode.startswith(("I", "F")),
