@@ -1,4 +1,4 @@
 # mask-rcnn_vig-h-b_fpn_ms-crop-3x_coco.py in mixed precision (fp16).
-_base_ = "./mask-rcnn_vig-h-b_fpn_ms-crop-3x_coco.py"
+_base_ = './mask-rcnn_vig-h-b_fpn_ms-crop-3x_coco.py'
 
-optim_wrapper = dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')

@@ -7,40 +7,43 @@
 #   --cfg-options model.backbone.init_cfg.type=Pretrained \
 #                 model.backbone.init_cfg.checkpoint=vig_t.pth
 _base_ = [
-    "../_base_/models/mask-rcnn_fpn.py",
-    "../_base_/datasets/coco_instance.py",
-    "../_base_/mmdet_runtime.py",
+    '../_base_/models/mask-rcnn_fpn.py', '../_base_/datasets/coco_instance.py',
+    '../_base_/mmdet_runtime.py'
 ]
 
 model = dict(
     # SyncBN in the adapter where there is a GPU, else BN
-    backbone=dict(type="vig_mm.ViGAdapter", arch="tiny", drop_path_rate=0.1),
-    neck=dict(in_channels=[192, 192, 192, 192]),
-)
+    backbone=dict(type='vig_mm.ViGAdapter', arch='tiny', drop_path_rate=0.1),
+    neck=dict(in_channels=[192, 192, 192, 192]))
 
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="Resize", scale=(1333, 800), keep_ratio=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 
 # A block's rate is 0.85 times that of the next one; adapter, neck and heads have the full rate. No
 # decay on biases, on anything 1-D (every norm, RMSNorm included) and on pos_embed.
 optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-4, betas=(0.9, 0.999), weight_decay=0.01),
-    constructor="vig_mm.LayerDecayOptimWrapperConstructor",
-    paramwise_cfg=dict(num_layers=12, decay_rate=0.85, decay_type="layer_wise"),
-)
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.01),
+    constructor='vig_mm.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(num_layers=12, decay_rate=0.85, decay_type='layer_wise'))
 
 max_epochs = 12
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type="MultiStepLR", by_epoch=True, begin=0, end=max_epochs, milestones=[8, 11], gamma=0.1),
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+    dict(
+        type='MultiStepLR',
+        by_epoch=True,
+        begin=0,
+        end=max_epochs,
+        milestones=[8, 11],
+        gamma=0.1),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -4,17 +4,15 @@
 #
 # Start it with a launcher: tools/dist_train.sh, or `mim train ... --launcher pytorch --gpus 8`.
 # Checkpoints hold the whole weights and load without FSDP, too.
-_base_ = "./vig-b_8xb128_in1k.py"
+_base_ = './vig-b_8xb128_in1k.py'
 
-runner_type = "FlexibleRunner"
+runner_type = 'FlexibleRunner'
 strategy = dict(
-    type="vig_mm.FSDPStrategy",
+    type='vig_mm.FSDPStrategy',
     model_wrapper=dict(
-        type="MMFullyShardedDataParallel",
+        type='MMFullyShardedDataParallel',
         use_orig_params=True,
-        auto_wrap_policy="vig_mm.wrap_blocks",
-    ),
-    state_dict_cfg="full",
-)
+        auto_wrap_policy='vig_mm.wrap_blocks'),
+    state_dict_cfg='full')
 
 custom_hooks = []

@@ -1,7 +1,7 @@
 # ViG-S, ImageNet-1K, 300 epochs: the recipe of ViG-T with another rate and weight decay.
-_base_ = "./vig-t_8xb128_in1k.py"
+_base_ = './vig-t_8xb128_in1k.py'
 
-model = dict(backbone=dict(arch="small", drop_path_rate=0.2), head=dict(in_channels=384))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.2), head=dict(in_channels=384))
 lr_per_512 = 5e-4
 optim_wrapper = dict(optimizer=dict(lr=lr_per_512 * 1024 / 512, weight_decay=0.1))
 _base_.param_scheduler[0].start_factor = 5e-7 / lr_per_512

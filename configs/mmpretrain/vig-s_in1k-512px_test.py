@@ -1,8 +1,8 @@
 # ViG-S, ImageNet-1K validation at 512x512 (test only) as for ViG-T.
 # The rest is that of vig-s_8xb128_in1k.py.
-_base_ = "./vig-t_in1k-512px_test.py"
+_base_ = './vig-t_in1k-512px_test.py'
 
-model = dict(backbone=dict(arch="small", drop_path_rate=0.2), head=dict(in_channels=384))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.2), head=dict(in_channels=384))
 lr_per_512 = 5e-4
 optim_wrapper = dict(optimizer=dict(lr=lr_per_512 * 1024 / 512, weight_decay=0.1))
 _base_.param_scheduler[0].start_factor = 5e-7 / lr_per_512

@@ -2,13 +2,14 @@
 # Same convention as at 224: short side int(384 * 256 / 224) = 438, bicubic, centre crop.
 # pos_embed keeps the 14x14 grid of the weights; the backbone resizes it to 24x24 (bicubic)
 # in the forward pass.
-_base_ = "./vig-t_8xb128_in1k.py"
+_base_ = './vig-t_8xb128_in1k.py'
 
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="ResizeEdge", scale=438, edge="short", backend="pillow", interpolation="bicubic"),
-    dict(type="CenterCrop", crop_size=384),
-    dict(type="PackInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='ResizeEdge', scale=438, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=384),
+    dict(type='PackInputs'),
 ]
 test_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
 

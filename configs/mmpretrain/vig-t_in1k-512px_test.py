@@ -2,13 +2,14 @@
 # Same convention as at 224: short side int(512 * 256 / 224) = 585, bicubic, centre crop.
 # pos_embed keeps the 14x14 grid of the weights; the backbone resizes it to 32x32 (bicubic)
 # in the forward pass.
-_base_ = "./vig-t_8xb128_in1k.py"
+_base_ = './vig-t_8xb128_in1k.py'
 
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="ResizeEdge", scale=585, edge="short", backend="pillow", interpolation="bicubic"),
-    dict(type="CenterCrop", crop_size=512),
-    dict(type="PackInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='ResizeEdge', scale=585, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=512),
+    dict(type='PackInputs'),
 ]
 test_dataloader = dict(batch_size=32, dataset=dict(pipeline=test_pipeline))
 

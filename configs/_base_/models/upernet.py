@@ -1,28 +1,26 @@
 # UperNet with an auxiliary FCN head on the third stage; backbone, `in_channels` and the classes
 # come from the experiment. Outside of distributed training mmengine turns SyncBN into BN.
-norm_cfg = dict(type="SyncBN", requires_grad=True)
+norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
-    type="EncoderDecoder",
+    type='EncoderDecoder',
     data_preprocessor=dict(
-        type="SegDataPreProcessor",
+        type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_val=0,
-        seg_pad_val=255,
-    ),
+        seg_pad_val=255),
     decode_head=dict(
-        type="UPerHead",
+        type='UPerHead',
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
         dropout_ratio=0.1,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-    ),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     auxiliary_head=dict(
-        type="FCNHead",
+        type='FCNHead',
         in_index=2,
         channels=256,
         num_convs=1,
@@ -30,8 +28,6 @@ model = dict(
         dropout_ratio=0.1,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),
-    ),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
     train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
-)
+    test_cfg=dict(mode='whole'))

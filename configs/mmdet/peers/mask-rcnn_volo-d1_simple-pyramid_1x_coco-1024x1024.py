@@ -4,22 +4,19 @@
 # place of the FPN. timm's VOLO takes images of one size, that of its position embedding, 1024x1024
 # here; timm's ImageNet weights are for 224x224 and 384x384 and do not fit, so this trains from
 # random weights.
-_base_ = "./mask-rcnn_vig-h-t_fpn_1x_coco-1024x1024.py"
+_base_ = './mask-rcnn_vig-h-t_fpn_1x_coco-1024x1024.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
-        type="mmpretrain.TIMMBackbone",
-        model_name="volo_d1_224",
+        type='mmpretrain.TIMMBackbone',
+        model_name='volo_d1_224',
         features_only=True,
-        out_indices=(3,),
+        out_indices=(3, ),
         img_size=1024,
-        drop_path_rate=0.2,
-    ),
+        drop_path_rate=0.2),
     neck=dict(
-        _delete_=True, type="vig_mm.SimplePyramid", in_channels=384, out_channels=256, num_outs=5
-    ),
-)
+        _delete_=True, type='vig_mm.SimplePyramid', in_channels=384, out_channels=256, num_outs=5))
 
 # Its stem has BatchNorm, and a GPU sees two images.
-sync_bn = "torch"
+sync_bn = 'torch'

@@ -1,13 +1,16 @@
 # GC ViT-T of timm (arXiv 2206.09959): ImageNet-1K, 224x224, 300 epochs.
 # The recipe of ViG-H-T with another backbone: nothing else differs, drop path included.
-_base_ = "../vig-h-t_8xb128_in1k.py"
+_base_ = '../vig-h-t_8xb128_in1k.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type="TIMMBackbone", model_name="gcvit_tiny", drop_path_rate=0.2),
-    head=dict(in_channels=512),
-)
+    backbone=dict(
+        _delete_=True,
+        type='TIMMBackbone',
+        model_name='gcvit_tiny',
+        drop_path_rate=0.2),
+    head=dict(in_channels=512))
 
 # Position biases do not decay, as pos_embed does not.
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0)))
-)
+    paramwise_cfg=dict(
+        custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.))))

@@ -6,26 +6,24 @@
 # Tested in sliding windows; for ViG-H-T tested the same way:
 #   --cfg-options model.data_preprocessor.test_cfg.size="(512,512)" model.test_cfg.mode=slide \
 #                 model.test_cfg.crop_size="(512,512)" model.test_cfg.stride="(341,341)"
-_base_ = "../vig-h-t_upernet_8xb2-160k_ade20k-512x512.py"
+_base_ = '../vig-h-t_upernet_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
     # Larger images are cut into overlapping windows of 512x512, smaller ones padded to one.
     data_preprocessor=dict(test_cfg=dict(size=(512, 512))),
     backbone=dict(
         _delete_=True,
-        type="mmpretrain.TIMMBackbone",
-        model_name="gcvit_tiny",
+        type='mmpretrain.TIMMBackbone',
+        model_name='gcvit_tiny',
         features_only=True,
         img_size=512,
         window_size=(8, 8, 16, 8),
-        drop_path_rate=0.2,
-    ),
+        drop_path_rate=0.2),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),
-    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
-)
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
 
 # Position biases do not decay, as pos_embed does not.
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0)))
-)
+    paramwise_cfg=dict(
+        custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.))))
