@@ -60,7 +60,10 @@ def batch(cfg: Config, size: tuple[int, int]) -> dict:
         return detection_batch(head.num_classes, size)
     if cfg.default_scope == "mmseg":
         return segmentation_batch(model.decode_head.num_classes, size)
-    return classification_batch((model.get("head") or model).num_classes, size)
+    made = classification_batch((model.get("head") or model).num_classes, size)
+    channels = (model.get("backbone") or {}).get("in_channels", 3)
+    made["inputs"] = made["inputs"][:, [i % 3 for i in range(channels)]]
+    return made
 
 
 def _image(size: tuple[int, int]) -> torch.Tensor:

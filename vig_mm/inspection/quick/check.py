@@ -87,7 +87,7 @@ class DataCheck(Report):
         if classes:
             self.classes[where] = classes
         is_stated = dataset.get("metainfo") or dataset.get("classes")
-        if "CustomDataset" in (base.__name__ for base in kind.__mro__) and not is_stated:
+        if classes and not is_stated and "CustomDataset" in (x.__name__ for x in kind.__mro__):
             self.not_stated.add(where)
         root = dataset.get("data_root") or ""
         if root and not os.path.isdir(root):
