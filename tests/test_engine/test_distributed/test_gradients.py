@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+import vig_mm.ops  # noqa: F401 (before mmcv.ops, also in the processes started here)
+
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
