@@ -27,9 +27,9 @@ val_dataloader = dict(
     num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# one group of parameters, updated at once
+# one group of parameters, updated at once: without weight decay none is exempt from it
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, fused=True), paramwise_cfg=dict(_delete_=True))
+    optimizer=dict(lr=1e-3, weight_decay=0.0, fused=True), paramwise_cfg=dict(_delete_=True))
 
 max_epochs = 5
 param_scheduler = [

@@ -114,7 +114,7 @@ def test_every_image_is_1024x1024(name, image):
             data = preprocess(pseudo_collate([Compose(steps)(dict(step, img_id=0, img_path=""))]))
             assert data["inputs"].shape == (1, 3, 1024, 1024), training
         for resize in cfg.tta_pipeline[1].transforms[0]:
-            assert max(resize.scale) <= 1024
+            assert max(resize["scale"]) <= 1024
 
 
 @pytest.mark.parametrize("name", [n for n in PEERS if n.startswith("mmpretrain")], ids=stem)
