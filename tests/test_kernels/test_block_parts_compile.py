@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from test_triton_compile import SHARED_LIMITS, Recorder, compile_launch
+from test_triton_compile import SHARED_LIMITS, Recorder, compile_and_measure
 
 pytest.importorskip("triton")
 
@@ -32,7 +32,7 @@ KERNELS = {
 
 
 def launches(case: str) -> list:
-    """What both passes of a block's parts launch: kernel, arguments, options."""
+    """What both passes of a block's parts launch."""
     from vig_mm.kernels.triton import depthwise_conv, norm, swiglu
 
     batch, hw, channels, hidden, stream, projections, act = CASES[case]
@@ -84,10 +84,8 @@ def test_launches_compile_without_spills(case, record_property):
 
 if __name__ == "__main__":
     seen: list = []
-    for kernel, args, options in launches(sys.argv[1]):
-        if (kernel, options) not in seen:
-            seen.append((kernel, options))
+    for launch in launches(sys.argv[1]):
+        if (launch.kernel, launch.options) not in seen:
+            seen.append((launch.kernel, launch.options))
             for target in (*TARGETS, *MORE_TARGETS.get(sys.argv[1], ())):
-                print(
-                    json.dumps({"target": target, **compile_launch(kernel, args, options, target)})
-                )
+                print(json.dumps({"target": target, **compile_and_measure(launch, target)}))

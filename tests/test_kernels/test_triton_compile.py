@@ -23,7 +23,13 @@ import torch
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools/benchmark"))
-from launches import Launch, compile_launch, record, specialize  # noqa: E402
+from kernel_launches import (  # noqa: E402
+    Launch,
+    Recorder,  # noqa: F401 - for test_block_parts_compile
+    compile_launch,
+    record,
+    specialize,
+)
 
 TARGETS = (80, 90)
 SHARED_LIMITS = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -61,7 +61,7 @@ def test_option_that_the_backbone_does_not_know(name):
     message = complaint(check_options, config(name, backbone__drop_path=0.1))
     assert "model.backbone.drop_path: HierViG has no option 'drop_path'" in message
     assert "did you mean 'drop_path_rate'?" in message
-    assert "it has arch, embed_dims, depths, num_heads, out_indices" in message
+    assert "it has arch, embed_dims, depths, num_heads, in_channels, out_indices" in message
 
 
 def test_all_unknown_options_are_one_message():

@@ -11,7 +11,7 @@ from typing import Any
 os.environ.setdefault("TRITON_F32_DEFAULT", "tf32")
 import fla.ops.gla.chunk as gla
 import torch
-from launches import Launch, compile_launch
+from kernel_launches import Launch, compile_launch
 from sass import read
 from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.jit import JITFunction

@@ -20,7 +20,7 @@ import torch
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
 import common
-from launches import Launch, compile_launch, record, specialize
+from kernel_launches import Launch, compile_launch, record, specialize
 from sass import Code, read
 from shapes import COCO, MODELS, Shape, model_shapes
 
@@ -90,7 +90,7 @@ def cost(launch: Launch, token_heads: int, target: int, cache: dict[str, Code]) 
 def costs(
     shape: Shape, dtype: torch.dtype, target: int, cache: dict[str, Code]
 ) -> dict[str, list[Cost]]:
-    """Per pass, see `launches.record`, its launches."""
+    """Per pass, see `kernel_launches.record`, its launches."""
     token_heads = shape.B * shape.N * shape.H
     return {
         name: [cost(launch, token_heads, target, cache) for launch in found]

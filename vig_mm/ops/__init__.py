@@ -40,6 +40,12 @@ def install() -> None:
     """Offer the operators to mmcv; a second call changes nothing."""
     if not any(isinstance(finder, OperatorFinder) for finder in sys.meta_path):
         sys.meta_path.append(OperatorFinder())
+    # If mmcv.cnn was imported before, it has looked for this class of mmcv.ops and done without.
+    early = sys.modules.get("mmcv.cnn.bricks.transformer")
+    if early is not None and not hasattr(early, "MultiScaleDeformableAttention"):
+        from mmcv.ops import multi_scale_deform_attn
+
+        early.MultiScaleDeformableAttention = multi_scale_deform_attn.MultiScaleDeformableAttention
 
 
 def provider() -> str | None:

@@ -31,7 +31,7 @@ class Launch(NamedTuple):
         return {**values, **{k: v for k, v in self.options.items() if k not in SETTINGS}}
 
 
-class _Recorder:
+class Recorder:
     """Stands in for a kernel in the launch code and notes what it is launched with."""
 
     def __init__(self, kernel: Any, found: list[Launch]) -> None:
@@ -60,7 +60,7 @@ def record(
         for module in (launch, locality_gate):
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction) and name.endswith("_kernel"):
-                    stack.enter_context(mock.patch.object(module, name, _Recorder(value, current)))
+                    stack.enter_context(mock.patch.object(module, name, Recorder(value, current)))
         qkv = torch.empty(
             batch, tokens, heads * (2 * width + v_width), dtype=dtype, device="meta"
         ).split([heads * width, heads * width, heads * v_width], dim=-1)
