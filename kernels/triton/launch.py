@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     BK: int
     per_segment: int
     segments: int
+    wide: bool  # operands of products take four bytes
 
 
 def device_of(x: Tensor) -> AbstractContextManager:
@@ -64,9 +65,10 @@ def largest_chunk(v: Tensor) -> int:
 def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = False) -> Plan:
     """Chunk, paddings and segments from the shapes alone; ``segments`` forces about so many."""
     batch, num_tokens, heads, width = q.shape
-    chunk, largest = power_of_2(num_tokens), largest_chunk(v)
-    if chunk > largest:
-        chunk = GRADIENT_CHUNK if grad else largest
+    wide = q.dtype != torch.bfloat16
+    chunk = power_of_2(num_tokens)
+    if chunk > largest_chunk(v):
+        chunk = GRADIENT_CHUNK if grad or wide else CHUNK
     chunks = cdiv(num_tokens, chunk)
     padded = power_of_2(width)
     if segments is None:
@@ -81,6 +83,7 @@ def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = Fa
         BK=min(padded, KEY_BLOCK),
         per_segment=per_segment,
         segments=cdiv(chunks, per_segment),
+        wide=wide,
     )
 
 
@@ -110,7 +113,7 @@ def options(kernel: str, plan: Plan) -> dict[str, int]:
     if max(plan.KP, plan.VP) > 64:
         warps = 8
     elif kernel == "local":
-        warps = max(plan.C // 32, 1) if narrow else 2
+        warps = (max(plan.C // 32, 1) if narrow else 2) * (1 + plan.wide)
     elif kernel == "gradient":
         warps = 4 if plan.C == CHUNK or not narrow else 2
     else:

@@ -81,7 +81,7 @@ def test_wide(width, v_width):
 def test_segments(segments):
     """However a sequence is cut, the result is the same."""
     inputs = make_inputs(197, heads=2)
-    assert launch.make_plan(inputs[0], inputs[2], segments).segments == (1, 2, 2, 4)[segments - 1]
+    assert launch.make_plan(inputs[0], inputs[2], segments).segments == segments
     check(inputs, segments=segments)
 
 
@@ -110,6 +110,13 @@ def test_open_and_shut_channels_in_a_chunk(shut, width):
         gate[:, 70:130, :, ::3] = shut
     inputs[4][:, 200:, :, 5] = shut
     check(inputs, bound=2 * BOUND)
+
+
+@pytest.mark.parametrize("shift, scale", [(0.0, 1.0), (-20.0, 5.0)])
+def test_chunks_of_64(shift, scale, monkeypatch):
+    """As bfloat16 has them forward, in float32's precision, in both passes."""
+    monkeypatch.setattr(launch, "GRADIENT_CHUNK", 64)
+    check(make_inputs(197, heads=2, shift=shift, scale=scale), bound=2 * BOUND)
 
 
 def test_chunks_of_both_kinds_are_flagged():
