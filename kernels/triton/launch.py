@@ -15,7 +15,7 @@ from .states import FACTORS, local_kernel, scan_kernel, segment_kernel
 from .sweep import sweep_kernel
 
 CHUNK = 64  # tokens, of the forward pass; and of what takes one launch
-GRADIENT_CHUNK = 32  # of the backward pass, where registers are scarce
+GRADIENT_CHUNK = 32  # of the backward pass and of operands of four bytes: registers are scarce
 KEY_BLOCK = 32
 SCRATCH = torch.float32
 MIN_PROGRAMS = 528  # of a scan, four for each multiprocessor of an H100 or H200
