@@ -86,9 +86,6 @@ class DataCheck(Report):
         classes = classes_of(dataset, kind)
         if classes:
             self.classes[where] = classes
-        is_stated = dataset.get("metainfo") or dataset.get("classes")
-        if classes and not is_stated and "CustomDataset" in (x.__name__ for x in kind.__mro__):
-            self.not_stated.add(where)
         root = dataset.get("data_root") or ""
         if root and not os.path.isdir(root):
             self.missing(where, "data_root", root, "folder")
@@ -101,7 +98,8 @@ class DataCheck(Report):
             return
         first, expected = next(iter(self.classes.items()))
         # mmseg uses a training set's names for nothing: its label maps decide
-        differing = "warning" if self.cfg.get("default_scope") == "mmseg" else "error"
+        scope = self.cfg.get("default_scope")
+        differing = "warning" if scope == "mmseg" else "error"
         for where, classes in self.classes.items():
             if classes != expected:
                 if set(classes) == set(expected):
@@ -118,9 +116,11 @@ class DataCheck(Report):
                 self.findings.append(Finding(differing, "classes-differ", where, text))
         for key, count in self.num_classes:
             if count != len(expected):
-                own = first in self.not_stated and count > len(expected)
+                # outputs without a class train and score all the same, but for mmdet's metrics,
+                # which look up the class of every box
+                spare = count > len(expected) and scope != "mmdet"
                 other = any(count == len(classes) for classes in self.classes.values())
-                certain = not (own or (other and differing == "warning"))
+                certain = not (spare or (other and scope == "mmseg"))
                 text = (
                     f"{key} is {count}, but {first} has {len(expected)} classes "
                     f"({some(expected)}): set it to {len(expected)}"

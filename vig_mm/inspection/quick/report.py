@@ -28,7 +28,6 @@ class Report:
         coco: Annotation file -> its content, or what is wrong with it.
         ann_files: Split -> the annotation files of its loader.
         num_classes: (key, value) of every `num_classes` of the model.
-        not_stated: mmpretrain's data sets whose classes are those of their class, not the config's.
         label_maps: How many of a data set to read.
     """
 
@@ -37,7 +36,6 @@ class Report:
         self.findings: list[Finding] = []
         self.listings: list[Listing] = []
         self.classes: dict[str, tuple[str, ...]] = {}
-        self.not_stated: set[str] = set()
         self.coco: dict[str, dict | str] = {}
         self.ann_files: dict[str, list[str]] = {}
         self.num_classes = list(_num_classes(cfg.get("model")))
