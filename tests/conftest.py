@@ -1,6 +1,7 @@
 """Tests marked `gpu` run where there is a CUDA device and are skipped elsewhere."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,8 +11,19 @@ from vig_mm.preflight.environment import tell_mmengine_of_forks
 if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton"):
+        from interpreter import patch_the_language_once
+
+        patch_the_language_once()
 
 tell_mmengine_of_forks()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # threads of more workers than cores would wait for each other, spinning
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    threads = max(len(os.sched_getaffinity(0)) // workers, 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
