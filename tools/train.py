@@ -96,7 +96,8 @@ def check_model(cfg: Config, runner: Runner) -> None:
     guard_loaders(runner)
     check_channels(bare_model(runner.model), cfg.model)
     if cfg.get("load_from"):
-        check_weights(runner.model, cfg.load_from, partly=not cfg.get("resume"))
+        resume = bool(cfg.get("resume"))
+        check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume)
 
 
 def set_start(cfg: Config, resume: str | None) -> None:

@@ -1,12 +1,20 @@
 """Checks that checkpoints can be read and fit the model of a config."""
 
+import copy
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
-from vig_mm.checkpoints.reading import CheckpointError, check_numbers, read_checkpoint, weights
+from vig_mm.checkpoints.reading import (
+    CheckpointError,
+    StateDict,
+    check_numbers,
+    read_checkpoint,
+    weights,
+)
+from vig_mm.models.backbones.base import ViGBackbone
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -38,13 +46,17 @@ def check_initial_weights(cfg: Any) -> None:
             check_initial_weights(value)
 
 
-def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
+def check_weights(model: nn.Module, path: str, partly: bool = False, resume: bool = False) -> None:
     """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
+
+    What the modules' own hooks rename or resize while they load, such as position embeddings of
+    another image size, fits.
 
     Args:
         model: A Runner's model, wrapped or not.
         path: An mm checkpoint.
         partly: Whether it is enough that something fits, as when fine-tuning.
+        resume: Whether the optimizer goes on, too: then nothing may be resized.
 
     Raises:
         CheckpointError: names what is missing, of another shape, or no finite number.
@@ -52,14 +64,20 @@ def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
     model = bare_model(model)
     state, _ = weights(read_checkpoint(path), path=path)
     own = {k: x for k, x in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    missing = [name for name in own if name not in state]
-    reshaped = {
-        name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    }
-    unfit = len(missing) + len(reshaped)
-    if unfit == len(own) if partly else unfit:
+    missing, reshaped = _misfits(own, state)
+    enough = len(own) - 1 if partly else 0
+    if len(missing) + len(reshaped) > enough and not resume:
+        try:
+            loaded = _as_loaded(model, state)
+        except Exception as error:  # a hook's, which would end the real loading, too
+            raise CheckpointError(
+                f"{path!r} cannot be loaded into this config's model: {error}"
+            ) from error
+        if not partly:  # a stem for other images is one to train
+            loaded |= {name: state[name] for name in _first_convs(model) if name in state}
+        state = loaded
+        missing, reshaped = _misfits(own, state)
+    if len(missing) + len(reshaped) > enough:
         details = "; ".join(
             f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
             for what, names in (("missing", missing), ("of another shape", [*reshaped.values()]))
@@ -73,3 +91,41 @@ def check_weights(model: nn.Module, path: str, partly: bool = False) -> None:
     fitting = {name: state[name] for name in own if name in state and name not in reshaped}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     check_numbers(fitting, parameters, path)
+
+
+def _misfits(own: StateDict, state: StateDict) -> tuple[list[str], dict[str, str]]:
+    """Names that a state dict lacks; names of another shape in it, and what to say of them."""
+    missing = [name for name in own if name not in state]
+    reshaped = {
+        name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    }
+    return missing, reshaped
+
+
+def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
+    """A state dict as its modules' hooks leave it, module by module as mmengine loads it."""
+    empty = {
+        id(x): nn.Parameter(x.detach().to("meta"), x.requires_grad) for x in model.parameters()
+    }
+    loaded: StateDict = {}
+
+    def load(module: nn.Module, part: StateDict, prefix: str) -> None:
+        module._load_from_state_dict(part, prefix, {}, True, [], [], [])
+        loaded.update(part)
+        for name, child in module.named_children():
+            start = f"{prefix}{name}."
+            load(child, {k: x for k, x in part.items() if k.startswith(start)}, start)
+
+    load(copy.deepcopy(model, empty), dict(state), "")
+    return loaded
+
+
+def _first_convs(model: nn.Module) -> list[str]:
+    return [
+        f"{name}.{conv}" if name else conv
+        for name, part in model.named_modules()
+        if isinstance(part, ViGBackbone)
+        for conv in part.first_convs
+    ]

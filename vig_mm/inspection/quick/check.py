@@ -20,7 +20,7 @@ _CHECKS = {
     "CustomDataset": (folders.check, ("load_data_list", "_find_samples")),
 }
 # Kinds of warnings that a run begins with: what the checks cannot decide, and what costs a day.
-_SAID = ("label", "two-values", "unused-class", "classes-differ", "num-classes")
+_SAID = ("label", "two-values", "unused-class", "classes-differ", "num-classes", "empty-class")
 _LABEL_MAPS = 20  # read of each loader: wrong numbering shows in most of them
 
 

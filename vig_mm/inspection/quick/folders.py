@@ -2,7 +2,7 @@
 
 import os
 
-from ..findings import some
+from ..findings import Finding, some
 from ..listings import FolderListing
 from ..paths import IMAGES, entries, files, hint
 from .options import image_loader, option
@@ -67,12 +67,14 @@ def _in_folders(
     filled = set(labels)
     empty = [name for name in classes if name not in filled]
     if empty:
-        found.error(
-            where,
-            "empty-class",
+        text = (
             f"{where}: {len(empty)} of {len(classes)} class folders in {root!r} have no "
-            f"image: {some(empty)}{hint(root)}",
-            empty,
+            f"image: {some(empty)}{hint(root)}"
+        )
+        # mmpretrain goes on without, unless all are empty
+        severity = "warning" if filled else "error"
+        found.findings.append(
+            Finding(severity, "empty-class", where, text, len(empty), tuple(empty))
         )
     found.not_taken(where, root, other, f"do not end in one of {', '.join(sorted(extensions))}")
     found.not_taken(where, root, beside, "are in no class folder (move them into one)")

@@ -76,6 +76,12 @@ class ViGBackbone(BaseModule):
                 state[name] = fit_channels(weight, new)
         return state
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        own = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
+        for name, x in self.fit_state_dict(own).items():
+            state_dict[f"{prefix}{name}"] = x
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def draw_weights(self) -> None:
         """Draw the weights as the public models do.
 

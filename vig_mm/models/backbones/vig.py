@@ -164,12 +164,6 @@ class ViG(ViGBackbone):
             )
         return {**state, "pos_embed": resize_pos_embed(pos, (side, side), self.pos_grid)}
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        own = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
-        if "pos_embed" in own:
-            state_dict[f"{prefix}pos_embed"] = self.fit_state_dict(own)["pos_embed"]
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
         if self.frozen_stages < 0:
             return []
