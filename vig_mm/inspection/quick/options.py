@@ -42,14 +42,26 @@ def classes_of(dataset: dict, kind: type) -> tuple[str, ...]:
 
 
 def option(dataset: dict, kind: type, name: str, default: Any = None) -> Any:
-    """An argument of a data set: from the config, else the default of the class that has it."""
+    """An argument of a data set: from the config, else what its class gives it."""
     if name in dataset:
         return dataset[name]
-    for base in kind.__mro__:
+    constructors = [base for base in kind.__mro__ if "__init__" in vars(base)]
+    for base in constructors:
         parameter = inspect.signature(base.__init__).parameters.get(name)
         if parameter is not None and parameter.default is not inspect.Parameter.empty:
+            if base is not constructors[0]:  # a subclass may hand on another value
+                return getattr(_empty(dataset, kind), name, parameter.default)
             return parameter.default
     return default
+
+
+def _empty(dataset: dict, kind: type) -> Any:
+    """A data set that has not looked for its files; None if that cannot be."""
+    arguments = {key: value for key, value in dataset.items() if key not in ("type", "_scope_")}
+    try:
+        return kind(**{**arguments, "pipeline": [], "lazy_init": True})
+    except Exception:  # whatever a user's class raises, building it will say
+        return None
 
 
 def transform(pipeline: Any, name: str) -> dict:
