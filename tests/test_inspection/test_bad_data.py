@@ -381,7 +381,7 @@ REFUSED = {
         annotation(segmentation=dict(size=SIZE[::-1], counts=RLE[:-1])),
         annotation(segmentation=dict(size=SIZE[::-1], counts=[5, 5])),
     ],
-    "annotations-id-twice": [annotation(id=5), annotation(id=5)],
+    "annotation-twice": [annotation(id=5), annotation(id=5)],
 }
 
 

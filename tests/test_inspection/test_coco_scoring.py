@@ -12,9 +12,11 @@ import torch
 pytest.importorskip("mmdet")
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as mask_utils
 
 from vig_mm.inspection.quick import DataCheck
+from vig_mm.inspection.repairs import repair_annotations
 from vig_mm.preflight.environment import require
 
 SIZE = (60, 48)  # (width, height) of the picture
@@ -62,6 +64,11 @@ def severities(cfg):
     return {one.kind: one.severity for one in DataCheck(cfg, ("val",)).findings}
 
 
+def built(dataset):
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return DATASETS.children["mmdet"].build(dataset)
+
+
 def score(cfg):
     from mmdet.evaluation import CocoMetric
 
@@ -80,8 +87,6 @@ UNSUPPORTED = "input type is not supported"
 BOX = "incorrect type"  # four numbers are a box to pycocotools, and it wants an array then
 # changes of the annotation, kind of the finding, what pycocotools says
 STOPS = {
-    "no iscrowd": (dict(iscrowd=ABSENT), "bad-crowd", "iscrowd"),
-    "iscrowd null": (dict(iscrowd=None), "bad-crowd", "NoneType"),
     "empty polygon": (dict(segmentation=[[]]), "unscorable-mask", UNSUPPORTED),
     "point": (dict(segmentation=[[1, 2]]), "unscorable-mask", UNSUPPORTED),
     "line": (dict(segmentation=[[1, 2, 3, 4]]), "unscorable-mask", BOX),
@@ -175,6 +180,45 @@ def test_crowd_as_text_is_refused(val):
     assert severities(cfg) == {"bad-crowd": "error"}
     cfg.train_dataloader = cfg.val_dataloader
     assert [one.kind for one in DataCheck(cfg, ("train",)).findings] == ["bad-crowd"]
+
+
+@pytest.mark.parametrize("crowd, message", [(ABSENT, "iscrowd"), (None, "NoneType")])
+def test_missing_crowd_is_0_in_a_copy(crowd, message, val, tmp_path):
+    cfg = val(dict(iscrowd=crowd))
+    assert severities(cfg) == {"no-crowd": "note"}
+    with pytest.raises(Exception, match=message):
+        score(cfg)
+    cfg.work_dir = str(tmp_path / "work")
+    (line,) = repair_annotations(cfg, ("val",))
+    assert "leaves iscrowd out" in line and "where it is 0 in 1 annotation" in line
+    assert cfg.val_dataloader.dataset.ann_file == str(tmp_path / "val.json")
+    found = score(cfg)
+    # two equal objects, of which one is found
+    assert found == score(val(dict(iscrowd=0))) and 0.4 < found["coco/bbox_mAP"] < 0.6
+
+
+def test_one_id_for_two_objects_is_two_ids_in_a_copy(val, tmp_path):
+    """mmdet refuses them; of the same object twice it is not to be told whether it is one."""
+    expected = score(val(dict(bbox=[10, 10, 20, 20])))
+    cfg = val(dict(bbox=[10, 10, 20, 20]))
+    path = tmp_path / "val.json"
+    path.write_text(path.read_text().replace('"id": 2}]', '"id": 1}]'))
+    assert severities(cfg) == {"annotations-id-twice": "note"}
+    with pytest.raises(AssertionError, match="not unique"):
+        built(cfg.val_dataloader.dataset)
+    cfg.work_dir = str(tmp_path / "work")
+    lines = repair_annotations(cfg, ("val",))
+    assert len(lines) == 2 and all("gives several annotations one id" in line for line in lines)
+    assert score(cfg) == expected
+    boxes = [one["bbox"] for one in built(cfg.val_dataloader.dataset).get_data_info(0)["instances"]]
+    assert boxes == [[10, 10, 50, 40], [10, 10, 30, 30]]
+
+    content = json.loads(path.read_text())
+    content["annotations"][1] = content["annotations"][0]
+    path.write_text(json.dumps(content))
+    cfg = val({})
+    path.write_text(json.dumps(content))
+    assert severities(cfg)["annotation-twice"] == "error"
 
 
 def test_training_needs_no_crowds(val):

@@ -4,6 +4,7 @@ mmdet leaves out annotations and images without a word (`CocoDataset.parse_data_
 `filter_data`, `LoadAnnotations._process_masks`); here the same conditions are counted.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -42,10 +43,11 @@ def annotation_name(annotation: dict, images: dict) -> str:
 
 def _ids(content: dict, use: CocoUse) -> Iterator[Finding]:
     """Ids that occur twice; pycocotools keeps the last of them, and mmdet stops on annotations'."""
-    for key, effect in (
-        ("images", "all but one would be lost"),
-        ("annotations", "mmdet refuses them"),
-        ("categories", "all but one would be lost"),
+    renumbered = "mmdet refuses them; tools/train.py and tools/test.py read a copy with other ids"
+    for key, severity, effect in (
+        ("images", "error", "all but one would be lost"),
+        ("annotations", "note", renumbered),
+        ("categories", "error", "all but one would be lost"),
     ):
         counts = Counter(one["id"] for one in content.get(key, []))
         twice = [str(one) for one, count in counts.items() if count > 1]
@@ -54,7 +56,26 @@ def _ids(content: dict, use: CocoUse) -> Iterator[Finding]:
                 f"{use.where}.ann_file: {number(len(twice), 'id')} of {key} in {use.ann_file!r} "
                 f"occur more than once, e.g. {some(twice)}: {effect}; give each an id of its own"
             )
-            yield Finding("error", f"{key}-id-twice", use.where, text, len(twice), tuple(twice))
+            yield Finding(severity, f"{key}-id-twice", use.where, text, len(twice), tuple(twice))
+    same = _repeated(content.get("annotations", []))
+    if same:
+        text = (
+            f"{use.where}.ann_file: {number(len(same), 'annotation')} in {use.ann_file!r} are "
+            f"there more than once with all they say, e.g. id {some(same)}: one object or several "
+            "is not to be told; take the repetitions out"
+        )
+        yield Finding("error", "annotation-twice", use.where, text, len(same), tuple(same))
+
+
+def _repeated(annotations: list[dict]) -> list[str]:
+    """Ids of annotations that are there again with all that they say."""
+    counts = Counter(one["id"] for one in annotations)
+    suspects = Counter(
+        (str(one["id"]), json.dumps(one, sort_keys=True, default=str))
+        for one in annotations
+        if counts[one["id"]] > 1
+    )
+    return [name for (name, _), count in suspects.items() if count > 1]
 
 
 # What mmdet's data set leaves out, and the evaluator, which reads the file itself, does not.
@@ -79,8 +100,12 @@ _ANNOTATIONS: Table = {
         "size", "pycocotools stops when it scores them; draw them again, or take them out",
     ),
     "bad-crowd": (
-        "error", "have no iscrowd, or one that is neither 0 nor 1", "pycocotools stops without, "
-        "and takes any text for a 1; write iscrowd=0, or 1 for a region of many objects",
+        "error", "have an iscrowd that is neither 0 nor 1", "pycocotools takes any text for a 1; "
+        "write iscrowd=0, or 1 for a region of many objects",
+    ),
+    "no-crowd": (
+        "note", "have no iscrowd", "pycocotools stops without: tools/train.py and tools/test.py "
+        "score a copy in which it is 0",
     ),
     "bad-polygon": (
         "error", "have a segmentation that is neither a list of polygons [[x1, y1, ...], ...] "
@@ -161,8 +186,10 @@ def annotation_cases(content: dict, use: CocoUse) -> dict[str, list[dict]]:
         if kind is not None:
             cases[kind].append(annotation)
         crowd = annotation.get("iscrowd")
-        # training takes none for 0
-        if (is_scored or (is_kept and crowd is not None)) and crowd not in (0, 1):
+        if crowd is None:  # training takes it for 0
+            if is_scored:
+                cases["no-crowd"].append(annotation)
+        elif (is_scored or is_kept) and crowd not in (0, 1):
             cases["bad-crowd"].append(annotation)
         elif is_kept and crowd:
             cases["crowd"].append(annotation)

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -74,14 +74,8 @@ class DataCheck(Report):
         self._classes_agree()
 
     def _dataset(self, where: str, dataset: dict) -> None:
-        kind = dataset.get("type")
-        if isinstance(kind, str):
-            with DATASETS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
-                kind = registry.get(kind)
-        if not inspect.isclass(kind) or _is_remote(dataset):
-            return
-        check = _check_of(kind)
-        if check is None:
+        kind, check = _kind_and_check(self.cfg, dataset)
+        if kind is None or check is None:
             return
         classes = classes_of(dataset, kind)
         if classes:
@@ -127,6 +121,25 @@ class DataCheck(Report):
                 )
                 severity = "error" if certain else "warning"
                 self.findings.append(Finding(severity, "num-classes", first, text))
+
+
+def coco_datasets(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """(key, config) of the data sets of a loader that read a COCO file on this machine."""
+    loader = cfg.get(f"{split}_dataloader") or {}
+    for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
+        if _kind_and_check(cfg, dataset)[1] is coco.check:
+            yield where, dataset
+
+
+def _kind_and_check(cfg: Config, dataset: dict) -> tuple[type | None, Callable | None]:
+    """The class of a data set and its check; None for what is unknown or not on this machine."""
+    kind = dataset.get("type")
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+            kind = registry.get(kind)
+    if not inspect.isclass(kind) or _is_remote(dataset):
+        return None, None
+    return kind, _check_of(kind)
 
 
 def _check_of(kind: type) -> Callable | None:
