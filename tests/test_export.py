@@ -211,6 +211,16 @@ def test_classifier_with_a_checkpoint(tool, tmp_path):
     assert stated["classes"] == [str(i) for i in range(10)]
 
 
+def test_images_of_four_bands(tool, tmp_path):
+    config = ROOT / "configs/mmpretrain/vig-h-mini_digits-4bands.py"
+    tool(config, "none", "bands.onnx", "--size", 64, 96)
+    exported = onnx.load(tmp_path / "bands.onnx")
+    dims = exported.graph.input[0].type.tensor_type.shape.dim
+    assert dims[1].dim_value == 4
+    stated = {x.key: json.loads(x.value) for x in exported.metadata_props}
+    assert len(stated["mean"]) == 4 and stated["channels"] == 4
+
+
 def test_segmentor(tool, tmp_path):
     printed = tool(SEGMENTOR, "none", "seg.onnx", "--size", 64, 96)
     assert "dynamic: batch, height, width" in printed and "logits" in printed

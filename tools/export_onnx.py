@@ -112,8 +112,10 @@ def exportable(model: nn.Module, scope: str, config: str) -> tuple[nn.Module, li
 
 def backbone_of(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, list[str]]:
     """The backbone and the names of its outputs."""
+    from vig_mm.export.onnx_export import image_channels
+
     with torch.no_grad():
-        maps = model.backbone(torch.zeros(1, 3, *size))
+        maps = model.backbone(torch.zeros(1, image_channels(model.backbone), *size))
     return model.backbone, [f"map{i}" for i in range(len(maps))]
 
 
@@ -123,6 +125,8 @@ def preprocessing(cfg: Config, meta: dict) -> dict:
     swapped = stated.get("bgr_to_rgb") or stated.get("to_rgb")  # OpenMMLab reads images as BGR
     metadata = {key: list(stated[key]) for key in ("mean", "std") if stated.get(key) is not None}
     metadata["channels"] = "RGB" if swapped else "BGR"
+    if len(metadata.get("mean", "RGB")) != 3:  # in the order of the file that is loaded
+        metadata["channels"] = len(metadata["mean"])
     if meta.get("classes"):
         metadata["classes"] = list(meta["classes"])
     return metadata

@@ -70,3 +70,12 @@ def test_max_per_img():
 def test_nothing_found():
     merged = merge(view(None, [], []), view("horizontal", [], []))
     assert len(merged) == 0 and merged.masks.shape == (0, H, W)
+
+
+def test_old_name_in_stored_configs():
+    """Detection checkpoints hold their config, and older ones its old `custom_imports`."""
+    from mmengine.utils import import_modules_from_strings
+
+    assert import_modules_from_strings("vig_mm.engine.instance_tta").InstanceTTAModel is (
+        InstanceTTAModel
+    )

@@ -28,7 +28,7 @@ def export_onnx(
     outputs: Sequence[str],
     metadata: Mapping[str, object] | None = None,
 ) -> list[str]:
-    """Write a model of images ``[B, 3, H, W]`` with dynamic B, H and W where it allows that.
+    """Write a model of images ``[B, C, H, W]`` with dynamic B, H and W where it allows that.
 
     Args:
         model: in eval mode, on the CPU; returns a tensor or a tuple of tensors.
@@ -44,7 +44,9 @@ def export_onnx(
     Raises:
         ExportError: torch cannot trace or translate the model.
     """
-    image = torch.randn(2, 3, *size)  # a batch of 1 would be taken for a constant
+    image = torch.randn(
+        2, image_channels(model), *size
+    )  # a batch of 1 would be taken for a constant
     shapes = ({axis: torch.export.Dim.AUTO for axis in AXES},)
     try:
         with torch.no_grad():
@@ -70,6 +72,12 @@ def export_onnx(
     return [name for axis, name in AXES.items() if not isinstance(found[axis], int)]
 
 
+def image_channels(model: nn.Module) -> int:
+    """Channels of a model's images: those of its first convolution, 3 without one."""
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
 def compare_onnx(
     model: nn.Module, path: str | Path, shapes: Sequence[tuple[int, int, int]]
 ) -> list[dict[str, float]]:
@@ -86,7 +94,7 @@ def compare_onnx(
     errors = []
     for batch, height, width in shapes:
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(batch, 3, height, width, generator=generator)
+        image = torch.randn(batch, image_channels(model), height, width, generator=generator)
         with torch.no_grad():
             expected = model(image)
         expected = [expected] if isinstance(expected, Tensor) else expected
