@@ -19,14 +19,16 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
 from vig_mm.engine.distributed import _fit_to_cpu, prepare_distributed
 from vig_mm.engine.loops.resume import make_resumable
 from vig_mm.inspection.findings import Finding
 from vig_mm.inspection.quick import DataCheck
-from vig_mm.preflight.model import check_options
+from vig_mm.preflight.model import check_channels, check_options
 from vig_mm.preflight.optimizer import check_loop, check_optimizer
 from vig_mm.preflight.user_input import UsageError
 from vig_mm.preflight.weights import check_initial_weights
@@ -144,6 +146,39 @@ def test_checks_accept_stock_configs(family, train, tmp_path, monkeypatch):
         elif said:
             wrong[name] = said
     assert not wrong
+
+
+# Each way in which maps go from backbone to heads, of those that can be built without memory.
+CHANNELS = [
+    *("mmdet/retinanet", "mmdet/mask_rcnn", "mmdet/yolox", "mmdet/fcos", "mmdet/deformable_detr"),
+    *("mmdet/detr", "mmdet/cornernet", "mmdet/solov2", "mmdet/cascade_rcnn", "mmdet/hrnet"),
+    *("mmseg/pspnet", "mmseg/deeplabv3plus", "mmseg/ocrnet", "mmseg/bisenetv1", "mmseg/hrnet"),
+    *("mmseg/fastscnn", "mmseg/point_rend", "mmseg/mask2former", "mmpretrain/resnet"),
+    *(
+        "mmpretrain/vgg",
+        "mmpretrain/mobilenet_v2",
+        "mmpretrain/hrnet",
+        "mmpretrain/vision_transformer",
+    ),
+]
+
+
+@pytest.mark.parametrize("family", CHANNELS)
+def test_maps_of_stock_models_fit(family):
+    cfg = next(cfg for cfg in map(read, STOCK[family]) if cfg is not None)
+    cfg.model = without_weights(cfg.model)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry, torch.device("meta"):
+        check_channels(registry.build(cfg.model), cfg.model)
+
+
+def without_weights(model: Any) -> Any:
+    """A model's config that loads nothing."""
+    if isinstance(model, dict):
+        kept = {k: without_weights(v) for k, v in model.items() if k != "init_cfg"}
+        return kept | ({"pretrained": None} if isinstance(kept.get("pretrained"), str) else {})
+    if isinstance(model, list | tuple):
+        return [without_weights(one) for one in model]
+    return model
 
 
 def test_there_are_stock_configs():
