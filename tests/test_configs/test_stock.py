@@ -153,13 +153,8 @@ CHANNELS = [
     *("mmdet/retinanet", "mmdet/mask_rcnn", "mmdet/yolox", "mmdet/fcos", "mmdet/deformable_detr"),
     *("mmdet/detr", "mmdet/cornernet", "mmdet/solov2", "mmdet/cascade_rcnn", "mmdet/hrnet"),
     *("mmseg/pspnet", "mmseg/deeplabv3plus", "mmseg/ocrnet", "mmseg/bisenetv1", "mmseg/hrnet"),
-    *("mmseg/fastscnn", "mmseg/point_rend", "mmseg/mask2former", "mmpretrain/resnet"),
-    *(
-        "mmpretrain/vgg",
-        "mmpretrain/mobilenet_v2",
-        "mmpretrain/hrnet",
-        "mmpretrain/vision_transformer",
-    ),
+    *("mmseg/fastscnn", "mmseg/point_rend", "mmseg/mask2former", "mmpretrain/vgg"),
+    *("mmpretrain/mobilenet_v2", "mmpretrain/hrnet", "mmpretrain/vision_transformer"),
 ]
 
 
