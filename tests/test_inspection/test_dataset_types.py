@@ -21,6 +21,7 @@ from PIL import Image
 
 from vig_mm.inspection.quick import DataCheck
 from vig_mm.inspection.quick.check import _check_of
+from vig_mm.inspection.survey import survey
 
 SIDE = 16
 WRAPPERS = {
@@ -152,6 +153,8 @@ def test_small_data_of_every_type(scope, name, tmp_path):
     check = DataCheck(config(scope, dataset, classes), ("train",))
     assert not errors(check)
     assert len(check.listings) == 1, "its files were found"
+    read = survey(check.listings, lambda _, function, items: map(function, items))
+    assert not [one.text for one in read if one.severity == "error"]
 
 
 class ByTheTutorial(DATASETS.children["mmseg"].get("BaseSegDataset")):
