@@ -118,6 +118,38 @@ def _gate_backward_op(
     return gate_backward(grad, o, local, gate, g_weight, l_weight, eps, act)
 
 
+@torch.library.custom_op("vig_mm::gate_projection", mutates_args=())
+def _gate_projection_op(
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    eps: float,
+    act: bool,
+    backend: str,
+) -> Tensor:
+    """x + scale * locality_gate(...) weight^T of x ``[B, N, C]``, scale ``[B]``.
+
+    The product is taken in the dtype of weight ``[C, H D]``.
+    """
+    tensors = (o, local, gate, g_weight, l_weight)
+    if backend == "triton":
+        from .triton.gate_projection import gate_projection
+
+        return gate_projection(*tensors, weight, x, scale, eps, act)
+    y = torch_locality_gate(*tensors, eps, act).flatten(2).to(weight.dtype) @ weight.mT
+    return x + (y if scale is None else y * scale[:, None, None]).to(x.dtype)
+
+
+@_gate_projection_op.register_fake
+def _(o, local, gate, g_weight, l_weight, weight, x, scale, eps, act, backend):
+    return x.new_empty(x.shape)
+
+
 @torch.library.custom_op("vig_mm::locality_gate_backward_into", mutates_args=("dgate",))
 def _gate_backward_into_op(
     grad: Tensor,

@@ -39,6 +39,17 @@ def inverse_rms(x, valid, eps, D: tl.constexpr):
 
 
 @triton.jit
+def blend(os, ls, zs, w_g, w_l, valid, eps, D: tl.constexpr, ACT: tl.constexpr):
+    """Output of the gate for a head's rows of o, local and the logits."""
+    x = os * inverse_rms(os, valid, eps, D) * w_g
+    y = ls * inverse_rms(ls, valid, eps, D) * w_l
+    y += sigmoid(zs) * (x - y)
+    if ACT:
+        y *= sigmoid(y)
+    return y
+
+
+@triton.jit
 def dnormalize(grad, normal, inverse, D: tl.constexpr):
     """Gradient of x from that of x / rms(x)."""
     return inverse * (grad - normal * (tl.sum(grad * normal, axis=1) * (1.0 / D))[:, None])
@@ -85,11 +96,7 @@ def blend_kernel(
         os = load(o + token * o_n + h * o_h, rows, cols, o_n, left, D, DP, 0.0).to(ACC)
         ls = load(local + token * l_n + h * l_h, rows, cols, l_n, left, D, DP, 0.0).to(ACC)
         zs = load(gate + token * z_n + h * z_h, rows, cols, z_n, left, D, DP, 0.0).to(ACC)
-        x = os * inverse_rms(os, valid, eps, D) * w_g
-        y = ls * inverse_rms(ls, valid, eps, D) * w_l
-        y += sigmoid(zs) * (x - y)
-        if ACT:
-            y *= sigmoid(y)
+        y = blend(os, ls, zs, w_g, w_l, valid, eps, D, ACT)
         store(out + (token * H + h) * D, y, rows, cols, H * D, left, D, DP)
 
 

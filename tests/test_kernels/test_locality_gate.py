@@ -137,6 +137,25 @@ def test_gradients_into_a_joined_one(backend, dtype, act):
     torch.library.opcheck(operator.default, args)
 
 
+@pytest.mark.parametrize("act", [False, True], ids=["", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_projection_and_residual(backend, dtype, act):
+    bound = 2e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    for shape, channels, scaled in (((2, 70, 3, 32), 96, True), ((1, 33, 2, 5), 300, False)):
+        inputs = make_inputs(*shape, dtype=dtype)
+        g = torch.Generator().manual_seed(7)
+        weight = torch.randn(channels, shape[2] * shape[3], generator=g).to(DEVICE, dtype) / 8
+        x = torch.randn(*shape[:2], channels, generator=g).to(DEVICE)
+        scale = torch.tensor([0.0, 1.25], device=DEVICE) if scaled else None
+        args = (*inputs, weight, x, scale, EPS, act, backend)
+        out = torch.ops.vig_mm.gate_projection(*args)
+        y = formula(*(t.double() for t in inputs), act=act).flatten(2) @ weight.double().mT
+        expected = x.double() + (y if scale is None else y * scale[:, None, None])
+        assert out.dtype == x.dtype and rel(out, expected) < bound
+    torch.library.opcheck(torch.ops.vig_mm.gate_projection.default, args)
+
+
 def test_strides_that_cannot_be_written():
     inputs = make_inputs(dtype=torch.float32)
     dgate = torch.empty(2, 17, 3, 64, device=DEVICE)[..., ::2]

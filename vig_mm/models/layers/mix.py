@@ -146,21 +146,8 @@ def _forward(s: Settings, x: Tensor, scale: Tensor | None, w: Weights) -> tuple[
         # beyond float16's range o would be inf, and NaN behind its norm
         torch.float32 if s.dtype == torch.float16 else None,
     )
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows_x, rows_out, rows_o = (t.flatten(0, 1) for t in (x, out, o))
-    scale, last = scale_of_rows(scale, x), w.last.to(s.dtype)
-    for r in blocks_of(rows_x, _whole(s, x)):
-        y = locality_gate(
-            *(t.unsqueeze(0) for t in (rows_o[r], _heads(s, local[r]), _heads(s, gate[r]))),
-            w.g_norm,
-            w.l_norm,
-            eps=s.gate_eps,
-            act=s.act,
-            backend="triton" if s.backend == "triton" else "torch",
-        )
-        y = linear(y[0].flatten(1).to(s.dtype), last)
-        add_scaled(rows_x, y, scale, r, rows_out)
-    return out, x, stats, packed, o
+    last = _last if s.backend == "triton" else _torch_last
+    return last(s, x, scale, local, gate, o, w), x, stats, packed, o
 
 
 def _backward(
@@ -259,6 +246,51 @@ def _local_backward(
         grad, x, stats, w.norm_w, w.norm_b, w.conv, residual,
         *s.hw, s.norm_eps, s.act, s.backend,
     )  # fmt: skip
+
+
+def _last(
+    s: Settings,
+    x: Tensor,
+    scale: Tensor | None,
+    local: Tensor,
+    gate: Tensor,
+    o: Tensor,
+    w: Weights,
+) -> Tensor:
+    """x + scale * the last layer of the locality gate's output."""
+    scale = None if scale is None else scale.flatten()
+    local, gate = local.view(o.shape), gate.view(o.shape)
+    return ops.gate_projection(
+        o, local, gate, w.g_norm, w.l_norm, w.last.to(s.dtype), x, scale, s.gate_eps, s.act,
+        s.backend,
+    )  # fmt: skip
+
+
+def _torch_last(
+    s: Settings,
+    x: Tensor,
+    scale: Tensor | None,
+    local: Tensor,
+    gate: Tensor,
+    o: Tensor,
+    w: Weights,
+) -> Tensor:
+    """The same in plain PyTorch, block by block."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows_x, rows_out, rows_o = (t.flatten(0, 1) for t in (x, out, o))
+    scale, last = scale_of_rows(scale, x), w.last.to(s.dtype)
+    for r in blocks_of(rows_x, _whole(s, x)):
+        y = locality_gate(
+            *(t.unsqueeze(0) for t in (rows_o[r], _heads(s, local[r]), _heads(s, gate[r]))),
+            w.g_norm,
+            w.l_norm,
+            eps=s.gate_eps,
+            act=s.act,
+            backend="torch",
+        )
+        y = linear(y[0].flatten(1).to(s.dtype), last)
+        add_scaled(rows_x, y, scale, r, rows_out)
+    return out
 
 
 def _last_backward(
