@@ -158,9 +158,10 @@ def gradient_kernel(
     """Grid (B H, M).
 
     An instance owns one chunk of one head and writes its five gradients, the key channels in
-    blocks of BK, to rows dqk_t, dv_t and dgate_t apart, where heads are neighbours. It reads the chunk of do, q, k, v, both gates once, and (`STATES`) the two states
-    that enter it, the gradients of the two that leave it, and what flows out of it. With `STATES`
-    it leaves chunks beyond the anchored range to `exact_gradient_kernel` and writes nonsense there.
+    blocks of BK, to rows dqk_t, dv_t and dgate_t apart, where heads are neighbours. It reads the
+    chunk of do, q, k, v, both gates once, and (`STATES`) the two states that enter it, the
+    gradients of the two that leave it, and what flows out of it. With `STATES` it leaves chunks
+    beyond the anchored range to `exact_gradient_kernel` and writes nonsense there.
     """
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H

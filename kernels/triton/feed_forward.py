@@ -24,7 +24,7 @@ from .tile import load, store
 
 # (rows, hidden entries of a block, channels of n held at a time, warps) such that nothing spills,
 # for padded channels and bytes of an operand
-FORWARD = {(128, 2): (64, 32, 128, 8), (256, 2): (64, 16, 128, 8),
+FORWARD = {(128, 2): (64, 32, 128, 8), (256, 2): (64, 16, 64, 8),
            (128, 4): (64, 16, 64, 8), (256, 4): (32, 16, 32, 8)}  # fmt: skip
 BACKWARD = {(128, 2): (64, 16, 64, 8), (256, 2): (32, 16, 256, 8),
             (128, 4): (32, 16, 64, 8), (256, 4): (32, 16, 32, 8)}  # fmt: skip
@@ -225,9 +225,7 @@ def feed_forward_gradient_kernel(
     place = partial + tl.program_id(0).to(tl.int64) * C + cols
     tl.store(place, tl.sum(dn * normal, axis=0), mask=cols < C)
     if CENTER:
-        tl.store(
-            place + tl.num_programs(0).to(tl.int64) * C, tl.sum(dn, axis=0), mask=cols < C
-        )
+        tl.store(place + tl.num_programs(0).to(tl.int64) * C, tl.sum(dn, axis=0), mask=cols < C)
     d = into_norm(dn * load_channels(norm_w, cols, C), normal, inverse, C, CENTER)
     d += load_tile(grad, rows, cols, left, C, CP)
     store(dx + start * C, d, rows, cols, C, left, C, CP)

@@ -288,7 +288,8 @@ def triton_backward(
     """Gradients of q, k, v and both gate logits from the output's, each like its input, contiguous.
 
     Or in ``out``, parts of joined gradients: heads are neighbours, those of q and k have the same
-    strides, and so have those of both gates. The states are computed again from the inputs. The result is the same in every run.
+    strides, and so have those of both gates. The states are computed again from the inputs. The
+    result is the same in every run.
     """
     batch, num_tokens, heads, width = q.shape
     grads = out or tuple(

@@ -12,7 +12,7 @@ import vig_mm.kernels.feed_forward  # noqa: F401 - registers the operators
 
 BACKENDS = ("torch", "triton")
 EPS = 1e-6
-# samples, tokens, C, I: one block and less, several with a rest, more channels than are held at once
+# samples, tokens, C, I: one block and less, several and a rest, channels in two parts
 SHAPES = [(1, 3, 5, 7), (2, 50, 24, 40), (3, 35, 96, 72), (2, 35, 200, 40)]
 KINDS = [(kind, scaled) for kind in ("layer", "rms") for scaled in (False, True)]
 ops = torch.ops.vig_mm

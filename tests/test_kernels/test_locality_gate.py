@@ -125,9 +125,7 @@ def test_gradients_into_a_joined_one(backend, dtype, act):
         grads = torch.autograd.grad(expected, leaves, grad.double() * factor)
         joined = torch.full((2, 70, 3 * 32 + 24), torch.nan, dtype=dtype, device=DEVICE)
         dgate = joined[..., 16:-8].unflatten(-1, (3, 32))
-        out, do, dlocal, dbias, *dweights = operator(
-            grad, *inputs, scale, dgate, EPS, act, backend
-        )
+        out, do, dlocal, dbias, *dweights = operator(grad, *inputs, scale, dgate, EPS, act, backend)
         assert joined[..., :16].isnan().all() and joined[..., -8:].isnan().all()
         assert rel(out, expected.detach() * factor) < bound and out.dtype == dtype
         assert rel(dbias, grads[2].sum((0, 1)).flatten()) < 2 * bound
