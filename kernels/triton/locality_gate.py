@@ -287,13 +287,14 @@ def _gradients(
     eps: float,
     act: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of o and local, and ``[3, B, H, instances, D]``: partial sums of the kernel's."""
+    """Gradients of o and local, and ``[2 or 3, B, H, instances, D]``: the kernel's partial sums."""
     *inputs, g_weight, l_weight = tensors
     o, local = inputs[1:3]
     do, dlocal = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (o, local))
     batch, num_tokens, heads, width = o.shape
     grid, sizes = _sizes(o, GRADIENT_TILE)
-    partial = torch.empty(3, batch, heads, grid[1], width, dtype=SCRATCH, device=o.device)
+    sums = 2 if out is None else 3
+    partial = torch.empty(sums, batch, heads, grid[1], width, dtype=SCRATCH, device=o.device)
     if batch == 0:
         return do, dlocal, partial
     inputs = [by_tokens(x) for x in inputs]
