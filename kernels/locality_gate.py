@@ -1,7 +1,5 @@
 """The gate between global and local features: checks, backends, registration with torch."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -178,10 +176,11 @@ def _gate_backward_into_op(
 
         return gate_backward_into(*tensors, scale, dgate, eps, act)
     double = any(x.dtype == torch.float64 for x in tensors)
-    wide: Any = [x.to(torch.float64 if double else torch.float32) for x in tensors]
+    wide = [x.to(torch.float64 if double else torch.float32) for x in tensors]
+    dy, x, y, z, w_x, w_y = wide
     if scale is not None:
-        wide[0] = wide[0] * scale[:, None, None, None]
-    out, do, dlocal, dz, dg, dl = torch_locality_gate_backward(*wide, eps, act)
+        dy = dy * scale[:, None, None, None]
+    out, do, dlocal, dz, dg, dl = torch_locality_gate_backward(dy, x, y, z, w_x, w_y, eps, act)
     if scale is not None:
         out *= scale[:, None, None, None]
     dgate.copy_(dz)
