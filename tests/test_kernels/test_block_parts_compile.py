@@ -1,4 +1,4 @@
-"""Compiles every launch of the block's parts for real GPUs, which needs no GPU; none may spill on sm_90.
+"""Compiles every launch of the block's parts for real GPUs, without one; on sm_90 none may spill.
 
 Launches are taken from the launch code, run on `meta` tensors, as in test_triton_compile.py.
 """
