@@ -125,7 +125,7 @@ def _backward_op(
     if backend == "triton":
         from .triton import triton_backward
 
-        return triton_backward(grad, *inputs)
+        return triton_backward(grad, *inputs)  # type: ignore[return-value]
     with torch.autocast(q.device.type, enabled=False):
         grads = chunked_backward(*_upcast(grad, *inputs))
     return tuple(  # type: ignore[return-value]
@@ -157,6 +157,11 @@ def _backward_into_op(
     if backend == "chunked" and q.shape[0] and same:
         with torch.autocast(q.device.type, enabled=False):
             chunked_backward(*_upcast(grad, *inputs), out=results)
+        return
+    if backend == "triton" and q.shape[0]:
+        from .triton import triton_backward
+
+        triton_backward(grad, *inputs, out=results)
         return
     for x, y in zip(results, _backward_op(grad, *inputs, backend), strict=True):
         x.copy_(y)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .checks import check_device, check_floating, check_shape, check_tokens
 from .dispatch import select_backend
+from .locality_gate_backward import torch_locality_gate_backward
 
 GATE_BACKENDS = ("torch", "triton")
 
@@ -117,6 +118,78 @@ def _gate_backward_op(
     return gate_backward(grad, o, local, gate, g_weight, l_weight, eps, act)
 
 
+@torch.library.custom_op("vig_mm::gate_projection", mutates_args=())
+def _gate_projection_op(
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    eps: float,
+    act: bool,
+    backend: str,
+) -> Tensor:
+    """x + scale * locality_gate(...) weight^T of x ``[B, N, C]``, scale ``[B]``.
+
+    The product is taken in the dtype of weight ``[C, H D]``.
+    """
+    tensors = (o, local, gate, g_weight, l_weight)
+    if backend == "triton":
+        from .triton.gate_projection import gate_projection
+
+        return gate_projection(*tensors, weight, x, scale, eps, act)
+    y = torch_locality_gate(*tensors, eps, act).flatten(2).to(weight.dtype) @ weight.mT
+    return x + (y if scale is None else y * scale[:, None, None]).to(x.dtype)
+
+
+@_gate_projection_op.register_fake
+def _(o, local, gate, g_weight, l_weight, weight, x, scale, eps, act, backend):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("vig_mm::locality_gate_backward_into", mutates_args=("dgate",))
+def _gate_backward_into_op(
+    grad: Tensor,
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    scale: Tensor | None,
+    dgate: Tensor,
+    eps: float,
+    act: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a mixer needs of the gate in its backward pass, times ``scale [B]``.
+
+    The gate's gradient goes to ``dgate``, such as a part of a projection's gradient. Returned are
+    the output again, in dgate's dtype, and the gradients of o, local, the gate's bias ``[H D]``
+    and both weights.
+    """
+    tensors = (grad, o, local, gate, g_weight, l_weight)
+    if backend == "triton":
+        from .triton import gate_backward_into
+
+        return gate_backward_into(*tensors, scale, dgate, eps, act)
+    double = any(x.dtype == torch.float64 for x in tensors)
+    wide = [x.to(torch.float64 if double else torch.float32) for x in tensors]
+    dy, x, y, z, w_x, w_y = wide
+    if scale is not None:
+        dy = dy * scale[:, None, None, None]
+    out, do, dlocal, dz, dg, dl = torch_locality_gate_backward(dy, x, y, z, w_x, w_y, eps, act)
+    if scale is not None:
+        out *= scale[:, None, None, None]
+    dgate.copy_(dz)
+    return (
+        out.to(dgate.dtype), do.to(o.dtype), dlocal.to(local.dtype), dz.sum((0, 1)).flatten(),
+        dg.to(g_weight.dtype), dl.to(l_weight.dtype),
+    )  # fmt: skip
+
+
 @_gate_op.register_fake
 def _(o, local, gate, g_weight, l_weight, eps, act):
     return o.new_empty(o.shape)
@@ -125,6 +198,16 @@ def _(o, local, gate, g_weight, l_weight, eps, act):
 @_gate_backward_op.register_fake
 def _(grad, o, local, gate, g_weight, l_weight, eps, act):
     return tuple(x.new_empty(x.shape) for x in (o, local, gate, g_weight, l_weight))
+
+
+@_gate_backward_into_op.register_fake
+def _(grad, o, local, gate, g_weight, l_weight, scale, dgate, eps, act, backend):
+    dbias = o.new_empty(
+        o.shape[2] * o.shape[3], dtype=torch.promote_types(grad.dtype, torch.float32)
+    )
+    out = o.new_empty(o.shape, dtype=dgate.dtype)
+    like = (x.new_empty(x.shape) for x in (o, local))
+    return out, *like, dbias, torch.empty_like(g_weight), torch.empty_like(l_weight)
 
 
 def _setup_context(ctx, inputs, output) -> None:

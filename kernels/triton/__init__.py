@@ -5,6 +5,12 @@ With `TRITON_INTERPRET=1` (set before triton is imported) everything runs on a C
 """
 
 from .launch import triton_backward, triton_forward
-from .locality_gate import gate_backward, gate_forward
+from .locality_gate import gate_backward, gate_backward_into, gate_forward
 
-__all__ = ["gate_backward", "gate_forward", "triton_backward", "triton_forward"]
+__all__ = [
+    "gate_backward",
+    "gate_backward_into",
+    "gate_forward",
+    "triton_backward",
+    "triton_forward",
+]

@@ -96,7 +96,7 @@ def anchored_gradients(
 @triton.jit
 def store_key_gradients(
     dq, dk, dgate_f, dgate_b, dqs, dks, u_f, u_b, logit_f, logit_b, flows, slot, slot_b,
-    upward, downward, rows, cols_k, left, row_stride,
+    upward, downward, rows, cols_k, left, dqk_t, dgate_t,
     STATES: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Writes dq, dk and, from u = q dq - k dk of each direction, the gates' gradients."""
@@ -105,10 +105,10 @@ def store_key_gradients(
     if STATES:
         sum_f += tl.load(flows + slot * KP + cols_k)[None, :]
         sum_b += tl.load(flows + slot_b * KP + cols_k)[None, :]
-    store(dq, dqs, rows, cols_k, row_stride, left, K, KP)
-    store(dk, dks, rows, cols_k, row_stride, left, K, KP)
-    store(dgate_f, sum_f * closing(logit_f), rows, cols_k, row_stride, left, K, KP)
-    store(dgate_b, sum_b * closing(logit_b), rows, cols_k, row_stride, left, K, KP)
+    store(dq, dqs, rows, cols_k, dqk_t, left, K, KP)
+    store(dk, dks, rows, cols_k, dqk_t, left, K, KP)
+    store(dgate_f, sum_f * closing(logit_f), rows, cols_k, dgate_t, left, K, KP)
+    store(dgate_b, sum_b * closing(logit_b), rows, cols_k, dgate_t, left, K, KP)
 
 
 @triton.jit(do_not_specialize=["T", "M"])
@@ -143,6 +143,9 @@ def gradient_kernel(
     gf_h,
     gb_t,
     gb_h,
+    dqk_t,
+    dv_t,
+    dgate_t,
     STATES: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -155,9 +158,10 @@ def gradient_kernel(
     """Grid (B H, M).
 
     An instance owns one chunk of one head and writes its five gradients, the key channels in
-    blocks of BK. It reads the chunk of do, q, k, v, both gates once, and (`STATES`) the two states
-    that enter it, the gradients of the two that leave it, and what flows out of it. With `STATES`
-    it leaves chunks beyond the anchored range to `exact_gradient_kernel` and writes nonsense there.
+    blocks of BK, to rows dqk_t, dv_t and dgate_t apart, where heads are neighbours. It reads the
+    chunk of do, q, k, v, both gates once, and (`STATES`) the two states that enter it, the
+    gradients of the two that leave it, and what flows out of it. With `STATES` it leaves chunks
+    beyond the anchored range to `exact_gradient_kernel` and writes nonsense there.
     """
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
@@ -180,7 +184,10 @@ def gradient_kernel(
     gate_b += token * gb_t + h * gb_h
     slot = bh * M + m
     slot_b = (tl.num_programs(0) + bh) * M + m
-    to_k = (token * H + h) * K
+    dq += token * dqk_t + h * K
+    dk += token * dqk_t + h * K
+    dgate_f += token * dgate_t + h * K
+    dgate_b += token * dgate_t + h * K
     g = (load(do, rows, cols_v, do_t, left, V, VP, 0.0).to(ACC) * scale).to(DOT)
     vs = load(v, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
     # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton 3.7)
@@ -219,12 +226,11 @@ def gradient_kernel(
                     cols_v, left, None, None, None, slot, slot_b, scale, dvs, STATES, K, V, KP,
                 )  # fmt: skip
         store_key_gradients(
-            dq + to_k, dk + to_k, dgate_f + to_k, dgate_b + to_k, dqs, dks, u_f, u_b,
-            logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k, left, H * K,
-            STATES, K, KP, DOT,
+            dq, dk, dgate_f, dgate_b, dqs, dks, u_f, u_b, logit_f, logit_b, flows, slot, slot_b,
+            upward, downward, rows, cols_k, left, dqk_t, dgate_t, STATES, K, KP, DOT,
         )  # fmt: skip
     dvs = dot(a_t.to(DOT), g, dvs)
-    store(dv + (token * H + h) * V, dvs, rows, cols_v, H * V, left, V, VP)
+    store(dv + token * dv_t + h * V, dvs, rows, cols_v, dv_t, left, V, VP)
 
 
 @triton.jit(do_not_specialize=["T", "M"])
@@ -261,6 +267,9 @@ def exact_gradient_kernel(
     gf_h,
     gb_t,
     gb_h,
+    dqk_t,
+    dv_t,
+    dgate_t,
     K: tl.constexpr,
     V: tl.constexpr,
     C: tl.constexpr,
@@ -286,7 +295,8 @@ def exact_gradient_kernel(
             downward = (rows[None, :] <= rows[:, None]).to(tl.float32).to(DOT)
             left = T - m * C
             token = b * T + m * C
-            to_k = (token * H + h) * K
+            to_k = token * dqk_t + h * K
+            to_gate = token * dgate_t + h * K
             gf_m = gate_f + token * gf_t + h * gf_h
             gb_m = gate_b + token * gb_t + h * gb_h
             dvs = tl.zeros((C, VP), dtype=ACC)
@@ -301,8 +311,8 @@ def exact_gradient_kernel(
                 logit_f = load(gf_m, rows, cols_k, gf_t, left, K, KP, float("inf"))
                 logit_b = load(gb_m, rows, cols_k, gb_t, left, K, KP, float("inf"))
                 store_key_gradients(
-                    dq + to_k, dk + to_k, dgate_f + to_k, dgate_b + to_k, dqs, dks, u_f, u_b,
-                    logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k, left,
-                    H * K, True, K, KP, DOT,
+                    dq + to_k, dk + to_k, dgate_f + to_gate, dgate_b + to_gate, dqs, dks, u_f,
+                    u_b, logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k,
+                    left, dqk_t, dgate_t, True, K, KP, DOT,
                 )  # fmt: skip
-            store(dv + (token * H + h) * V, dvs, rows, cols_v, H * V, left, V, VP)
+            store(dv + token * dv_t + h * V, dvs, rows, cols_v, dv_t, left, V, VP)

@@ -141,6 +141,16 @@ def strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for x in tensors for stride in x.stride()[1:3])
 
 
+def _row_strides(dq: Tensor, dk: Tensor, dv: Tensor, dgate_f: Tensor, dgate_b: Tensor):
+    """Token strides of q's and k's gradients, of v's, and of both gates'."""
+    grads = (dq, dk, dv, dgate_f, dgate_b)
+    heads = all(x.shape[2] == 1 or x.stride(2) == x.shape[3] for x in grads)
+    pairs = dq.stride(1) == dk.stride(1) and dgate_f.stride(1) == dgate_b.stride(1)
+    if not (heads and pairs and all(by_tokens(x) is x for x in grads)):
+        raise ValueError(f"the kernel cannot write to strides {[x.stride() for x in grads]}")
+    return dq.stride(1), dv.stride(1), dgate_f.stride(1)
+
+
 class _States(NamedTuple):
     """Scratch of one pass; None where a sequence is one chunk. Rows are B H."""
 
@@ -272,14 +282,17 @@ def triton_backward(
     gate_f: Tensor,
     gate_b: Tensor,
     *,
+    out: tuple[Tensor, ...] | None = None,
     segments: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v and both gate logits from the output's, each like its input, contiguous.
 
-    The states are computed again from the inputs. The result is the same in every run.
+    Or in ``out``, parts of joined gradients: heads are neighbours, those of q and k have the same
+    strides, and so have those of both gates. The states are computed again from the inputs. The
+    result is the same in every run.
     """
     batch, num_tokens, heads, width = q.shape
-    grads = tuple(
+    grads = out or tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)
     )
     if batch == 0:
@@ -288,7 +301,9 @@ def triton_backward(
     scale = 0.5 / math.sqrt(width)
     grad, q, k, v, *gates = map(by_tokens, (grad, q, k, v, gate_f, gate_b))
     tensors = (grad, q, k, v, *gates, *grads)
-    sizes = (num_tokens, heads, plan.M, scale, *strides(grad, q, k, v, *gates))
+    sizes = (
+        num_tokens, heads, plan.M, scale, *strides(grad, q, k, v, *gates), *_row_strides(*grads)
+    )  # fmt: skip
     with device_of(q):
         s = _states(k, v, gates, plan, scale, q, grad)
         gradient_kernel[(batch * heads, plan.M)](

@@ -7,8 +7,6 @@ from the inputs. A weight's gradient is summed over the rows of an instance here
 instances by torch: the same in every run.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -38,6 +36,17 @@ def sigmoid(x):
 def inverse_rms(x, valid, eps, D: tl.constexpr):
     """1 / rms(x) of each row; 0 for rows outside the tensor, also with eps = 0."""
     return tl.where(valid, tl.rsqrt(tl.sum(x * x, axis=1) * (1.0 / D) + eps), 0.0)[:, None]
+
+
+@triton.jit
+def blend(os, ls, zs, w_g, w_l, valid, eps, D: tl.constexpr, ACT: tl.constexpr):
+    """Output of the gate for a head's rows of o, local and the logits."""
+    x = os * inverse_rms(os, valid, eps, D) * w_g
+    y = ls * inverse_rms(ls, valid, eps, D) * w_l
+    y += sigmoid(zs) * (x - y)
+    if ACT:
+        y *= sigmoid(y)
+    return y
 
 
 @triton.jit
@@ -87,11 +96,7 @@ def blend_kernel(
         os = load(o + token * o_n + h * o_h, rows, cols, o_n, left, D, DP, 0.0).to(ACC)
         ls = load(local + token * l_n + h * l_h, rows, cols, l_n, left, D, DP, 0.0).to(ACC)
         zs = load(gate + token * z_n + h * z_h, rows, cols, z_n, left, D, DP, 0.0).to(ACC)
-        x = os * inverse_rms(os, valid, eps, D) * w_g
-        y = ls * inverse_rms(ls, valid, eps, D) * w_l
-        y += sigmoid(zs) * (x - y)
-        if ACT:
-            y *= sigmoid(y)
+        y = blend(os, ls, zs, w_g, w_l, valid, eps, D, ACT)
         store(out + (token * H + h) * D, y, rows, cols, H * D, left, D, DP)
 
 
@@ -103,9 +108,11 @@ def blend_gradient_kernel(
     gate,
     g_weight,
     l_weight,
+    scale,
     do,
     dlocal,
     dgate,
+    out,
     dweights,
     N,
     H,
@@ -118,13 +125,21 @@ def blend_gradient_kernel(
     l_h,
     z_n,
     z_h,
+    dz_n,
+    dz_h,
     D: tl.constexpr,
     ACT: tl.constexpr,
+    MIX: tl.constexpr,
+    SCALE: tl.constexpr,
     R: tl.constexpr,
     DP: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Grid and tiles of `blend_kernel`; ``dweights [2, instances, D]`` takes partial sums."""
+    """Grid and tiles of `blend_kernel`; ``dweights [3, instances, D]`` takes partial sums.
+
+    `MIX`: ``out``, the output again, is written as well, and the third of these sums is dgate's.
+    `SCALE`: the gradient and ``out`` are multiplied by ``scale`` of the batch entry.
+    """
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
     rows = tl.arange(0, R)
@@ -133,6 +148,10 @@ def blend_gradient_kernel(
     w_l = load_weight(l_weight, cols, D, DP)
     dw_g = tl.zeros((R, DP), dtype=ACC)
     dw_l = tl.zeros((R, DP), dtype=ACC)
+    dbias = tl.zeros((DP,), dtype=ACC)
+    factor = 1.0
+    if SCALE:
+        factor = tl.load(scale + b).to(ACC)
     first = tl.program_id(1) * BLOCKS
     for block in range(first, tl.minimum(first + BLOCKS, tl.cdiv(N, R))):
         left = N - block * R
@@ -148,16 +167,25 @@ def blend_gradient_kernel(
         normal_l = ls * inverse_l
         difference = normal_o * w_g - normal_l * w_l
         share = sigmoid(zs)
-        if ACT:
+        to = (token * H + h) * D
+        if SCALE:
+            dy *= factor
+        if ACT or MIX:
             y = normal_l * w_l + share * difference
-            on = sigmoid(y)
-            dy *= on + on * y * (1.0 - on)
+            if ACT:
+                on = sigmoid(y)
+                dy *= on + on * y * (1.0 - on)
+                y *= on
+            if MIX:
+                store(out + to, y * factor, rows, cols, H * D, left, D, DP)
         dy_o = dy * share
         dy_l = dy - dy_o
         dw_g += dy_o * normal_o
         dw_l += dy_l * normal_l
-        to = (token * H + h) * D
-        store(dgate + to, dy_o * (difference - share * difference), rows, cols, H * D, left, D, DP)
+        dzs = dy_o * (difference - share * difference)
+        store(dgate + token * dz_n + h * dz_h, dzs, rows, cols, dz_n, left, D, DP)
+        if MIX:
+            dbias += tl.sum(dzs, axis=0)
         dos = dnormalize(dy_o * w_g, normal_o, inverse_o, D)
         store(do + to, dos, rows, cols, H * D, left, D, DP)
         dls = dnormalize(dy_l * w_l, normal_l, inverse_l, D)
@@ -167,6 +195,8 @@ def blend_gradient_kernel(
     tl.store(partial, tl.sum(dw_g, axis=0), mask=cols < D)
     partial += instances.to(tl.int64) * D
     tl.store(partial, tl.sum(dw_l, axis=0), mask=cols < D)
+    if MIX:
+        tl.store(partial + instances.to(tl.int64) * D, dbias, mask=cols < D)
 
 
 def _sizes(o: Tensor, tile: int) -> tuple[tuple[int, int], dict]:
@@ -212,17 +242,66 @@ def gate_backward(
     act: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the five inputs from the output's, each like its input, contiguous."""
-    inputs = (o, local, gate)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
-    weights = (g_weight, l_weight)
-    if o.shape[0] == 0:
-        return (*grads, *(torch.zeros_like(w) for w in weights))
+    dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    tensors = (grad, o, local, gate, g_weight, l_weight)
+    do, dlocal, partial = _gradients(tensors, None, dgate, None, eps, act)
+    return do, dlocal, dgate, *_weight_gradients(partial, g_weight, l_weight)
+
+
+def gate_backward_into(
+    grad: Tensor,
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    scale: Tensor | None,
+    dgate: Tensor,
+    eps: float,
+    act: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output in dgate's dtype; gradients of o, local, the gate's bias ``[H D]``, both weights.
+
+    That of the gate is written to ``dgate``, by its strides. All are times ``scale [B]``.
+    """
+    if dgate.shape[0] and by_tokens(dgate) is not dgate:
+        raise ValueError(f"dgate has strides that the kernel cannot write to: {dgate.stride()}")
+    out = torch.empty(o.shape, dtype=dgate.dtype, device=o.device)
+    tensors = (grad, o, local, gate, g_weight, l_weight)
+    do, dlocal, partial = _gradients(tensors, scale, dgate, out, eps, act)
+    dbias = partial[2].sum((0, 2)).flatten()
+    return out, do, dlocal, dbias, *_weight_gradients(partial, g_weight, l_weight)
+
+
+def _weight_gradients(partial: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the first two of ``partial [3, B, H, instances, D]``."""
+    dg, dl = (p.sum((0, 1, 2)).to(w.dtype) for p, w in zip(partial, weights, strict=False))
+    return dg, dl
+
+
+def _gradients(
+    tensors: tuple[Tensor, ...],
+    scale: Tensor | None,
+    dgate: Tensor,
+    out: Tensor | None,
+    eps: float,
+    act: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of o and local, and ``[2 or 3, B, H, instances, D]``: the kernel's partial sums."""
+    *inputs, g_weight, l_weight = tensors
+    o, local = inputs[1:3]
+    do, dlocal = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (o, local))
+    batch, num_tokens, heads, width = o.shape
     grid, sizes = _sizes(o, GRADIENT_TILE)
-    partial = torch.empty(2, math.prod(grid), o.shape[-1], dtype=SCRATCH, device=o.device)
-    grad, *inputs = map(by_tokens, (grad, *inputs))
+    sums = 2 if out is None else 3
+    partial = torch.empty(sums, batch, heads, grid[1], width, dtype=SCRATCH, device=o.device)
+    if batch == 0:
+        return do, dlocal, partial
+    inputs = [by_tokens(x) for x in inputs]
     with device_of(o):
         blend_gradient_kernel[grid](
-            grad, *inputs, *(w.contiguous() for w in weights), *grads, partial, *o.shape[1:3],
-            eps, *strides(grad, *inputs), ACT=act, **sizes,
+            *inputs, g_weight.contiguous(), l_weight.contiguous(), scale, do, dlocal, dgate, out,
+            partial, num_tokens, heads, eps, *strides(*inputs, dgate), ACT=act,
+            MIX=out is not None, SCALE=scale is not None, **sizes,
         )  # fmt: skip
-    return (*grads, *(p.sum(dim=0).to(w.dtype) for p, w in zip(partial, weights, strict=True)))
+    return do, dlocal, partial

@@ -30,6 +30,27 @@ def place_tile(M, width, R: tl.constexpr, CI: tl.constexpr):
     return rows, cols, (rows < M)[:, None] & (cols < width)[None, :]
 
 
+@triton.jit
+def swiglu_product(gate, up, CLAMP: tl.constexpr):
+    y = gate * sigmoid(gate) * up
+    if CLAMP:
+        y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+    return y
+
+
+@triton.jit
+def swiglu_gradients(gate, up, dy, factor, CLAMP: tl.constexpr):
+    """Gradients of gate and up from that of the output, and the output; all times ``factor``."""
+    share = sigmoid(gate)
+    silu = gate * share
+    y = silu * up
+    if CLAMP:
+        dy = tl.where(tl.abs(y) > FLOAT16_MAX, 0.0, dy)
+        y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+    dy *= factor
+    return dy * up * share * (1.0 + gate - silu), dy * silu, y * factor
+
+
 @triton.jit(do_not_specialize=["M"])
 def swiglu_kernel(x, out, M, width, R: tl.constexpr, CI: tl.constexpr, CLAMP: tl.constexpr):
     """An instance owns R rows and CI columns of ``out [M, width]``."""
@@ -37,9 +58,7 @@ def swiglu_kernel(x, out, M, width, R: tl.constexpr, CI: tl.constexpr, CLAMP: tl
     source = x + rows[:, None] * (2 * width) + cols[None, :]
     gate = tl.load(source, mask=mask, other=0.0).to(ACC)
     up = tl.load(source + width, mask=mask, other=0.0).to(ACC)
-    y = gate * sigmoid(gate) * up
-    if CLAMP:
-        y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+    y = swiglu_product(gate, up, CLAMP)
     tl.store(out + rows[:, None] * width + cols[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -65,19 +84,12 @@ def swiglu_gradient_kernel(
     gate = tl.load(x + wide, mask=mask, other=0.0).to(ACC)
     up = tl.load(x + wide + width, mask=mask, other=0.0).to(ACC)
     dy = tl.load(grad + narrow, mask=mask, other=0.0).to(ACC)
-    share = sigmoid(gate)
-    silu = gate * share
-    y = silu * up
-    if CLAMP:
-        dy = tl.where(tl.abs(y) > FLOAT16_MAX, 0.0, dy)
-        y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+    factor = 1.0
     if SCALE:
         factor = tl.load(scale + rows // rows_a_sample, mask=rows < M, other=0.0).to(ACC)[:, None]
-        dy *= factor
-        y *= factor
-    dgate = dy * up * share * (1.0 + gate - silu)
+    dgate, dup, y = swiglu_gradients(gate, up, dy, factor, CLAMP)
     tl.store(dx + wide, dgate.to(dx.dtype.element_ty), mask=mask)
-    tl.store(dx + wide + width, (dy * silu).to(dx.dtype.element_ty), mask=mask)
+    tl.store(dx + wide + width, dup.to(dx.dtype.element_ty), mask=mask)
     tl.store(out + narrow, y.to(out.dtype.element_ty), mask=mask)
 
 

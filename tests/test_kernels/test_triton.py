@@ -67,6 +67,26 @@ def test_forward_and_gradients(tokens, width, v_width):
     check(make_inputs(tokens, width, v_width))
 
 
+@pytest.mark.parametrize("tokens", [40, 150])
+def test_gradients_into_parts_of_joined_ones(tokens):
+    """One chunk and several; nothing else is written."""
+    inputs = [x.detach().float() for x in make_inputs(tokens, batch=2, heads=3)]
+    q, _, v, *_ = inputs
+    grad = torch.randn_like(v)
+    expected = triton_backward(grad, *inputs)
+    widths = [x[0, 0].numel() for x in (q, q, v)]
+    room = torch.full((2, tokens, sum(widths) + 24), torch.nan, device=DEVICE)
+    *parts, rest = room.split([*widths, 24], dim=-1)
+    gates = torch.full((2, tokens, 2 * widths[0]), torch.nan, device=DEVICE).chunk(2, dim=-1)
+    into = [x.unflatten(-1, (3, -1)) for x in (*parts, *gates)]
+    torch.ops.vig_mm.bidirectional_gla_backward_into(grad, *inputs, *into, "triton")
+    assert all(torch.equal(x, y) for x, y in zip(into, expected, strict=True))
+    assert rest.isnan().all()
+    odd = [torch.empty(2, tokens, 3, 2 * x.shape[-1], device=DEVICE)[..., ::2] for x in inputs]
+    with pytest.raises(ValueError, match="cannot write to strides"):
+        torch.ops.vig_mm.bidirectional_gla_backward_into(grad, *inputs, *odd, "triton")
+
+
 def test_batch_and_heads():
     check(make_inputs(70, batch=2, heads=3))
 

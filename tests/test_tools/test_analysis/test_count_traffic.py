@@ -66,26 +66,26 @@ BEFORE = {
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_our_models_at_512(tool, name):
-    """Little more than half is kept, and little more than three quarters of the bytes move."""
+    """Little more than half is kept, and less than two thirds of the bytes move."""
     pytest.importorskip("triton")
     found = tool.backbone_traffic(Config.fromfile(CONFIGS / f"{name}.py"))
     kept, moved = BEFORE[name]
-    assert found["kept"] <= 0.54 * kept * MIB and found["training"] <= 0.78 * moved * GIB
+    assert found["kept"] <= 0.54 * kept * MIB and found["training"] <= 0.63 * moved * GIB
     listed = json.loads((ROOT / "docs/traffic.json").read_text())["results"]
     if torch.__version__.startswith("2.11."):  # others split some operators in other parts
         mine = listed[Path(name).name]
         assert (mine["kept"], mine["training"]) == (found["kept"], found["training"])
     if "vig-h-t" in name:
-        assert found["kept"] <= 350 * MIB
+        assert found["kept"] <= 255 * MIB and found["training"] <= 3.4 * GIB
         peers = [listed[f"mask-rcnn_{peer}_fpn_1x_coco"] for peer in ("swin-t", "convnext-t")]
-        assert all(found["kept"] < 0.65 * peer["kept"] for peer in peers)
+        assert all(found["kept"] < 0.47 * peer["kept"] for peer in peers)
 
 
 def test_what_a_cpu_keeps(tool):
     cfg = Config.fromfile(CONFIGS / "mmpretrain/vig-h-mini_digits.py")
     meta, cpu = (tool.backbone_traffic(cfg, (96, 128), device) for device in ("meta", "cpu"))
-    # the kernels keep two numbers a token beside
-    assert cpu["kept"] <= meta["kept"] <= 1.02 * cpu["kept"]
+    # the kernels compute the MLP's first layer again where channels are few
+    assert 0.5 * cpu["kept"] < meta["kept"] < 0.75 * cpu["kept"]
     cfg.model.backbone.backend = "torch"
     assert tool.backbone_traffic(cfg, (96, 128), "cpu")["kept"] > 1.7 * cpu["kept"]
 

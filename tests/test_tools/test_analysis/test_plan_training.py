@@ -90,17 +90,20 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(tool, "limit_memory", lambda: None)
     page, out = tmp_path / "page.md", tmp_path / "plan.json"
     page.write_text("# Plan\n<!-- plan:begin -->\nold\n<!-- plan:end -->\nrest\n")
-    command = [MINI, "--gpus", 4, "--images", 1000, "--out", out, "--page", page]
+    # under plain autograd, as activations then are most of what is held
+    config = tmp_path / "plain.py"
+    config.write_text(f'_base_ = "{MINI}"\nmodel = dict(backbone=dict(backend="torch"))\n')
+    command = [config, "--gpus", 4, "--images", 1000, "--out", out, "--page", page]
     command += ["--threads", torch.get_num_threads()]
     monkeypatch.setattr(sys, "argv", ["plan_training.py", *map(str, command)])
     tool.main()
 
-    found = json.loads(out.read_text())["measured"][MINI.stem]
+    found = json.loads(out.read_text())["measured"][config.stem]
     parameters = found["gradients"] / 4
     assert found["weights"] >= found["gradients"]  # buffers
     assert found["optimizer"] == pytest.approx(8 * parameters, rel=1e-2)  # two moments, and steps
-    # activations are in proportion to the images; at this size joined weights, which are not, count
-    assert 1.2 * found["step"]["1"] < found["step"]["2"] < 2.1 * found["step"]["1"]
+    # activations are in proportion to the images
+    assert found["step"]["2"] == pytest.approx(2 * found["step"]["1"], rel=0.1)
     text = page.read_text()
     assert "old" not in text and text.endswith("rest\n") and "32 x 4 = 128" in text
 
@@ -113,8 +116,8 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
 
     # what failed is measured again
     data = json.loads(out.read_text())
-    data["measured"][MINI.stem]["missing"] = "out of memory"
+    data["measured"][config.stem]["missing"] = "out of memory"
     out.write_text(json.dumps(data))
     monkeypatch.setattr(tool, "measure", lambda *_: found)
     tool.main()
-    assert "missing" not in json.loads(out.read_text())["measured"][MINI.stem]
+    assert "missing" not in json.loads(out.read_text())["measured"][config.stem]

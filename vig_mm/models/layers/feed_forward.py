@@ -1,4 +1,7 @@
-"""The second half of a block, keeping its input and what the first layer gives: 6.3 C a token."""
+"""The second half of a block, keeping its input and what the first layer gives: 6.3 C a token.
+
+Of narrow channels the kernels compute that again, too: the input alone is kept.
+"""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vig_mm.kernels.dispatch import PLAIN_OR_TRITON, select_backend
+from vig_mm.kernels.feed_forward import MAX_CHANNELS
 from vig_mm.kernels.norm import normalize, torch_norm_backward
 from vig_mm.kernels.swiglu import torch_swiglu, torch_swiglu_backward
 
@@ -46,6 +50,7 @@ def feed_forward(
         eps=norm.eps,
         dtype=projection_dtype(x),
         backend=select_backend(backend, PLAIN_OR_TRITON, "torch", limit_widths=False, x=x),
+        fused=x.shape[-1] <= MAX_CHANNELS,
     )
     w_in, w_out = (getattr(mlp, name).weight for name in mlp.names)
     weights = (norm.weight, getattr(norm, "bias", None), w_in, w_out)
@@ -58,6 +63,7 @@ class Settings(NamedTuple):
     eps: float
     dtype: torch.dtype
     backend: str
+    fused: bool  # the kernels take all in one
 
 
 class _FeedForward(torch.autograd.Function):
@@ -98,7 +104,12 @@ def _forward(
     w_in: Tensor,
     w_out: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The result, and block by block what the first layer gives."""
+    """The result, and block by block what the first layer gives, if it is kept."""
+    if s.backend == "triton" and s.fused:
+        samples = None if scale is None else scale.flatten()
+        weights = (norm_w, norm_b, w_in.to(s.dtype), w_out.to(s.dtype))
+        out = ops.feed_forward(x.flatten(0, 1), *weights, samples, s.eps, s.backend)
+        return out.view(x.shape), []
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows_x, rows_out, scale = x.flatten(0, 1), out.flatten(0, 1), scale_of_rows(scale, x)
     w_in, w_out, kept = w_in.to(s.dtype), w_out.to(s.dtype), []
@@ -129,9 +140,16 @@ def _kernels_backward(
 
     The kernels give what both weights' gradients need beside the gradients that they compute.
     """
-    (inside,) = kept
     residual, w_in, w_out = grad.flatten(0, 1), w_in.to(s.dtype), w_out.to(s.dtype)
     grad, scale = residual.to(s.dtype), None if scale is None else scale.flatten()
+    if s.fused:
+        dx, dinside, hidden, normed, dnorm_w, dnorm_b = ops.feed_forward_backward(
+            residual, x.flatten(0, 1), norm_w, norm_b, w_in, w_out, scale, s.eps, s.backend
+        )
+        dw_out = linear_weight_gradient(grad, hidden, w_out)
+        dw_in = linear_weight_gradient(dinside, normed, w_in)
+        return dx.view(x.shape), dnorm_w, dnorm_b, dw_in, dw_out
+    (inside,) = kept
     dinside, hidden = ops.swiglu_backward(
         linear_input_gradient(grad, w_out), inside, scale, s.backend
     )

@@ -146,21 +146,8 @@ def _forward(s: Settings, x: Tensor, scale: Tensor | None, w: Weights) -> tuple[
         # beyond float16's range o would be inf, and NaN behind its norm
         torch.float32 if s.dtype == torch.float16 else None,
     )
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows_x, rows_out, rows_o = (t.flatten(0, 1) for t in (x, out, o))
-    scale, last = scale_of_rows(scale, x), w.last.to(s.dtype)
-    for r in blocks_of(rows_x, _whole(s, x)):
-        y = locality_gate(
-            *(t.unsqueeze(0) for t in (rows_o[r], _heads(s, local[r]), _heads(s, gate[r]))),
-            w.g_norm,
-            w.l_norm,
-            eps=s.gate_eps,
-            act=s.act,
-            backend="triton" if s.backend == "triton" else "torch",
-        )
-        y = linear(y[0].flatten(1).to(s.dtype), last)
-        add_scaled(rows_x, y, scale, r, rows_out)
-    return out, x, stats, packed, o
+    last = _last if s.backend == "triton" else _torch_last
+    return last(s, x, scale, local, gate, o, w), x, stats, packed, o
 
 
 def _backward(
@@ -179,21 +166,10 @@ def _backward(
     *qkv, gate, rank = _unpack(packed, channels)
     dpacked = torch.empty_like(packed)  # every gradient is written to its place
     *dqkv, dgate, drank = _unpack(dpacked, channels)
-    # the gate and the last layer
-    rows_grad, rows_o = grad.flatten(0, 1), o.flatten(0, 1)
-    scale, last = scale_of_rows(scale, x), w.last.to(s.dtype)
-    sums: list[Tensor] = []
-    parts = []
-    for r in blocks_of(rows_grad, whole):
-        dy = scaled(rows_grad, scale, r).to(s.dtype)
-        dhidden = _heads(s, linear_input_gradient(dy, last))
-        inputs = (rows_o[r], _heads(s, local[r]), _heads(s, gate[r]), w.g_norm, w.l_norm)
-        y, do, dlocal, dgate_r, *dnorms = _gate_backward(s, dhidden, *inputs)
-        dgate[r] = dgate_r.flatten(1)
-        parts.append((do.to(o.dtype), dlocal.flatten(1).to(local.dtype)))
-        accumulate(sums, *dnorms, linear_weight_gradient(dy, y.flatten(1).to(s.dtype), last))
-    do, dlocal = (t[0] if whole else torch.cat(t) for t in zip(*parts, strict=True))
-    del parts
+    last_backward = _last_backward if s.backend == "triton" else _torch_last_backward
+    do, dlocal, dgate_bias, dg_norm, dl_norm, dlast = last_backward(
+        s, grad, scale, local, gate, o, dgate, w
+    )
     # the attention
     shape = (*x.shape[:2], s.num_heads, -1)
     gates = _decay_gates(rank, w)
@@ -207,7 +183,7 @@ def _backward(
     del gates, do
     # the layers that read local
     torch.mm(dgates, w.high.to(s.dtype), out=drank)
-    dhigh, dhigh_bias, dgate_bias = dgates.mT @ rank, dgates.sum(0), dgate.sum(0)
+    dhigh, dhigh_bias = dgates.mT @ rank, dgates.sum(0)
     weight = w.packed(s.dtype)
     if whole:
         dlocal.addmm_(dpacked, weight)
@@ -218,7 +194,6 @@ def _backward(
     dqkv, dgate, dlow = dweight.split([2 * channels, channels, len(w.low)])
     # the convolution, the norm and the residual branch
     dx, dnorm_w, dnorm_b, dconv = _local_backward(s, dlocal.view(x.shape), x, stats, grad, w)
-    dg_norm, dl_norm, dlast = sums
     return dx, Weights(
         dnorm_w, dnorm_b, dconv, dqkv, dlow, dhigh, dhigh_bias, dgate, dgate_bias,
         dg_norm, dl_norm, dlast,
@@ -273,12 +248,103 @@ def _local_backward(
     )  # fmt: skip
 
 
-def _gate_backward(s: Settings, grad: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
-    """Output of the locality gate ``[M, H, D]`` again, and the gradients of its five tensors."""
-    if s.backend != "triton":
-        inside = (t.to(wide(s.dtype)) for t in (grad, *tensors))
-        return torch_locality_gate_backward(*inside, s.gate_eps, s.act)
-    batched = (*(t.unsqueeze(0) for t in tensors[:3]), *tensors[3:], s.gate_eps, s.act)
-    y = ops.locality_gate(*batched)
-    *grads, dg_norm, dl_norm = ops.locality_gate_backward(grad.unsqueeze(0), *batched)
-    return y[0], *(t[0] for t in grads), dg_norm, dl_norm
+def _last(
+    s: Settings,
+    x: Tensor,
+    scale: Tensor | None,
+    local: Tensor,
+    gate: Tensor,
+    o: Tensor,
+    w: Weights,
+) -> Tensor:
+    """x + scale * the last layer of the locality gate's output."""
+    scale = None if scale is None else scale.flatten()
+    local, gate = local.view(o.shape), gate.view(o.shape)
+    return ops.gate_projection(
+        o, local, gate, w.g_norm, w.l_norm, w.last.to(s.dtype), x, scale, s.gate_eps, s.act,
+        s.backend,
+    )  # fmt: skip
+
+
+def _torch_last(
+    s: Settings,
+    x: Tensor,
+    scale: Tensor | None,
+    local: Tensor,
+    gate: Tensor,
+    o: Tensor,
+    w: Weights,
+) -> Tensor:
+    """The same in plain PyTorch, block by block."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows_x, rows_out, rows_o = (t.flatten(0, 1) for t in (x, out, o))
+    scale, last = scale_of_rows(scale, x), w.last.to(s.dtype)
+    for r in blocks_of(rows_x, _whole(s, x)):
+        y = locality_gate(
+            *(t.unsqueeze(0) for t in (rows_o[r], _heads(s, local[r]), _heads(s, gate[r]))),
+            w.g_norm,
+            w.l_norm,
+            eps=s.gate_eps,
+            act=s.act,
+            backend="torch",
+        )
+        y = linear(y[0].flatten(1).to(s.dtype), last)
+        add_scaled(rows_x, y, scale, r, rows_out)
+    return out
+
+
+def _last_backward(
+    s: Settings,
+    grad: Tensor,
+    scale: Tensor | None,
+    local: Tensor,
+    gate: Tensor,
+    o: Tensor,
+    dgate: Tensor,
+    w: Weights,
+) -> tuple[Any, ...]:
+    """Back through the last layer and the locality gate, whose logits' gradient goes to ``dgate``.
+
+    Returns:
+        Gradients of o and local, of the gate's bias, of both norms' and the last layer's weights.
+    """
+    last, dy = w.last.to(s.dtype), grad.flatten(0, 1).to(s.dtype)
+    dhidden, local, gate, dgate = (
+        t.view(o.shape) for t in (linear_input_gradient(dy, last), local, gate, dgate)
+    )
+    scale = None if scale is None else scale.flatten()
+    y, do, dlocal, *sums = ops.locality_gate_backward_into(
+        dhidden, o, local, gate, w.g_norm, w.l_norm, scale, dgate, s.gate_eps, s.act, s.backend
+    )
+    dlast = linear_weight_gradient(dy, y.view(dy.shape), last)
+    return do, dlocal.view(dy.shape), *sums, dlast
+
+
+def _torch_last_backward(
+    s: Settings,
+    grad: Tensor,
+    scale: Tensor | None,
+    local: Tensor,
+    gate: Tensor,
+    o: Tensor,
+    dgate: Tensor,
+    w: Weights,
+) -> tuple[Any, ...]:
+    """The same in plain PyTorch, block by block."""
+    rows_grad, rows_o = grad.flatten(0, 1), o.flatten(0, 1)
+    scale, last = scale_of_rows(scale, grad), w.last.to(s.dtype)
+    sums: list[Tensor] = []
+    parts = []
+    whole = _whole(s, grad)
+    for r in blocks_of(rows_grad, whole):
+        dy = scaled(rows_grad, scale, r).to(s.dtype)
+        dhidden = _heads(s, linear_input_gradient(dy, last))
+        inputs = (dhidden, rows_o[r], _heads(s, local[r]), _heads(s, gate[r]), w.g_norm, w.l_norm)
+        y, do, dlocal, dgate_r, *dnorms = torch_locality_gate_backward(
+            *(t.to(wide(s.dtype)) for t in inputs), s.gate_eps, s.act
+        )
+        dgate[r] = dgate_r.flatten(1)
+        parts.append((do.to(o.dtype), dlocal.flatten(1).to(local.dtype)))
+        accumulate(sums, *dnorms, linear_weight_gradient(dy, y.flatten(1).to(s.dtype), last))
+    do, dlocal = (t[0] if whole else torch.cat(t) for t in zip(*parts, strict=True))
+    return do, dlocal, dgate.sum(0), *sums

@@ -78,7 +78,7 @@ def sample_scale(drop_path: nn.Module, x: Tensor) -> Tensor | None:
     """What stochastic depth multiplies the samples of ``[B, N, C]`` with, ``[B, 1, 1]``."""
     if isinstance(drop_path, nn.Identity) or not drop_path.training:
         return None
-    return drop_path(x.new_ones(len(x), 1, 1))
+    return drop_path(torch.ones(len(x), 1, 1, dtype=x.dtype, device=x.device))
 
 
 def scale_of_rows(scale: Tensor | None, x: Tensor) -> Tensor | None:
