@@ -16,7 +16,7 @@ from .locality_gate import blend, load_weight
 from .tile import ACC, load
 
 ROWS = 64
-CHANNELS = 256
+CHANNELS = 128
 
 
 @triton.jit(do_not_specialize=["M", "rows_a_sample"])

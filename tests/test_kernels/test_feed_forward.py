@@ -67,7 +67,7 @@ def expected(grad, *tensors):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_output_and_gradients(backend, shape, kind, scaled):
     tensors = inputs(shape, kind, scaled)
-    bound = 3e-6 if DEVICE == "cpu" else 3e-3  # tf32
+    bound = 3e-6 if DEVICE == "cpu" else 1e-5  # three products in tf32
     for x, y in zip(found(backend, *tensors), expected(*tensors), strict=True):
         assert x.shape == y.shape and rel(x, y) < bound
 
