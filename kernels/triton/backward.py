@@ -184,10 +184,8 @@ def gradient_kernel(
     gate_b += token * gb_t + h * gb_h
     slot = bh * M + m
     slot_b = (tl.num_programs(0) + bh) * M + m
-    dq += token * dqk_t + h * K
-    dk += token * dqk_t + h * K
-    dgate_f += token * dgate_t + h * K
-    dgate_b += token * dgate_t + h * K
+    to_k = token * dqk_t + h * K
+    to_gate = token * dgate_t + h * K
     g = (load(do, rows, cols_v, do_t, left, V, VP, 0.0).to(ACC) * scale).to(DOT)
     vs = load(v, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
     # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton 3.7)
@@ -226,8 +224,9 @@ def gradient_kernel(
                     cols_v, left, None, None, None, slot, slot_b, scale, dvs, STATES, K, V, KP,
                 )  # fmt: skip
         store_key_gradients(
-            dq, dk, dgate_f, dgate_b, dqs, dks, u_f, u_b, logit_f, logit_b, flows, slot, slot_b,
-            upward, downward, rows, cols_k, left, dqk_t, dgate_t, STATES, K, KP, DOT,
+            dq + to_k, dk + to_k, dgate_f + to_gate, dgate_b + to_gate, dqs, dks, u_f, u_b,
+            logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k, left,
+            dqk_t, dgate_t, STATES, K, KP, DOT,
         )  # fmt: skip
     dvs = dot(a_t.to(DOT), g, dvs)
     store(dv + token * dv_t + h * V, dvs, rows, cols_v, dv_t, left, V, VP)

@@ -16,7 +16,7 @@ from .locality_gate import blend, load_weight
 from .tile import ACC, load
 
 ROWS = 64
-CHANNELS = 128
+CHANNELS = {2: 256, 4: 128}  # by bytes of an operand, such that nothing spills
 
 
 @triton.jit(do_not_specialize=["M", "rows_a_sample"])
@@ -93,7 +93,7 @@ def gate_projection(
     inputs = [by_tokens(t) for t in (o, local, gate)]
     # heads that are no neighbours are copied, too
     inputs = [t if heads == 1 or t.stride(2) == width else t.contiguous() for t in inputs]
-    block = min(power_of_2(channels), CHANNELS)
+    block = min(power_of_2(channels), CHANNELS[weight.element_size()])
     rows = batch * num_tokens
     with device_of(o):
         gate_projection_kernel[(cdiv(rows, ROWS), cdiv(channels, block))](
