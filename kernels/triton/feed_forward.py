@@ -24,7 +24,7 @@ from .tile import load, store
 
 # (rows, hidden entries of a block, channels of n held at a time, warps) such that nothing spills,
 # for padded channels and bytes of an operand
-FORWARD = {(128, 2): (64, 32, 128, 8), (256, 2): (32, 16, 64, 8),
+FORWARD = {(128, 2): (64, 32, 128, 8), (256, 2): (32, 16, 32, 8),
            (128, 4): (64, 16, 64, 8), (256, 4): (32, 16, 32, 8)}  # fmt: skip
 BACKWARD = {(128, 2): (64, 16, 64, 8), (256, 2): (32, 16, 256, 8),
             (128, 4): (32, 16, 64, 8), (256, 4): (32, 16, 16, 8)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Compiles every launch of the block's parts for real GPUs, without one; on sm_90 none may spill.
+"""Compiles every launch of the block's parts for real GPUs, which needs no GPU; none may spill.
 
 Launches are taken from the launch code, run on `meta` tensors, as in test_triton_compile.py.
 """
@@ -116,9 +116,7 @@ def test_launches_compile_without_spills(case, record_property):
         print(case, result)
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))
         assert result["shared"] <= SHARED_LIMITS[result["target"]], result
-        # three registers for 256 channels
-        few = result["kernel"] == "feed_forward_kernel" and result["target"] == 80
-        assert result["spills"] <= (16 if few else 0), result
+        assert result["spills"] == 0, result
 
 
 if __name__ == "__main__":
