@@ -8,9 +8,9 @@ from triton.runtime.interpreter import InterpretedFunction
 def patch_the_language_once() -> None:
     """The launch of a kernel exchanges the members of `triton.language` for interpreted ones.
 
-    Every call of a function inside it does so again, at about half of the time of a kernel with
-    loops. Only those of `triton.language.core`, which Triton's own functions use, are not
-    exchanged by the launch; nor are they put back afterwards.
+    Every call of a function inside it does so again, which is more than a third of the time of a
+    kernel with loops. Only those of `triton.language.core`, which Triton's own functions use, are
+    not exchanged by the launch; nor are they put back afterwards.
     """
     core_is_patched = False
 

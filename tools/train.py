@@ -133,7 +133,7 @@ def main() -> None:
     if not args.no_check:
         with skippable():
             lines = check_config(cfg)
-    lines += repair_annotations(cfg, ("train", "val"))
+    lines += repair_annotations(cfg, ("val",))
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as mask_utils
 
-from vig_mm.inspection.quick import DataCheck
+from vig_mm.inspection.quick import DataCheck, check_data
 from vig_mm.inspection.repairs import repair_annotations
 from vig_mm.preflight.environment import require
 
@@ -207,7 +207,7 @@ def test_one_id_for_two_objects_is_two_ids_in_a_copy(val, tmp_path):
     with pytest.raises(AssertionError, match="not unique"):
         built(cfg.val_dataloader.dataset)
     cfg.work_dir = str(tmp_path / "work")
-    lines = repair_annotations(cfg, ("val",))
+    lines = check_data(cfg, ("val",)) + repair_annotations(cfg, ("val",))
     assert len(lines) == 2 and all("gives several annotations one id" in line for line in lines)
     assert score(cfg) == expected
     boxes = [one["bbox"] for one in built(cfg.val_dataloader.dataset).get_data_info(0)["instances"]]

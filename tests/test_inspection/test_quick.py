@@ -441,6 +441,11 @@ def test_folders_and_heads(folders):
     first, second = check_data(folders)
     assert "data_preprocessor.num_classes is 12" in first
     assert "model.head.num_classes is 1000" in second
+    folders.model.data_preprocessor.num_classes = 9  # for mixed labels alone, of which are none
+    assert "data_preprocessor.num_classes is 9" in check_data(folders)[0]
+    folders.model.train_cfg = dict(augments=[dict(type="Mixup", alpha=0.8)])
+    complaint(folders, "data_preprocessor.num_classes is 9", count=1)
+    folders.model.train_cfg = None
     folders.model.head.num_classes = 9
     complaint(folders, "model.head.num_classes is 9", count=1)
 

@@ -152,15 +152,20 @@ def test_bad_input_is_one_message(tmp_path, work):
 
 
 def test_no_check(work):
-    """What a check refuses, here a number that only some augmentations need, trains all the same
-    where the user wants it."""
+    """What a check refuses, classes in another order to validate on, or a head that the weights
+    do not fit, runs all the same where the user wants it."""
     config = small("mmpretrain", work)
-    options = ["model.data_preprocessor.num_classes=9", "model.train_cfg=None"]
-    command = (config, "--work-dir", "nine", "--cfg-options", *options, *length("mmpretrain", 1))
+    names = sorted("zero one two three four five six seven eight nine".split())
+    options = [f"train_dataloader.dataset.classes={','.join(names)}"]
+    options += [f"val_dataloader.dataset.classes={','.join(names[::-1])}"]
+    command = (config, "--work-dir", "other", "--cfg-options", *options, *length("mmpretrain", 1))
     error = tool("train.py", *command, cwd=work, ok=False)
-    assert "num_classes is 9" in error and "--no-check runs all the same" in error
+    assert "in another order" in error and "--no-check runs all the same" in error
     tool("train.py", "--no-check", *command, cwd=work)
-    command = (config, last_checkpoint(work / "nine"), "--cfg-options", *options)
+    # without averaged weights, which would not load, and mixed labels, which would not fit
+    eleven = ("--cfg-options", "model.head.num_classes=11", "custom_hooks=None")
+    eleven += ("model.train_cfg=None",)
+    command = (config, last_checkpoint(work / "other"), *eleven)
     assert "--no-check" in tool("test.py", *command, cwd=work, ok=False)
     assert "accuracy/top1" in tool("test.py", "--no-check", *command, cwd=work)
 

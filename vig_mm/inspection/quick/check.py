@@ -2,11 +2,12 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from ..files.coco_repair import repair
 from ..findings import DataError, Finding, some
 from . import coco, folders, segmentation
 from .options import classes_of, leaves
@@ -31,12 +32,14 @@ def check_data(cfg: Config, splits: tuple[str, ...] = ("train", "val", "test")) 
     Data sets of classes unknown here and data that is not in local files are left to the libraries.
 
     Args:
-        cfg: A whole mmdet, mmseg or mmpretrain config with `default_scope`.
+        cfg: A whole mmdet, mmseg or mmpretrain config with `default_scope`. With `work_dir`, too,
+            a data set's `ann_file` is replaced by a copy there where only the ids keep mmdet from
+            reading it.
         splits: Which of `{split}_dataloader` and `{split}_evaluator` to check.
 
     Returns:
-        For the log, one line for each grave warning, and for each data set of which the library
-        leaves something out.
+        For the log, one line for each such copy, for each grave warning, and for each data set of
+        which the library leaves something out.
 
     Raises:
         DataError: one line for each problem: which loader, what is wrong, where, what to do.
@@ -51,11 +54,15 @@ def check_data(cfg: Config, splits: tuple[str, ...] = ("train", "val", "test")) 
     for one in check.findings:
         if one.left_out:
             left_out.setdefault(one.where, []).append(one.left_out)
-    return list(dict.fromkeys(warnings)) + [
-        f"{where}: {cfg.default_scope} leaves out {'; '.join(what)} "
-        "(tools/data/check_dataset.py names them)"
-        for where, what in left_out.items()
-    ]
+    return (
+        _repaired(check, splits)
+        + list(dict.fromkeys(warnings))
+        + [
+            f"{where}: {cfg.default_scope} leaves out {'; '.join(what)} "
+            "(tools/data/check_dataset.py names them)"
+            for where, what in left_out.items()
+        ]
+    )
 
 
 class DataCheck(Report):
@@ -74,8 +81,14 @@ class DataCheck(Report):
         self._classes_agree()
 
     def _dataset(self, where: str, dataset: dict) -> None:
-        kind, check = _kind_and_check(self.cfg, dataset)
-        if kind is None or check is None:
+        kind = dataset.get("type")
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
+                kind = registry.get(kind)
+        if not inspect.isclass(kind) or _is_remote(dataset):
+            return
+        check = _check_of(kind)
+        if check is None:
             return
         classes = classes_of(dataset, kind)
         if classes:
@@ -113,6 +126,8 @@ class DataCheck(Report):
                 # outputs without a class train and score all the same, but for mmdet's metrics,
                 # which look up the class of every box
                 spare = count > len(expected) and scope != "mmdet"
+                # the preprocessor needs the number to make vectors of labels alone
+                spare |= "data_preprocessor" in key and not _has_vector_labels(self.cfg.model)
                 other = any(count == len(classes) for classes in self.classes.values())
                 certain = not (spare or (other and scope == "mmseg"))
                 text = (
@@ -123,23 +138,28 @@ class DataCheck(Report):
                 self.findings.append(Finding(severity, "num-classes", first, text))
 
 
-def coco_datasets(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
-    """(key, config) of the data sets of a loader that read a COCO file on this machine."""
-    loader = cfg.get(f"{split}_dataloader") or {}
-    for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
-        if _kind_and_check(cfg, dataset)[1] is coco.check:
-            yield where, dataset
+def _repaired(check: "DataCheck", splits: tuple[str, ...]) -> list[str]:
+    """Have data sets whose annotations share ids, which mmdet refuses, read a copy; what to log."""
+    cfg = check.cfg
+    twice = {one.where for one in check.findings if one.kind == "annotations-id-twice"}
+    lines = []
+    for split in splits if twice and cfg.get("work_dir") else ():
+        loader = cfg.get(f"{split}_dataloader") or {}
+        for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
+            if where in twice:
+                path = os.path.join(dataset.get("data_root") or "", dataset["ann_file"])
+                content = check.coco[path]
+                if isinstance(content, dict):
+                    lines += repair(where, dataset, path, content, cfg.work_dir, scored=False)
+    return lines
 
 
-def _kind_and_check(cfg: Config, dataset: dict) -> tuple[type | None, Callable | None]:
-    """The class of a data set and its check; None for what is unknown or not on this machine."""
-    kind = dataset.get("type")
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-            kind = registry.get(kind)
-    if not inspect.isclass(kind) or _is_remote(dataset):
-        return None, None
-    return kind, _check_of(kind)
+def _has_vector_labels(model: dict) -> bool:
+    """Whether a classifier's labels are one-hot vectors, as those of mixed pictures are."""
+    options = ("batch_augments", "to_onehot")
+    preprocessor = model.get("data_preprocessor") or {}
+    mixed = (model.get("train_cfg") or {}).get("augments")
+    return bool(mixed) or any(preprocessor.get(key) for key in options)
 
 
 def _check_of(kind: type) -> Callable | None:

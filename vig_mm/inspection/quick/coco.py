@@ -7,6 +7,7 @@ from mmengine.registry import METRICS
 
 from ..files.coco import read_coco
 from ..files.coco_annotations import examine
+from ..files.coco_repair import has_scorable_id
 from ..findings import Finding, some
 from ..listings import CocoListing, CocoUse
 from ..paths import hint
@@ -206,8 +207,3 @@ def _check_ids(found: Report, use: CocoUse, content: dict) -> None:
         )
         names = tuple(f"id {one['id']}" for one in unscorable)
         found.findings.append(Finding("note", "id-0", use.where, text, len(names), names))
-
-
-def has_scorable_id(annotation: dict) -> bool:
-    """Whether pycocotools can keep an annotation's id among its matches."""
-    return isinstance(annotation["id"], int) and annotation["id"] != 0
