@@ -1,5 +1,6 @@
 """Tests marked `gpu` run where there is a CUDA device and are skipped elsewhere."""
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from vig_mm.preflight.environment import tell_mmengine_of_forks
+
+gc.disable()  # until all tests are imported, see `vig_mm.preflight.environment.quick_imports`
 
 if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it
@@ -24,6 +27,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     threads = max(len(os.sched_getaffinity(0)) // workers, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """One message says what is missing or does not fit, what was found, and what to run."""
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,12 @@ from importlib.util import module_from_spec, spec_from_file_location
 import pytest
 
 from vig_mm.preflight import environment
-from vig_mm.preflight.environment import RequirementError, exit_without_mmengine, require
+from vig_mm.preflight.environment import (
+    RequirementError,
+    exit_without_mmengine,
+    quick_imports,
+    require,
+)
 
 UPSTREAM = {
     "mmengine": "0.10.7",
@@ -200,3 +206,20 @@ def test_tools_stop_without_mmengine(monkeypatch):
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="train.py: error: mmengine is not installed: pip install"):
         exit_without_mmengine()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_imports_without_collection(collects):
+    """Also where an import fails, and where the user does without collection altogether."""
+    switch = gc.enable if collects else gc.disable
+    try:
+        switch()
+        before = gc.get_freeze_count()
+        with pytest.raises(ImportError), quick_imports():
+            assert not gc.isenabled()
+            kept = [[] for _ in range(1000)]
+            raise ImportError
+        assert gc.isenabled() is collects
+        assert gc.get_freeze_count() >= before + len(kept)
+    finally:
+        gc.enable()
