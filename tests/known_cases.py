@@ -114,14 +114,16 @@ def known_cases(folder_of: Callable[[str], Path]) -> dict[str, SimpleNamespace]:
             data_preprocessor=cfg.model.data_preprocessor,
         )
         cfg.custom_imports = dict(imports=["colour_models"], allow_failed_imports=False)
-        cfg.dump(folder / "config.py")
+        # mmengine tells runs that start in the same second apart by this name
+        config = folder / f"{scope}.py"
+        cfg.dump(config)
         meta = dict(dataset_meta=data["metainfo"])
         weights = dict(colours=torch.tensor(colours, dtype=torch.float))
         torch.save(dict(state_dict=weights, meta=meta), folder / "weights.pth")
         made[scope] = SimpleNamespace(
             folder=folder,
             data=folder / "data",
-            config=folder / "config.py",
+            config=config,
             checkpoint=folder / "weights.pth",
         )
     return made
