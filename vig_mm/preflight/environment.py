@@ -88,7 +88,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def exit_without_mmengine() -> None:
-    """For the top of a tool, before its mm imports: one message instead of a traceback."""
+    """For the top of a tool: import mmengine, or end in one message instead of a traceback."""
     if find_spec("mmengine") is None:
         sys.exit(f"{sys.argv[0]}: error: mmengine is not installed: {_INSTALL['upstream']}")
     with quick_imports():
