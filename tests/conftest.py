@@ -9,7 +9,7 @@ import torch
 
 from vig_mm.preflight.environment import tell_mmengine_of_forks
 
-gc.disable()  # until all tests are imported, see `vig_mm.preflight.environment.quick_imports`
+gc.disable()  # until all tests are imported, see `vig_mm.preflight.environment.import_quickly`
 
 if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it

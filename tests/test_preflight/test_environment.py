@@ -4,6 +4,7 @@ import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from importlib import metadata
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -13,7 +14,7 @@ from vig_mm.preflight import environment
 from vig_mm.preflight.environment import (
     RequirementError,
     exit_without_mmengine,
-    quick_imports,
+    import_quickly,
     require,
 )
 
@@ -209,17 +210,36 @@ def test_tools_stop_without_mmengine(monkeypatch):
 
 
 @pytest.mark.parametrize("collects", [True, False])
-def test_imports_without_collection(collects):
+def test_imports_without_collection(tmp_path, monkeypatch, collects):
     """Also where an import fails, and where the user does without collection altogether."""
-    switch = gc.enable if collects else gc.disable
+    monkeypatch.syspath_prepend(tmp_path)
+    line = "import gc\nassert not gc.isenabled()\nkept = [[] for _ in range(1000)]\n"
+    (tmp_path / f"whole_{collects}.py").write_text(line)
+    (tmp_path / f"broken_{collects}.py").write_text(line + "raise ImportError('broken')\n")
     try:
-        switch()
+        if not collects:
+            gc.disable()
         before = gc.get_freeze_count()
-        with pytest.raises(ImportError), quick_imports():
-            assert not gc.isenabled()
-            kept = [[] for _ in range(1000)]
-            raise ImportError
+        import_quickly(f"whole_{collects}")
+        after = gc.get_freeze_count()
+        assert gc.isenabled() is collects and after >= before + 1000
+        import_quickly(f"whole_{collects}")  # not again: what became garbage since would be kept
+        assert gc.get_freeze_count() <= after
+        with pytest.raises(ImportError, match="broken"):
+            import_quickly(f"broken_{collects}")
         assert gc.isenabled() is collects
-        assert gc.get_freeze_count() >= before + len(kept)
     finally:
         gc.enable()
+
+
+def test_garbage_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "empty_module.py").touch()
+
+    class Model:
+        def __init__(self):
+            self.itself = self
+
+    freed = weakref.ref(Model())
+    import_quickly("empty_module")
+    assert freed() is None

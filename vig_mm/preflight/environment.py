@@ -4,8 +4,7 @@ import gc
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import chain
@@ -70,19 +69,21 @@ def _line(providers: Iterable[tuple[str, str]]) -> str:
     return "onedl" if any(name.startswith(_FORK) for name, _ in providers) else "upstream"
 
 
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import without garbage collection, which would go through all modules again and again.
+def import_quickly(name: str) -> None:
+    """Import a module without garbage collection, which would go through all modules repeatedly.
 
     What is imported is kept from later collections, too, which then end sooner. Of a short run both
     together are nearly half the time.
     """
-    collects = gc.isenabled()
+    new, collects = name not in sys.modules, gc.isenabled()
+    if new:
+        gc.collect()  # what is garbage now would be kept as well
     gc.disable()
     try:
-        yield
+        import_module(name)
     finally:
-        gc.freeze()
+        if new:
+            gc.freeze()
         if collects:
             gc.enable()
 
@@ -91,8 +92,7 @@ def exit_without_mmengine() -> None:
     """For the top of a tool: import mmengine, or end in one message instead of a traceback."""
     if find_spec("mmengine") is None:
         sys.exit(f"{sys.argv[0]}: error: mmengine is not installed: {_INSTALL['upstream']}")
-    with quick_imports():
-        import_module("mmengine.runner")  # with torch
+    import_quickly("mmengine.runner")  # with torch
 
 
 def fork(module: str) -> str | None:
@@ -142,8 +142,7 @@ def require(scope: str) -> None:
         warnings.warn(mixed, stacklevel=2)
 
     try:
-        with quick_imports():
-            import_module(f"{scope}.models")
+        import_quickly(f"{scope}.models")
     except Exception as error:  # whatever stops it, its user needs to know what to install
         problem = f"{scope} is installed but cannot be imported: {type(error).__name__}: {error}"
         if getattr(error, "name", None) == "_ext":  # of a library that the loader refused
