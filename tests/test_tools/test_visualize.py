@@ -171,7 +171,7 @@ def test_folder(known, run_tool, tmp_path):
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
     args = ("photos", case.config, case.checkpoint, "--device", "cpu")
     printed = run_tool("visualize", *args, cwd=tmp_path)
-    out_dir = tmp_path / "work_dirs/visualize/config"
+    out_dir = tmp_path / "work_dirs/visualize/mmdet"
     assert "4 pictures in" in printed
     names = sorted(str(path.relative_to(out_dir)) for path in out_dir.rglob("*.*"))
     assert names == ["a_jpg.jpg", "a_png.jpg", "b.c.jpg", "sub/a.jpg"]
@@ -189,7 +189,7 @@ def test_score_threshold(scope, known, run_tool, tmp_path):
             run_tool("visualize", *args, cwd=tmp_path)
         return
     run_tool("visualize", *args, cwd=tmp_path)
-    image = read(tmp_path / "work_dirs/visualize/config/val/0.jpg")
+    image = read(tmp_path / "work_dirs/visualize/mmdet/val/0.jpg")
     bare = cv2.resize(bare_scene(case, "0"), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     assert np.abs(image.astype(int) - bare).mean() < 2  # nothing is drawn
 
@@ -208,7 +208,7 @@ def test_video(known, run_tool, tmp_path):
         "visualize", "clip.avi", case.config, case.checkpoint, "--device", "cpu", cwd=tmp_path
     )
     assert "5 frames" in printed
-    video = cv2.VideoCapture(str(tmp_path / "work_dirs/visualize/config/clip.mp4"))
+    video = cv2.VideoCapture(str(tmp_path / "work_dirs/visualize/mmseg/clip.mp4"))
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
     frames = [frame[..., ::-1] for there, frame in iter(video.read, (False, None)) if there]
     assert len(frames) == 5 and frames[0].shape[0] == 320 and frames[0].shape[1] > 404
