@@ -1,5 +1,6 @@
 """Tests marked `gpu` run where there is a CUDA device and are skipped elsewhere."""
 
+import atexit
 import gc
 import os
 from importlib.util import find_spec
@@ -7,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from vig_mm.preflight.environment import tell_mmengine_of_forks
+from vig_mm.preflight.environment import collect_nanobind, tell_mmengine_of_forks
 
 gc.disable()  # until all tests are imported, see `vig_mm.preflight.environment.import_quickly`
 
@@ -32,6 +33,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+    atexit.register(collect_nanobind)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

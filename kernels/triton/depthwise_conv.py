@@ -192,7 +192,7 @@ def conv_gradient_kernel(
     for step in range(STEPS):
         tile = tl.program_id(0).to(tl.int64) * STEPS + step
         start, valid, row, col = place_tile(tile, height * width, width, R)
-        valid &= tile < tiles
+        valid = tl.where(tile < tiles, valid, False)  # Triton 3.9's interpreter fails on `&`
         row = tl.where(valid, row, height)
         mask = valid[:, None] & inside[None, :]
         token = stats + start + tl.arange(0, R)

@@ -1,5 +1,6 @@
 """Checks that mmengine, mmcv and the library of a config are installed and fit together."""
 
+import atexit
 import gc
 import re
 import sys
@@ -84,8 +85,16 @@ def import_quickly(name: str) -> None:
     finally:
         if new:
             gc.freeze()
+            atexit.register(collect_nanobind)
         if collects:
             gc.enable()
+
+
+def collect_nanobind() -> None:
+    """At exit: nanobind, which newer Triton is bound by, reports what is frozen as leaked."""
+    ir = getattr(sys.modules.get("triton._C.libtriton"), "ir", None)
+    if type(getattr(ir, "builder", None)).__module__ == "nanobind":
+        gc.unfreeze()
 
 
 def exit_without_mmengine() -> None:
