@@ -330,6 +330,6 @@ def norm_conv_backward(
             tiles, batch * tokens, *hw, channels, CENTER=norm_bias is not None, **sizes,
         )  # fmt: skip
     sums = partial.sum(0)
-    dweight = sums[: TAPS.value].mT.reshape(weight.shape).to(weight.dtype)
+    dweight = sums[: TAPS.value].mT.reshape(weight.shape).to(weight.dtype).contiguous()
     dnorm = sums[TAPS.value :].to(norm_weight.dtype)
     return dx, dnorm[0].clone(), dnorm[1].clone(), dweight

@@ -46,7 +46,10 @@ def picture(path, values=None, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     if values is None:
         values = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    Image.fromarray(values, mode).save(path)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        Image.fromarray(values, mode).save(path)
 
 
 def coco(root, kind, classes):
@@ -121,7 +124,11 @@ def generated(root, scope, name):
         if scope != "mmpretrain":  # whose class folders name them
             stated = dict(metainfo=dict(classes=classes))
     family = next(FAMILIES[base.__name__] for base in kind.__mro__ if base.__name__ in FAMILIES)
-    options = dict(family(root, kind, classes), pipeline=PIPELINES[scope], **stated)
+    options = dict(family(root, kind, classes), **stated)
+    pipeline = PIPELINES[scope]
+    if any(root.rglob("*.npy")):  # HSIDrive20Dataset of the forks
+        pipeline = [dict(type="LoadImageFromNpyFile"), *pipeline[1:]]
+    options["pipeline"] = pipeline
     return dict(type=name, data_root=str(root), **options), classes
 
 

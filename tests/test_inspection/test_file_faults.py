@@ -299,3 +299,16 @@ def test_folder_without_permission(folder, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=f"{folder}' cannot be read: .* correct its permissions"):
         folders(b"", ann_file="", data_prefix="train")
+
+
+def test_arrays(tmp_path):
+    """Of a loader that reads .npy, as that of the forks' HSIDrive20Dataset does."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((4, 6, 25), np.uint16))
+    facts = image_facts(str(path), "unchanged", "numpy")
+    assert facts.fault is None and facts.loaded == (4, 6)
+    assert image_facts(str(path)).fault == "not-an-image"
+    path.write_bytes(path.read_bytes()[:300])
+    assert image_facts(str(path), "unchanged", "numpy").fault == "not-an-image"
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")  # which that loader takes, too
+    assert image_facts(str(tmp_path / "a.png"), "unchanged", "numpy").loaded == (4, 6)

@@ -157,7 +157,7 @@ def image_facts(path: str, flag: str = "color", backend: str | None = None) -> I
     Args:
         path: The file.
         flag: `color_type` of the loading transform.
-        backend: Its `imdecode_backend`.
+        backend: Its `imdecode_backend`, or `tifffile` or `numpy` where one of these reads the file.
     """
     import mmcv
 
@@ -173,8 +173,11 @@ def image_facts(path: str, flag: str = "color", backend: str | None = None) -> I
         try:
             if backend == "tifffile":
                 image = read_tiff(content)
+            elif backend == "numpy" and path.endswith(".npy"):
+                image = np.load(io.BytesIO(content), allow_pickle=False)
             else:
-                image = mmcv.imfrombytes(content, flag, backend=backend)
+                decoder = None if backend == "numpy" else backend
+                image = mmcv.imfrombytes(content, flag, backend=decoder)
             if image is None:
                 raise ValueError(f"{backend or 'cv2'} cannot decode it")
             facts["loaded"] = image.shape[:2]

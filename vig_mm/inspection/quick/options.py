@@ -81,10 +81,12 @@ def transform(pipeline: Any, name: str) -> dict:
 
 
 def image_loader(dataset: dict) -> tuple[str, str | None]:
-    """`color_type` and `imdecode_backend` of a data set's `LoadImageFromFile`."""
+    """`color_type` and `imdecode_backend` of a data set's `LoadImageFromFile`, or what reads it."""
     pipeline = dataset.get("pipeline")
     if transform(pipeline, "LoadTiff"):
         return "unchanged", "tifffile"
+    if transform(pipeline, "LoadImageFromNpyFile"):  # of the forks' mmseg
+        return "unchanged", "numpy"
     load = transform(pipeline, "LoadImageFromFile")
     return load.get("color_type", "color"), load.get("imdecode_backend", "cv2")
 
