@@ -266,7 +266,12 @@ def environment_with(folder: Path, *distributions: str, pip: bool = False) -> Pa
     return site
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="upstream takes Python 3.10 to 3.12")
+upstream_python = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="upstream takes Python 3.10 to 3.12"
+)
+
+
+@upstream_python
 def test_setup_without_a_compiler(tmp_path: Path) -> None:
     """Only a compiled mmcv needs one; without pip either ends at its first step at the latest."""
     if shutil.disk_usage(tmp_path).free < 9 * 2**30:
@@ -284,14 +289,14 @@ def test_setup_without_a_compiler(tmp_path: Path) -> None:
     assert "bash tools/setup_env.sh --mmcv lite" in result.stderr
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="upstream takes Python 3.10 to 3.12")
+@upstream_python
 def test_setup_keeps_a_compiled_mmcv(tmp_path: Path) -> None:
     environment_with(tmp_path / "env", "mmcv")
     result = run_setup("--venv", str(tmp_path / "env"))
     assert "mmcv compiled" in result.stdout and "removing" not in result.stdout
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="upstream takes Python 3.10 to 3.12")
+@upstream_python
 @pytest.mark.parametrize(
     ("there", "asked", "named"),
     [
