@@ -1,14 +1,12 @@
-"""The operators of ViG (arXiv 2405.18425): bidirectional gated linear attention and locality gate.
+"""The operators of ViG (arXiv 2405.18425), each in a folder of its own. Imports torch alone.
 
-And the parts of a block around them that keep little for the backward pass. Imports torch alone.
+`bidirectional_gla` and `locality_gate` are differentiable functions of their own. The others are
+the steps of a block that keep little for the backward pass; `vig_mm.nets` puts them together.
 """
 
-from .bidirectional_gla import BACKENDS, bidirectional_gla
-from .depthwise_conv import norm_conv
+from .gla import BACKENDS, bidirectional_gla
+from .gla.naive import GATE_LOGIT_NORMALIZER
 from .locality_gate import GATE_BACKENDS, locality_gate
-from .norm import norm
-from .reference import GATE_LOGIT_NORMALIZER
-from .swiglu import swiglu
 
 __all__ = [
     "BACKENDS",
@@ -16,7 +14,4 @@ __all__ = [
     "GATE_LOGIT_NORMALIZER",
     "bidirectional_gla",
     "locality_gate",
-    "norm",
-    "norm_conv",
-    "swiglu",
 ]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER
-from vig_mm.kernels.reference import reference_bidirectional_gla
+from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 
 LONGEST_CHUNK = 80
 LOST = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps  # rounds as coarsely as 0

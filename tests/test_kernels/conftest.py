@@ -20,18 +20,10 @@ def double_kernels(monkeypatch):
         pytest.skip("no float64 products on a GPU")
     import triton.language as tl
 
-    from vig_mm.kernels.triton import (
-        backward,
-        exact,
-        forward,
-        launch,
-        locality_gate,
-        states,
-        sweep,
-        tile,
-    )
+    from vig_mm.kernels.gla.triton import backward, exact, forward, launch, states, tile
+    from vig_mm.kernels.locality_gate import triton as locality_gate
 
-    for module in (backward, exact, forward, locality_gate, states, sweep, tile):
+    for module in (backward, exact, forward, locality_gate, states, tile):
         monkeypatch.setattr(module, "ACC", tl.float64)
     monkeypatch.setattr(tile, "SERIES_TERMS", tl.constexpr(14))
     for module in (launch, locality_gate):

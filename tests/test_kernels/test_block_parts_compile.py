@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from inspect import unwrap
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ CASES = {
 KERNELS = {
     "swiglu": ("swiglu_kernel", "swiglu_gradient_kernel"),
     "norm": ("norm_kernel", "norm_gradient_kernel"),
-    "depthwise_conv": ("statistics_kernel", "conv_kernel", "conv_gradient_kernel"),
+    "norm_conv": ("statistics_kernel", "conv_kernel", "conv_gradient_kernel"),
     "locality_gate": ("blend_gradient_kernel",),
     "gate_projection": ("gate_projection_kernel",),
 }
@@ -38,22 +39,24 @@ NARROW = {"feed_forward": ("feed_forward_kernel", "feed_forward_gradient_kernel"
 
 def launches(case: str) -> list:
     """What both passes of a block's parts launch."""
-    from vig_mm.kernels.feed_forward import MAX_CHANNELS
-    from vig_mm.kernels.triton import (
-        depthwise_conv,
-        feed_forward,
-        gate_projection,
-        locality_gate,
-        norm,
-        swiglu,
-    )
+    from vig_mm.kernels.feed_forward import triton as feed_forward
+    from vig_mm.kernels.feed_forward import triton_norm, triton_swiglu
+    from vig_mm.kernels.locality_gate import triton as locality_gate
+    from vig_mm.kernels.locality_gate import triton_projection
+    from vig_mm.kernels.norm_conv import triton as norm_conv
 
     batch, hw, channels, hidden, stream, projections, act = CASES[case]
     stream, projections = (getattr(torch, name) for name in (stream, projections))
     found: list = []
-    modules = {"swiglu": swiglu, "norm": norm, "depthwise_conv": depthwise_conv}
-    modules |= {"locality_gate": locality_gate, "gate_projection": gate_projection}
+    modules = {"swiglu": triton_swiglu, "norm": triton_norm, "norm_conv": norm_conv}
+    modules |= {"locality_gate": locality_gate, "gate_projection": triton_projection}
     modules |= {"feed_forward": feed_forward}
+    # what the registered operators do, which on meta tensors would do nothing
+    swiglu, swiglu_backward = map(unwrap, (triton_swiglu.swiglu, triton_swiglu.swiglu_backward))
+    norm, norm_backward = map(unwrap, (triton_norm.norm, triton_norm.norm_backward))
+    statistics, conv, conv_backward = map(
+        unwrap, (norm_conv.statistics, norm_conv.conv, norm_conv.conv_backward)
+    )
 
     def empty(*shape, dtype=stream):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -68,15 +71,15 @@ def launches(case: str) -> list:
         x, grad = empty(*tokens, channels), empty(*tokens, channels, dtype=projections)
         inside = empty(*tokens, 2 * hidden, dtype=projections)
         weight, bias, taps = empty(channels), empty(channels), empty(channels, 1, 3, 3)
-        out = swiglu.swiglu_forward(inside)
-        swiglu.swiglu_backward(out, inside, empty(batch))
+        out = swiglu(inside)
+        swiglu_backward(out, inside, empty(batch))
         for b in (bias, None):
-            norm.norm_forward(x, weight, b, 1e-6, projections)
-            norm.norm_backward(grad, x, weight, b, x, 1e-6)
-            stats = depthwise_conv.norm_statistics(x, b is not None, 1e-6)
+            norm(x, weight, b, 1e-6, projections)
+            norm_backward(grad, x, weight, b, x, 1e-6)
+            stats = statistics(x, b is not None, 1e-6)
             norms = (x, stats, weight, b, taps)
-            depthwise_conv.norm_conv_forward(*norms, hw, act, projections)
-            depthwise_conv.norm_conv_backward(grad, *norms, x, hw, act)
+            conv(*norms, *hw, act, projections)
+            conv_backward(grad, *norms, x, *hw, act)
         width = 64 if case.startswith("plain") else 32
         heads = (*tokens, channels // width, width)
         o = empty(*heads, dtype=torch.float32 if projections == torch.float16 else projections)
@@ -85,9 +88,9 @@ def launches(case: str) -> list:
         local, last = empty(*heads, dtype=projections), empty(channels, channels, dtype=projections)
         gated = (o, local, gate, empty(width), empty(width))
         for scale in (empty(batch), None):
-            gate_projection.gate_projection(*gated, last, x, scale, 1e-6, act)
-            locality_gate.gate_backward_into(local, *gated, scale, gate, 1e-6, act)
-            if channels > MAX_CHANNELS:
+            unwrap(triton_projection.gate_projection)(*gated, last, x, scale, 1e-6, act)
+            unwrap(locality_gate.gate_backward_into)(local, *gated, scale, gate, 1e-6, act)
+            if channels > feed_forward.MAX_CHANNELS:
                 continue
             layers = (
                 empty(2 * hidden, channels, dtype=projections),
@@ -96,8 +99,8 @@ def launches(case: str) -> list:
             for b in (bias, None):
                 rows = x.flatten(0, 1)
                 args = (rows, weight, b, *layers, scale, 1e-6)
-                feed_forward.feed_forward(*args)
-                feed_forward.feed_forward_backward(rows, *args)
+                unwrap(feed_forward.fused)(*args)
+                unwrap(feed_forward.fused_backward)(rows, *args)
     return found
 
 

@@ -9,8 +9,14 @@ from torch.utils.checkpoint import checkpoint
 from triton_testing import DEVICE, rel, replayed, surrounded
 
 from vig_mm.kernels import locality_gate
-from vig_mm.kernels.triton import gate_backward, gate_forward
-from vig_mm.models.layers import GatedLinearAttention2d
+from vig_mm.kernels.locality_gate import (
+    gate_projection,
+    gate_projection_backward,
+    triton_projection,
+)
+from vig_mm.kernels.locality_gate import triton as kernels
+from vig_mm.kernels.locality_gate.triton import gate_backward, gate_forward
+from vig_mm.nets import GatedLinearAttention2d
 
 EPS = 1e-6
 NAMES = ("o", "local", "gate", "g_weight", "l_weight")
@@ -110,57 +116,54 @@ def test_closed_and_open_gates(gate, backend):
 @pytest.mark.parametrize("act", [False, True], ids=["", "silu"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_into_a_joined_one(backend, dtype, act):
-    """What a mixer takes: output and gradients times stochastic depth's scale, and a bias'."""
+def test_with_projection_and_residual(backend, dtype, act):
+    """Output and gradients, that of the gate's logits into a part of a joined one."""
     if dtype == torch.float64 and backend == "triton":
         pytest.skip("the kernels take no float64")
-    bound = {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype) or torch.finfo(dtype).eps
-    operator = torch.ops.vig_mm.locality_gate_backward_into
-    for scale in (None, torch.tensor([1.25, 0.0], dtype=dtype, device=DEVICE)):
-        inputs = make_inputs(tokens=70, dtype=dtype)
-        leaves = [x.detach().clone().double().requires_grad_() for x in inputs]
-        expected = formula(*leaves, act=act)
-        factor = 1.0 if scale is None else scale.double()[:, None, None, None]
-        grad = make_inputs(tokens=70, dtype=dtype, seed=3)[0]
-        grads = torch.autograd.grad(expected, leaves, grad.double() * factor)
-        joined = torch.full((2, 70, 3 * 32 + 24), torch.nan, dtype=dtype, device=DEVICE)
-        dgate = joined[..., 16:-8].unflatten(-1, (3, 32))
-        out, do, dlocal, dbias, *dweights = operator(grad, *inputs, scale, dgate, EPS, act, backend)
-        assert joined[..., :16].isnan().all() and joined[..., -8:].isnan().all()
-        assert rel(out, expected.detach() * factor) < bound and out.dtype == dtype
-        assert rel(dbias, grads[2].sum((0, 1)).flatten()) < 2 * bound
-        for x, y in zip((do, dlocal, dgate, *dweights), grads, strict=True):
-            assert x.dtype == dtype and rel(x, y) < 2 * bound
-    args = (grad, *inputs, scale, dgate, EPS, act, backend)
-    torch.library.opcheck(operator.default, args)
-
-
-@pytest.mark.parametrize("act", [False, True], ids=["", "silu"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_with_projection_and_residual(backend, dtype, act):
-    bound = 2e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    bound = {torch.float64: 1e-14, torch.float32: 3e-6}.get(dtype) or 3 * torch.finfo(dtype).eps
+    settings = dict(eps=EPS, act=act, backend=backend)
     for shape, channels, scaled in (((2, 70, 3, 32), 96, True), ((1, 33, 2, 5), 300, False)):
+        heads, width = shape[2:]
         inputs = make_inputs(*shape, dtype=dtype)
         g = torch.Generator().manual_seed(7)
-        weight = torch.randn(channels, shape[2] * shape[3], generator=g).to(DEVICE, dtype) / 8
-        x = torch.randn(*shape[:2], channels, generator=g).to(DEVICE)
-        scale = torch.tensor([0.0, 1.25], device=DEVICE) if scaled else None
-        args = (*inputs, weight, x, scale, EPS, act, backend)
-        out = torch.ops.vig_mm.gate_projection(*args)
-        y = formula(*(t.double() for t in inputs), act=act).flatten(2) @ weight.double().mT
+        weight = torch.randn(channels, heads * width, generator=g).to(DEVICE, dtype) / 8
+        stream = torch.promote_types(dtype, torch.float32)  # as under autocast
+        x, grad = torch.randn(2, *shape[:2], channels, generator=g).to(DEVICE, stream)
+        scale = torch.tensor([0.0, 1.25], device=DEVICE, dtype=stream) if scaled else None
+
+        leaves = [t.detach().double().requires_grad_() for t in (*inputs, weight)]
+        y = formula(*leaves[:5], act=act).flatten(2) @ leaves[5].mT
         expected = x.double() + (y if scale is None else y * scale[:, None, None])
-        assert out.dtype == x.dtype and rel(out, expected) < bound
-    torch.library.opcheck(torch.ops.vig_mm.gate_projection.default, args)
+        *grads, dweight = torch.autograd.grad(expected, leaves, grad.double())
+
+        out = gate_projection(*inputs, weight, x, scale, **settings)
+        assert out.dtype == x.dtype and rel(out, expected.detach()) < bound
+        joined = torch.full((*shape[:2], heads * width + 24), torch.nan, device=DEVICE, dtype=dtype)
+        dgate = joined[..., 16:-8].unflatten(-1, (heads, width))
+        do, dlocal, dbias, *dweights = gate_projection_backward(
+            grad, *inputs, weight, scale, dgate, **settings
+        )
+        assert joined[..., :16].isnan().all() and joined[..., -8:].isnan().all()
+        assert rel(dbias, grads[2].sum((0, 1)).flatten()) < 2 * bound
+        found = (do, dlocal, dgate, *dweights)
+        for a, b in zip(found, (*grads, dweight), strict=True):
+            assert rel(a, b) < 2 * bound
+
+
+def test_registered_operators():
+    inputs, x = make_inputs(dtype=torch.float32), torch.randn(2, 17, 96, device=DEVICE)
+    weight, scale = torch.randn(96, 96, device=DEVICE), torch.ones(2, device=DEVICE)
+    torch.library.opcheck(triton_projection.gate_projection, (*inputs, weight, x, scale, EPS, True))
+    torch.library.opcheck(
+        kernels.gate_backward_into, (inputs[0], *inputs, scale, inputs[0].clone(), EPS, True)
+    )
 
 
 def test_strides_that_cannot_be_written():
     inputs = make_inputs(dtype=torch.float32)
     dgate = torch.empty(2, 17, 3, 64, device=DEVICE)[..., ::2]
     with pytest.raises(ValueError, match="dgate has strides"):
-        torch.ops.vig_mm.locality_gate_backward_into(
-            inputs[0], *inputs, None, dgate, EPS, False, "triton"
-        )
+        kernels.gate_backward_into(inputs[0], *inputs, None, dgate, EPS, False)
 
 
 @pytest.mark.parametrize("act", [False, True], ids=["", "silu"])

@@ -48,7 +48,6 @@ CASES = {
     "wide_64_128_bf16": (2, 4200, 4, 64, 128, "bfloat16"),
     "widest_128_128_fp32": (2, 4200, 4, 128, 128, "float32"),
 }
-SWEPT = ("plain_32_64_bf16", "hier_one_segment_bf16")
 # for the widths of ViG and HierViG in the dtype they are trained in, and for what needs most memory
 MORE_TARGETS = {
     "hier_16_32_bf16": (89, 100),
@@ -61,18 +60,6 @@ def recorded(case: str) -> list[Launch]:
     """What both passes of the two operators launch, in order."""
     *shape, dtype = CASES[case]
     return list(chain.from_iterable(record(*shape, getattr(torch, dtype)).values()))
-
-
-def swept(case: str) -> list[Launch]:
-    """The forward pass in one sweep, which no shape takes by default."""
-    from vig_mm.kernels.triton import launch
-
-    *shape, dtype = CASES[case]
-    if case not in SWEPT:
-        return []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "SWEEP_HEADS", 0)
-        return record(*shape, getattr(torch, dtype))["forward"]
 
 
 def launches(case: str) -> list[tuple]:
@@ -122,8 +109,6 @@ def main(case: str) -> Iterator[dict]:
         seen.append(key)
         for target in (*TARGETS, *MORE_TARGETS.get(case, ())):
             yield {"target": target, **compile_and_measure(launch, target)}
-    for launch in swept(case):
-        yield {"target": 90, **compile_and_measure(launch, 90)}
 
 
 @pytest.mark.parametrize("case", CASES)

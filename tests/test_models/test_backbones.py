@@ -9,7 +9,8 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from torchvision.ops import roi_align as torchvision_roi_align
 
 import vig_mm
-from vig_mm.models.layers import GatedLinearAttention2d, TokenLinear
+from vig_mm.kernels.torch_utils import linear, linear_input_gradient, linear_weight_gradient
+from vig_mm.nets import GatedLinearAttention2d
 
 SMALL = {
     "ViG": dict(embed_dims=32, depth=3, num_heads=2),
@@ -139,20 +140,20 @@ def test_inference_in_blocks_equals_training_at_once(family, size):
         torch.testing.assert_close(out, whole.detach())
 
 
-def test_token_linear_is_linear():
+@pytest.mark.parametrize(("rows", "width"), [(600, 7), (1200, 7), (1200, 640)])
+def test_linear_layers_as_convolutions(rows, width):
+    """Few rows, a number that 16 divides not and one that it does; small and large."""
     torch.manual_seed(0)
-    layer = TokenLinear(12, 7)
-    x = torch.randn(2, 600, 12, requires_grad=True)
-    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
-    torch.testing.assert_close(layer(x), expected)
+    layer = torch.nn.Linear(12 if width < 100 else 640, width)
+    x = torch.randn(rows + (width < 100), layer.in_features, requires_grad=True)
+    expected = layer(x)
+    torch.testing.assert_close(linear(x, layer.weight, layer.bias), expected)
     grad = torch.randn_like(expected)
-    inputs = (x, layer.weight, layer.bias)
-    for a, b in zip(
-        torch.autograd.grad(layer(x), inputs, grad),
-        torch.autograd.grad(expected, inputs, grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    dx, dweight = torch.autograd.grad(expected, (x, layer.weight), grad)
+    x, weight = x.detach(), layer.weight.detach()
+    torch.testing.assert_close(linear_input_gradient(grad, weight), dx, rtol=1e-4, atol=1e-4)
+    found = linear_weight_gradient(grad, x, weight)
+    torch.testing.assert_close(found, dweight, rtol=1e-4, atol=1e-3)
 
 
 def test_drop_path_acts_in_training_only():

@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import vig_mm
-from vig_mm.models.backbones import hier_vig, vig
-from vig_mm.models.layers.recompute import recomputes
+from vig_mm.nets import attention, ffn
+from vig_mm.nets.hier_vig import HierBlock
+from vig_mm.nets.vig import PlainBlock
 
 HW = (30, 41)  # more tokens than a block has on a CPU
 FAMILIES = ("ViG", "ViG with SiLU", "ViG-H")
@@ -23,9 +24,9 @@ BACKBONES = {
 def block(family, backend, rate=0.0, dtype=torch.float32):
     torch.manual_seed(0)
     if family == "ViG-H":
-        made = hier_vig.Block(32, 2, rate, backend)
+        made = HierBlock(32, 2, rate, backend)
     else:
-        made = vig.Block(32, 2, "SiLU" in family, rate, backend)
+        made = PlainBlock(32, 2, "SiLU" in family, rate, backend)
     for parameter in made.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return made.to(dtype).train()
@@ -142,33 +143,144 @@ def test_some_parameters_frozen(family):
     assert module(x, HW).grad_fn is None
 
 
-def test_where_modules_run_instead():
-    """A hook, an exchanged layer, a recorded graph, no gradients: none is passed over."""
-    module, x = block("ViG-H", None), tokens()
-    parts = (module.norm, module.op)
-    assert recomputes(None, x, *parts)
-    assert not recomputes("torch", x, *parts) and not recomputes("reference", x, *parts)
-    assert not recomputes(None, x.double(), *parts) and not recomputes(None, x[:0], *parts)
+class Doubled(nn.Linear):
+    """A layer of somebody else's."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Wrapped(nn.Module):
+    """As adapters are: the layer inside another module."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) + x.mean()
+
+
+def doubled(layer):
+    made = Doubled(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    made.load_state_dict(layer.state_dict())
+    return made.to(layer.weight.dtype)
+
+
+def dilated(conv):
+    made = nn.Conv2d(32, 32, 3, padding=2, dilation=2, groups=32, bias=False)
+    made.load_state_dict(conv.state_dict())
+    return made.to(conv.weight.dtype)
+
+
+def with_bias(layer):
+    made = nn.Linear(layer.in_features, layer.out_features, dtype=layer.weight.dtype)
+    made.weight.data.copy_(layer.weight.data)
+    return made
+
+
+def put(path, change):
+    """Exchange a part of a block."""
+
+    def exchange(module):
+        owner, _, name = path.rpartition(".")
+        owner = module.get_submodule(owner)
+        setattr(owner, name, change(getattr(owner, name)))
+
+    return exchange
+
+
+def more_eps(module):
+    module.op.l_norm.eps = 1e-2
+
+
+def with_hook(path):
+    def hook(module):
+        module.get_submodule(path).register_forward_hook(lambda m, args, out: out * 1.5)
+
+    return hook
+
+
+def other_attention(module):
+    class Other(type(module.op)):
+        def forward(self, x, hw):
+            return 1.5 * super().forward(x, hw)
+
+    module.op.__class__ = Other
+
+
+class Marked(nn.Parameter):
+    """As quantised weights are: a tensor of another type."""
+
+
+EXCHANGES = {
+    "hook on the attention": (with_hook("op"), "op"),
+    "hook on a projection": (with_hook("op.g_proj"), "op"),
+    "hook on the container of a projection": (with_hook("op.gk_proj"), "op"),
+    "hook on the norm": (with_hook("norm"), "op"),
+    "hook on the MLP": (with_hook("mlp"), "mlp"),
+    "hook on stochastic depth": (with_hook("drop_path"), "both"),
+    "exchanged layer": (put("op.o_proj", doubled), "op"),
+    "adapter": (put("op.qkv_proj", Wrapped), "op"),
+    "adapter of the MLP": (put("mlp.fc1", Wrapped), "mlp"),
+    "norm of a head": (put("op.g_norm", Wrapped), "op"),
+    "other convolution": (put("op.in_proj.0", dilated), "op"),
+    "more in a container": (lambda m: m.op.in_proj.append(nn.Tanh()), "op"),
+    "a bias where there is none": (put("op.qkv_proj", with_bias), "op"),
+    "another eps": (more_eps, "op"),
+    "another attention": (other_attention, "op"),
+    "parametrized": (
+        lambda m: nn.utils.parametrizations.weight_norm(m.norm2, "weight", dim=None), "mlp",
+    ),
+    "weight of another type": (
+        lambda m: setattr(m.mlp.fc2, "weight", Marked(m.mlp.fc2.weight.data)), "mlp",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EXCHANGES)
+def test_modules_run_where_operators_would_pass_over_something(what, monkeypatch):
+    """The results of all modules, with gradients and without; the other half has its operators."""
+    exchange, where = EXCHANGES[what]
+    x, ran = tokens(dtype=torch.float64), []
+    for name, owner, function in (("op", attention, "_forward"), ("mlp", ffn, "feed_forward")):
+        original = getattr(owner, function)
+
+        def note(*args, name=name, original=original, **kwargs):
+            ran.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, function, note)
+    results = []
+    for backend in ("torch", None):
+        module = block("ViG-H", backend, dtype=torch.float64)
+        exchange(module)
+        ran.clear()
+        out = step(module, x)
+        with torch.no_grad():
+            results.append([*out, module(x, HW)])
+    for a, b in zip(*results, strict=True):
+        assert rel(a, b) < 1e-12
+    assert set(ran) == {"op", "mlp"} - ({"op", "mlp"} if where == "both" else {where})
+
+
+def test_dtypes_that_do_not_fit_are_the_modules_error():
+    module = block("ViG-H", None)
+    for bad in (tokens().double(), tokens().half()):
+        with pytest.raises(RuntimeError, match="dtype|type"):
+            module(bad, HW)
+    assert module(tokens()[:0], HW).shape == (0, HW[0] * HW[1], 32)
+
+
+def test_a_recorded_graph_has_the_modules():
+    """jit.trace sees every operation; results are those of the operators."""
+    module, x = block("ViG-H", None).eval(), tokens(1)
     with torch.no_grad():
-        assert not recomputes(None, x, *parts)
-    seen = []
-    handle = module.op.qkv_proj.register_forward_hook(lambda *args: seen.append(1))
-    expected = step(module, x)
-    assert seen == [1] and node(module(x, HW)) == "_FeedForwardBackward"
-    handle.remove()
-    for a, b in zip(step(module, x), expected, strict=True):
-        assert rel(a, b) < 1e-5
-
-    class Twice(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    twice = Twice(32, 32, bias=False)
-    twice.weight.data = module.op.o_proj.weight.data / 2
-    module.op.o_proj = twice
-    assert rel(module(x, HW), expected[0]) < 1e-6 and not recomputes(None, x, *parts)
-    torch.nn.utils.parametrizations.weight_norm(module.norm2, "weight", dim=None)
-    assert not recomputes(None, x, module.norm2, module.mlp)
+        module.requires_grad_(False)
+        expected = module(x, HW)
+        traced = torch.jit.trace(lambda x: module(x, HW), x)
+        assert rel(traced(x), expected) < 1e-6
+        assert "feed_forward" not in str(traced.graph)
 
 
 @pytest.mark.parametrize("family", BACKBONES)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER, bidirectional_gla
-from vig_mm.models.layers import GatedLinearAttention2d, token_mixer
+from vig_mm.nets import GatedLinearAttention2d, attention
 
 pytest.importorskip("mmcv")
 
@@ -114,7 +114,7 @@ class Observed:
             self.o = bidirectional_gla(*inputs, **options)
             return self.o
 
-        monkeypatch.setattr(token_mixer, "bidirectional_gla", observe)
+        monkeypatch.setattr(attention, "bidirectional_gla", observe)
         mixer.g_proj.register_forward_hook(self.keep_gate)
         mixer.o_proj.register_forward_pre_hook(self.keep_y)
 

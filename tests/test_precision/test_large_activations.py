@@ -13,8 +13,9 @@ from vig_mm.kernels import bidirectional_gla, locality_gate
 
 pytest.importorskip("mmcv")
 
-from vig_mm.models.backbones import hier_vig, vig
-from vig_mm.models.layers import RMSNorm, SwiGLU
+from vig_mm.nets import RMSNorm, SwiGLU
+from vig_mm.nets.hier_vig import HierBlock
+from vig_mm.nets.vig import PlainBlock
 
 LARGE = 1e4
 DTYPES = pytest.mark.parametrize(
@@ -114,14 +115,14 @@ def saturated_block(family: str) -> torch.nn.Module:
     """A block whose projections bring queries, keys, values, gates and hidden units to LARGE."""
     torch.manual_seed(0)
     if family == "ViG":
-        block = vig.Block(64, 2, True, 0.0, None)
+        block = PlainBlock(64, 2, True, 0.0, None)
         mixer, first = block.attn, block.mlp.gate_proj
     else:
-        block = hier_vig.Block(64, 2, 0.0, None)
+        block = HierBlock(64, 2, 0.0, None)
         mixer, first = block.op, block.mlp.fc1
     for layer in block.mlp.children():
         torch.nn.init.trunc_normal_(layer.weight, std=0.02)  # as the backbones draw them
-    mixer.init_weights()
+    mixer.draw_weights()
 
     def scale(module, args, out):
         factor = LARGE / out.abs().max()

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from vig_mm.apis.launch import run
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER
-from vig_mm.models.layers import GatedLinearAttention2d
+from vig_mm.nets import GatedLinearAttention2d
 from vig_mm.preflight.user_input import UsageError
 
 matplotlib.use("Agg")

@@ -50,7 +50,8 @@ def record(
     """Launches of forward, backward, gate forward and gate backward, as a mixer calls them."""
     from triton.runtime.jit import JITFunction
 
-    from vig_mm.kernels.triton import launch, locality_gate
+    from vig_mm.kernels.gla.triton import launch
+    from vig_mm.kernels.locality_gate import triton as locality_gate
 
     passes: dict[str, list[Launch]] = {
         name: [] for name in ("forward", "backward", "gate forward", "gate backward")

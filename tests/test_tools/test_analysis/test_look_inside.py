@@ -22,7 +22,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from pytorch_grad_cam import GradCAM
 
-from vig_mm.kernels.reference import reference_bidirectional_gla
+from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 from vig_mm.models import HierViG, ViG, ViGAdapter
 from vig_mm.preflight.user_input import UsageError
 

@@ -11,10 +11,9 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from vig_mm.models.backbones import hier_vig, vig
+from vig_mm.nets import Block
 from vig_mm.registry import FUNCTIONS, STRATEGIES
 
-_BLOCKS = (vig.Block, hier_vig.Block)
 _SHARDED = ("state", "param_groups")  # of an optimizer's state dict
 _WRAPPED = "_fsdp_wrapped_module."  # what FSDP inserts into names
 
@@ -22,7 +21,7 @@ _WRAPPED = "_fsdp_wrapped_module."  # what FSDP inserts into names
 @FUNCTIONS.register_module()
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """FSDP's ``auto_wrap_policy``: every block of a ViG backbone is gathered on its own."""
-    return recurse or isinstance(module, _BLOCKS)
+    return recurse or isinstance(module, Block)
 
 
 @STRATEGIES.register_module()

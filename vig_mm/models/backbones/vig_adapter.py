@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vig_mm.nets.network import arch_settings, resolve_out_indices
 from vig_mm.registry import MODELS
 
 from ..layers import Adapter, Geometry
-from .base import arch_settings, resolve_out_indices
 from .vig import ViG
 
 STRIDE = 32  # of the coarsest map; images are padded to a multiple of it
@@ -139,7 +139,8 @@ class ViGAdapter(ViG):
 
     def draw_weights(self) -> None:
         super().draw_weights()
-        self.adapter.init_weights()
+        if hasattr(self, "adapter"):  # the network inside is drawn when it has been built
+            self.adapter.init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images ``[B, in_channels, H, W]`` -> maps ``[B, C, ceil(H/s), ceil(W/s)]``, s 4 to 32."""

@@ -15,8 +15,9 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
+from vig_mm.nets import to_tokens
+
 from .deformable_attention import DeformableAttention, Grid, Maps
-from .layout import to_tokens
 
 PYRAMID_LEVELS = 3
 
@@ -234,6 +235,6 @@ class Adapter(nn.Module):
             else:
                 y = y + feature
             height, width = (-(-pixels // stride) for pixels in image_size)
-            # contiguous for the reason given at ViGBackbone.as_output
+            # contiguous for the reason given at Network.as_output
             outs.append(norm(y[:, :, :height, :width]).contiguous())
         return tuple(outs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .layout import to_map
+from vig_mm.nets import to_map
 
 Grid = tuple[int, int]
 """Height and width of a map, in cells."""

@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from vig_mm.nets import LayerNorm2d
 from vig_mm.registry import MODELS
-
-from ..layers import LayerNorm2d
 
 STRIDES = (4, 8, 16, 32)
 
@@ -92,7 +91,7 @@ class SimplePyramid(BaseModule):
                 f"SimplePyramid(in_channels={self.in_channels}) got a map of shape "
                 f"{tuple(x.shape)}: set in_channels to what the backbone returns"
             )
-        # contiguous for the reason given at ViGBackbone.as_output
+        # contiguous for the reason given at Network.as_output
         outs = [level(x).contiguous() for level in self.levels]
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))

@@ -1,0 +1,120 @@
+"""The gate between global and local features: checks, backends, registration with torch."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_device, check_floating, check_shape, check_tokens
+from ..dispatch import LIBRARY, operator, select_backend
+from .torch import torch_locality_gate
+
+GATE_BACKENDS = ("torch", "triton")
+
+
+def locality_gate(
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    *,
+    eps: float = 1e-6,
+    act: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """2D gating locality injection (ViG, section 3.3): both inputs normalised, then blended::
+
+        y = RMSNorm_g(o) * sigmoid(gate) + RMSNorm_l(local) * (1 - sigmoid(gate))
+
+    The norms are taken over the D channels of a head. Whatever the inputs are, also under autocast,
+    this is computed in float32 at least, and only the result is rounded.
+
+    Args:
+        o: ``[B, N, H, D]``: B batch, N tokens, H heads, D head width; output of the attention.
+        local: ``[B, N, H, D]``, features of the tokens' neighbourhood.
+        gate: ``[B, N, H, D]``, *logits*.
+        g_weight, l_weight: ``[D]``, weights of the norms of o and local.
+        eps: added to the mean squares.
+        act: return silu(y) instead of y.
+        backend: ``triton`` (one fused kernel; the default for CUDA tensors) or ``torch`` (the
+            default in all other cases, which are those of `bidirectional_gla`).
+
+    Returns:
+        ``[B, N, H, D]``, contiguous, in the dtype of ``o``.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes or devices do not fit together, or the backend is unknown or does not
+            take these inputs.
+        ImportError: ``backend="triton"`` and there is no Triton.
+    """
+    _check(o, local, gate, g_weight, l_weight)
+    backend = select_backend(backend, GATE_BACKENDS, "torch", o=o)
+    function = _gate_op if backend == "triton" else torch_locality_gate
+    return function(o, local, gate, g_weight, l_weight, eps, act)
+
+
+def _check(o: Tensor, local: Tensor, gate: Tensor, g_weight: Tensor, l_weight: Tensor) -> None:
+    check_tokens(o=o, local=local, gate=gate)
+    check_shape("local", local, "o", o)
+    check_shape("gate", gate, "o", o)
+    for name, weight in (("g_weight", g_weight), ("l_weight", l_weight)):
+        check_floating(name, weight)
+        check_device(name, weight, "o", o)
+        if weight.shape != o.shape[-1:]:
+            raise ValueError(
+                f"{name} must be {tuple(o.shape[-1:])} to fit o {tuple(o.shape)}, "
+                f"got {tuple(weight.shape)}"
+            )
+
+
+def _fake(o, local, gate, g_weight, l_weight, eps, act):
+    return o.new_empty(o.shape)
+
+
+@operator("locality_gate", _fake)
+def _gate_op(
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    eps: float,
+    act: bool,
+) -> Tensor:
+    from .triton import gate_forward
+
+    return gate_forward(o, local, gate, g_weight, l_weight, eps, act)
+
+
+def _fake_backward(grad, o, local, gate, g_weight, l_weight, eps, act):
+    return tuple(x.new_empty(x.shape) for x in (o, local, gate, g_weight, l_weight))
+
+
+@operator("locality_gate_backward", _fake_backward)
+def _gate_backward_op(
+    grad: Tensor,
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    eps: float,
+    act: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from .triton import gate_backward
+
+    return gate_backward(grad, o, local, gate, g_weight, l_weight, eps, act)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.eps, ctx.act = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad: Tensor):
+    return *_gate_backward_op(grad, *ctx.saved_tensors, ctx.eps, ctx.act), None, None
+
+
+torch.library.register_autograd(
+    "vig_mm::locality_gate", _backward, setup_context=_setup_context, lib=LIBRARY
+)
