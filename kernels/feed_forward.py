@@ -6,12 +6,12 @@ from torch import Tensor
 from .norm import normalize, torch_norm_backward, upcast
 from .swiglu import torch_swiglu, torch_swiglu_backward
 
-MAX_CHANNELS = 256
-"""Widest C for which the kernels hold whole rows: no more than two tiles of 128 fit in registers.
-
-Up to there the half is bound by memory, so that computing w_in's output twice costs less than to
-write and to read it. Beyond it products are bound by arithmetic, and larger tiles are worth more.
+MAX_CHANNELS = 128
+"""Widest C for which one pass is chosen: up to there the half is bound by memory, so that computing
+w_in's output twice costs less than to write and to read it. The kernels hold whole rows up to
+`HELD_CHANNELS`, but beyond 128 only 32 at a time, and by count take twice as long as four launches.
 """
+HELD_CHANNELS = 256
 
 
 @torch.library.custom_op("vig_mm::feed_forward", mutates_args=())
@@ -25,7 +25,7 @@ def _feed_forward_op(
     eps: float,
     backend: str,
 ) -> Tensor:
-    """x + scale * w_out(swiglu(w_in(norm(x)))) of ``[M, C]``, C <= `MAX_CHANNELS`.
+    """x + scale * w_out(swiglu(w_in(norm(x)))) of ``[M, C]``, C <= `HELD_CHANNELS`.
 
     Products are taken in the dtype of w_in ``[2I, C]`` and w_out ``[C, I]``. ``scale [B]``, that of
     stochastic depth: B divides M, and a sample's rows are neighbours.

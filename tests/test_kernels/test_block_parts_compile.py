@@ -38,7 +38,7 @@ NARROW = {"feed_forward": ("feed_forward_kernel", "feed_forward_gradient_kernel"
 
 def launches(case: str) -> list:
     """What both passes of a block's parts launch."""
-    from vig_mm.kernels.feed_forward import MAX_CHANNELS
+    from vig_mm.kernels.feed_forward import HELD_CHANNELS
     from vig_mm.kernels.triton import (
         depthwise_conv,
         feed_forward,
@@ -87,7 +87,7 @@ def launches(case: str) -> list:
         for scale in (empty(batch), None):
             gate_projection.gate_projection(*gated, last, x, scale, 1e-6, act)
             locality_gate.gate_backward_into(local, *gated, scale, gate, 1e-6, act)
-            if channels > MAX_CHANNELS:
+            if channels > HELD_CHANNELS:
                 continue
             layers = (
                 empty(2 * hidden, channels, dtype=projections),

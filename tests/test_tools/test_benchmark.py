@@ -627,6 +627,20 @@ def test_run_gpu_needs_a_gpu(tmp_path):
     assert run.returncode == 2 and "no interpreter 'no-python'" in run.stderr
 
 
+def test_shards_share_the_tests(tmp_path):
+    tests = "".join(f"def test_{i}():\n    pass\n" for i in range(5))
+    (tmp_path / "test_it.py").write_text(tests)
+    found = []
+    for i in range(2):
+        environment = {"TEST_SHARD": f"{i}/2", "PYTHONPATH": str(BENCHMARK)}
+        command = (sys.executable, "-m", "pytest", "-v", "-p", "shard", tmp_path)
+        run = run_script(*command, environment={**os.environ, **environment})
+        outcomes = summary.outcomes(run.stdout)
+        assert run.returncode == 0 and set(outcomes.values()) == {"PASSED"}, run.stdout
+        found += [name.rpartition("::")[2] for name in outcomes]
+    assert sorted(found) == [f"test_{i}" for i in range(5)] and found[:2] == ["test_0", "test_2"]
+
+
 LOG = """
 tests/a.py::test_plain PASSED                                            [ 10%]
 tests/a.py::test_plain[a b] FAILED                                       [ 20%]

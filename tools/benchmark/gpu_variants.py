@@ -13,15 +13,14 @@ import contextlib
 import functools
 import itertools
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 from common import Budget, report, save
+from compile_ahead import run_workers
 from gpu import Gpu
 from gpu_operator import forward, forward_backward, make_sets, ours
 from shapes import Shape
@@ -165,15 +164,7 @@ def cells(row: dict) -> list[list[str]]:
 
 def compile_ahead(seconds: float) -> None:
     """Run the variants once in many processes: Triton keeps what it compiles on disk."""
-    workers = min(os.cpu_count() or 1, len(variants()))
-    command = [sys.executable, __file__, "--worker"]
-    processes = [subprocess.Popen([*command, str(i), str(workers)]) for i in range(workers)]
-    end = time.monotonic() + seconds
-    for process in processes:
-        try:
-            process.wait(max(end - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            process.kill()
+    run_workers(__file__, min(os.cpu_count() or 1, len(variants())), seconds)
 
 
 def benchmark(
