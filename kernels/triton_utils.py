@@ -1,84 +1,137 @@
-"""What the kernels on rows ``[M, C]`` share: statistics of a norm, its gradient, sizes of a launch.
+"""What several operators' kernels share: device functions, grids, strides, dtypes of products."""
 
-A tile holds whole rows, all C channels, padded to a power of 2. Sums over rows, which the
-gradients of weights need, are kept by an instance for all its tiles, written once an instance and
-added up by torch: the same in every run.
-"""
+from contextlib import AbstractContextManager
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gla.triton.launch import cdiv, power_of_2
-
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
-ACC = tl.constexpr(tl.float32)  # a test makes it float64
 SCRATCH = torch.float32
-TILE = 4096  # entries
-PER_THREAD = 16
-INSTANCES = 528  # four for each multiprocessor of an H100 or H200: more tiles an instance beyond
-MAX_STEPS = 8
+GRID_LIMIT = 65_535
 
 
 @triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2_E))
+def blocks():
+    """How many blocks of a sequence the grid has, see `launch.by_blocks`; some may be past it."""
+    return tl.num_programs(1) * tl.num_programs(2)
 
 
 @triton.jit
-def load_rows(base, start, rows, cols, M, C):
-    """``[rows, cols]`` of a contiguous ``[M, C]`` from row ``start``, zero outside of it."""
-    mask = (start + rows < M)[:, None] & (cols < C)[None, :]
-    return tl.load(base + (start + rows)[:, None] * C + cols[None, :], mask=mask, other=0.0).to(ACC)
+def block_index():
+    return tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
 
 
 @triton.jit
-def store_rows(base, x, start, rows, cols, M, C):
-    mask = (start + rows < M)[:, None] & (cols < C)[None, :]
-    pointers = base + (start + rows)[:, None] * C + cols[None, :]
-    tl.store(pointers, x.to(base.dtype.element_ty), mask=mask)
+def ex2(x):
+    """2^x in one instruction; Triton's own guards denormal numbers with three more."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def load_channels(base, cols, C):
-    return tl.load(base + cols, mask=cols < C, other=0.0).to(ACC)[None, :]
+def lg2(x):
+    """log2(x) in one instruction."""
+    if INTERPRETED:
+        return tl.log2(x)
+    return tl.inline_asm_elementwise(
+        "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def row_statistics(x, valid, inside, C, eps, CENTER: tl.constexpr):
-    """Mean (0 for RMSNorm) and 1 / standard deviation of each row; 0 for rows outside."""
-    mean = tl.zeros([x.shape[0]], ACC)
-    if CENTER:
-        mean = tl.sum(x, axis=1) / C
-        x = tl.where(inside[None, :], x - mean[:, None], 0.0)
-    inverse = tl.where(valid, tl.rsqrt(tl.sum(x * x, axis=1) / C + eps), 0.0)
-    return mean, inverse
+def reciprocal(x):
+    """1 / x in one instruction."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def into_norm(grad, normal, inverse, C, CENTER: tl.constexpr):
-    """Gradient of x from that of (x - mean) * inverse; columns outside must be 0 in both."""
-    grad_mean = tl.sum(grad * normal, axis=1) / C
-    dx = grad - normal * grad_mean[:, None]
-    if CENTER:
-        dx -= (tl.sum(grad, axis=1) / C)[:, None]
-    return dx * inverse[:, None]
+def smaller(x, y):
+    """The smaller of each two; NaN stays NaN, which a GPU's own minimum drops."""
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
-def row_sizes(rows: int, width: int) -> tuple[int, dict]:
-    """Number of instances, and constants of a kernel that owns whole rows."""
-    padded = power_of_2(width)
-    tile_rows = max(min(TILE // padded, power_of_2(rows)), 1)
-    tiles = cdiv(rows, tile_rows)
-    steps = 1
-    while steps < MAX_STEPS and tiles > 2 * steps * INSTANCES:
-        steps *= 2
-    warps = min(max(tile_rows * padded // (32 * PER_THREAD), 1), 8)
-    constants = dict(STEPS=steps, R=tile_rows, CP=padded, num_warps=warps, num_stages=1)
-    return cdiv(tiles, steps), constants
+@triton.jit
+def larger(x, y):
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """``[..., C]`` -> contiguous ``[M, C]``."""
-    return x.reshape(-1, x.shape[-1]).contiguous()
+@triton.jit
+def load(base, rows, cols, stride, valid_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, other):
+    """``[rows, cols]`` as stored; ``other`` outside the tensor, which is WIDTH wide."""
+    mask = (rows < valid_rows)[:, None]
+    if WIDTH != PADDED:
+        mask = mask & (cols < WIDTH)[None, :]
+    return tl.load(base + rows[:, None] * stride + cols[None, :], mask=mask, other=other)
+
+
+@triton.jit
+def store(base, x, rows, cols, stride, valid_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    mask = (rows < valid_rows)[:, None]
+    if WIDTH != PADDED:
+        mask = mask & (cols < WIDTH)[None, :]
+    tl.store(base + rows[:, None] * stride + cols[None, :], x.to(base.dtype.element_ty), mask=mask)
+
+
+def device_of(x: Tensor) -> AbstractContextManager:
+    """Context in which kernels are launched on the device of x."""
+    if x.device.type == "cpu" and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            "the Triton kernels need CUDA tensors, got cpu; leave backend out, or set "
+            "TRITON_INTERPRET=1 before Python starts to try them on a CPU, very slowly"
+        )
+    return torch.cuda.device_of(x)
+
+
+# Triton's own are wrapped for use in kernels and cost 2 us a call.
+def cdiv(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def power_of_2(x: int) -> int:
+    """The next power of 2, at least 16 as in a product of Triton."""
+    return max(16, 1 << (x - 1).bit_length())
+
+
+def by_blocks(rows: int, blocks: int) -> tuple[int, int, int]:
+    """Grid of rows times blocks, and a few past them: y and z have 65 535 programs at most.
+
+    In a kernel, `tile.block_index` and `tile.blocks`.
+    """
+    planes = cdiv(blocks, GRID_LIMIT)
+    return rows, cdiv(blocks, planes), planes
+
+
+def dot_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Type of the operands of a product; sums are float32 always.
+
+    float32 means tf32. float16 is widened: states exceed its range. Triton's interpreter
+    miscomputes products of bfloat16.
+    """
+    if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret:
+        return tl.bfloat16
+    return tl.float32
+
+
+def by_tokens(x: Tensor) -> Tensor:
+    """x ``[B, N, H, D]``, copied unless channels are neighbours and so are batch entries' tokens.
+
+    What a split of a projection ``[B, N, C]`` gives is never copied.
+    """
+    batch, num_tokens, _, width = x.shape
+    together = batch == 1 or x.stride(0) == num_tokens * x.stride(1)
+    return x if together and (width == 1 or x.stride(3) == 1) else x.contiguous()
+
+
+def strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Token and head stride of each."""
+    return tuple(stride for x in tensors for stride in x.stride()[1:3])

@@ -18,8 +18,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import operator
-from ..gla.triton.launch import SCRATCH, cdiv, device_of, dot_dtype, power_of_2
-from ..gla.triton.tile import load, store
 from ..torch_utils import (
     add_scaled,
     linear,
@@ -27,16 +25,17 @@ from ..torch_utils import (
     linear_weight_gradient,
     scale_of_rows,
 )
-from ..triton_utils import ACC, as_rows, into_norm, load_channels, row_statistics
+from ..triton_rows import ACC, as_rows, into_norm, load_channels, row_statistics
+from ..triton_utils import SCRATCH, cdiv, device_of, dot_dtype, load, power_of_2, store
 from .triton_norm import norm, norm_backward
 from .triton_swiglu import swiglu, swiglu_backward, swiglu_gradients, swiglu_product
 
-MAX_CHANNELS = 256
-"""Widest C for which a kernel holds whole rows: no more than two tiles of 128 fit in registers.
-
-Up to there the half is bound by memory, so that computing w_in's output twice costs less than to
-write and to read it. Beyond it products are bound by arithmetic, and larger tiles are worth more.
+MAX_CHANNELS = 128
+"""Widest C for which one pass is chosen: up to there the half is bound by memory, so that computing
+w_in's output twice costs less than to write and to read it. The kernels hold whole rows up to
+`HELD_CHANNELS`, but beyond 128 only 32 at a time, and by count take twice as long as four launches.
 """
+HELD_CHANNELS = 256
 
 # (rows, hidden entries of a block, channels of n held at a time, warps) such that nothing spills,
 # for padded channels and bytes of an operand

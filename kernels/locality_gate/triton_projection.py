@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..dispatch import operator
 from ..feed_forward.triton import load_factor, operand_dtype, product
-from ..gla.triton.launch import by_tokens, cdiv, device_of, power_of_2
-from ..gla.triton.tile import ACC, load
+from ..triton_rows import ACC
+from ..triton_utils import by_tokens, cdiv, device_of, load, power_of_2
 from .triton import blend, load_weight
 
 ROWS = 64

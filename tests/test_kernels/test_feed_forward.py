@@ -6,9 +6,9 @@ Against autograd's own in float64. The kernels run on a GPU, or interpreted on a
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_testing import DEVICE, rel, surrounded
+from triton_testing import DEVICE, check_nan, rel, surrounded
 
-from vig_mm.kernels import triton_utils
+from vig_mm.kernels import triton_rows
 from vig_mm.kernels.feed_forward import feed_forward, triton_norm, triton_swiglu
 from vig_mm.kernels.feed_forward import triton as kernels
 from vig_mm.kernels.feed_forward.torch import (
@@ -147,6 +147,18 @@ def test_nothing_outside_the_inputs_is_used(shape, nan_memory):
             assert y.isfinite().all() and torch.equal(x, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[4]], ids=str)
+def test_nan_is_not_lost(shape, dtype):
+    def run(function):
+        return lambda *tensors: results(function, *tensors)
+
+    def fused(*tensors):
+        return feed_forward(*tensors, eps=EPS, dtype=dtype, backend="triton")
+
+    check_nan(run(fused), run(reference), inputs(shape, "layer", True, dtype))
+
+
 @pytest.mark.parametrize("channels", [2, 300])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float16_saturates(backend, channels):
@@ -231,6 +243,6 @@ def _double(monkeypatch):
         pytest.skip("needs the interpreter")
     import triton.language as tl
 
-    for module in (triton_utils, triton_swiglu, triton_norm):
+    for module in (triton_rows, triton_swiglu, triton_norm):
         monkeypatch.setattr(module, "ACC", tl.float64)
         monkeypatch.setattr(module, "SCRATCH", torch.float64, raising=False)

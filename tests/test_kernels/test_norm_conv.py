@@ -6,9 +6,9 @@ Against autograd's own in float64. The kernels run on a GPU, or interpreted on a
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_testing import DEVICE, rel, surrounded
+from triton_testing import DEVICE, check_nan, rel, surrounded
 
-from vig_mm.kernels import triton_utils
+from vig_mm.kernels import triton_rows
 from vig_mm.kernels.norm_conv import norm_conv, norm_conv_backward
 from vig_mm.kernels.norm_conv import triton as norm_conv_kernels
 
@@ -93,7 +93,7 @@ def test_in_double(backend, kind, act, monkeypatch):
         pytest.skip("needs the interpreter")
     import triton.language as tl
 
-    for module in (triton_utils, norm_conv_kernels):
+    for module in (triton_rows, norm_conv_kernels):
         monkeypatch.setattr(module, "ACC", tl.float64)
         monkeypatch.setattr(module, "SCRATCH", torch.float64)
     tensors = inputs(SHAPES[1], kind, torch.float64)
@@ -111,6 +111,15 @@ def test_nothing_outside_the_inputs_is_used(kind, act, nan_memory):
     results = (found("triton", SHAPES[1][1], act, *t) for t in (tensors, poisoned))
     for x, y in zip(*results, strict=True):
         assert y.isfinite().all() and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nan_is_not_lost(dtype):
+    def run(function):
+        return lambda *tensors: function(SHAPES[1][1], True, *tensors)
+
+    found_ = run(lambda *args: found("triton", *args))
+    check_nan(found_, run(expected), inputs(SHAPES[1], "layer", dtype))
 
 
 def test_registered_operators():

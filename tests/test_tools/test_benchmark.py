@@ -160,15 +160,15 @@ def test_fla_warm_up_shares_the_configurations(monkeypatch):
 
 @pytest.mark.parametrize("name", ["ViG-T", "ViG-H-T"])
 def test_shapes_are_those_of_a_forward_pass(name, monkeypatch):
-    from vig_mm.models.layers import token_mixer
+    from vig_mm.nets import attention
 
     seen = {}
 
-    def record(q, k, v, *gates, **options):
+    def record(q, k, v, *gates_and_options):
         seen[Shape(*q.shape, v.shape[-1])] = None
         return v.clone()
 
-    monkeypatch.setattr(token_mixer, "bidirectional_gla", record)
+    monkeypatch.setattr(attention, "gla_forward", record)
     monkeypatch.setattr(gpu_backbones, "BACKEND", "chunked")
     with torch.inference_mode():
         gpu_backbones.build(name, 224).eval()(torch.randn(1, 3, 64, 96))
@@ -403,7 +403,7 @@ def test_wrong_results_are_not_reported_as_right(clock, tmp_path, monkeypatch):
 
 def test_variants_on_a_stand_in(clock, tmp_path, monkeypatch):
     """Each variant reaches the launch code, is checked, and what is wrong is not timed."""
-    launch = pytest.importorskip("vig_mm.kernels.triton.launch")
+    launch = pytest.importorskip("vig_mm.kernels.gla.triton.launch")
     if torch.cuda.is_available():
         pytest.skip("the kernels are not interpreted")
     default, other = gpu_variants.Variant(), gpu_variants.Variant(chunk=16, warps=1)
@@ -606,10 +606,10 @@ def test_an_uninstalled_checkout_can_be_imported(tmp_path):
     tree = tmp_path / "tree"
     run = run_script(sys.executable, BENCHMARK / "source_tree.py", tree)
     assert run.returncode == 0, run.stderr
-    code = "import vig_mm.kernels.chunked as x; print(x.__file__); x.chunked_forward"
+    code = "import vig_mm.kernels.gla.chunk as x; print(x.__file__); x.chunked_forward"
     environment = {**HIDDEN, "PYTHONPATH": str(tree)}
     run = run_script(sys.executable, "-c", code, environment=environment, cwd=tmp_path)
-    assert run.stdout.strip() == str(tree / "vig_mm" / "kernels" / "chunked.py"), run.stderr
+    assert run.stdout.strip() == str(tree / "vig_mm" / "kernels" / "gla" / "chunk.py"), run.stderr
 
 
 def test_run_gpu_needs_a_gpu(tmp_path):
@@ -625,6 +625,20 @@ def test_run_gpu_needs_a_gpu(tmp_path):
     assert run.returncode == 2 and "unknown step 'speed'" in run.stderr
     run = run_script("bash", script, environment={**environment, "PYTHON": "no-python"})
     assert run.returncode == 2 and "no interpreter 'no-python'" in run.stderr
+
+
+def test_shards_share_the_tests(tmp_path):
+    tests = "".join(f"def test_{i}():\n    pass\n" for i in range(5))
+    (tmp_path / "test_it.py").write_text(tests)
+    found = []
+    for i in range(2):
+        environment = {"TEST_SHARD": f"{i}/2", "PYTHONPATH": str(BENCHMARK)}
+        command = (sys.executable, "-m", "pytest", "-v", "-p", "shard", tmp_path)
+        run = run_script(*command, environment={**os.environ, **environment})
+        outcomes = summary.outcomes(run.stdout)
+        assert run.returncode == 0 and set(outcomes.values()) == {"PASSED"}, run.stdout
+        found += [name.rpartition("::")[2] for name in outcomes]
+    assert sorted(found) == [f"test_{i}" for i in range(5)] and found[:2] == ["test_0", "test_2"]
 
 
 LOG = """

@@ -53,16 +53,19 @@ def test_run(clock, monkeypatch, tmp_path, broken):  # noqa: F811
     out = tmp_path / "dense.json"
     ran = dense_backbones.benchmark(clock, str(out), Budget(None), size=(32, 48), batch=2)
     assert ran != broken
-    results = json.loads(out.read_text())["results"]
-    assert list(results) == list(dense_backbones.MODELS)
-    assert built.count("Swin-T") == 4 and built.count("ViG-B") == 1
-    for name, found in results.items():
-        if broken and name == "ViG-S":
-            assert found["missing"].startswith("failed: RuntimeError: no such thing")
-        else:
-            assert found["images_per_s"] == pytest.approx(2 / found["median"])
-            assert found["peak_bytes"] > 3 * 4 * 2 * 3 * 32 * 48 / 6
-    assert "ViG-H-T" in out.with_suffix(".md").read_text()
+    modes = json.loads(out.read_text())["results"]
+    assert list(modes) == ["training", "inference"]
+    assert built.count("Swin-T") == 8 and built.count("ViG-B") == 2
+    for results in modes.values():
+        assert list(results) == list(dense_backbones.MODELS)
+        for name, found in results.items():
+            if broken and name == "ViG-S":
+                assert found["missing"].startswith("failed: RuntimeError: no such thing")
+            else:
+                assert found["images_per_s"] == pytest.approx(2 / found["median"])
+                assert found["peak_bytes"] > 3 * 4 * 2 * 3 * 32 * 48 / 6
+    table = out.with_suffix(".md").read_text()
+    assert "ViG-H-T training" in table and "Swin-T inference" in table
 
 
 def test_the_models_give_maps():

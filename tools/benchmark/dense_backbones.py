@@ -1,22 +1,24 @@
-"""Training steps of backbones at a detector's image size, on a GPU: speed and peak memory.
+"""Backbones at a detector's image size, training and inference on a GPU: speed and peak memory.
 
     python tools/benchmark/dense_backbones.py --minutes 2
 
 ViG and ViG-H of all sizes beside Swin-T and ConvNeXt-T of timm, which complaints about linear-time
 backbones compare with: 800x1280, two images, bf16 autocast over float32 weights, forward pass,
 backward pass from the sum of the feature maps, AdamW; no heads, which need the mm packages, and no
-stochastic depth. All run in turn in one process. Memory is the peak with weights and the
-optimizer's state. Targets: ViG-H-T at least as fast as Swin-T, in at most 0.75 of its memory.
+stochastic depth. Inference is a forward pass without gradients. All run in turn in one process.
+Memory is the peak with weights and the optimizer's state. Targets, of training: ViG-H-T at least as
+fast as Swin-T, in at most 0.75 of its memory.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 
 import torch
-from common import Budget, report
+from common import Budget, report, save
 from gpu import Gpu
 from gpu_backbones import ARCHS, BACKEND, held_bytes
 from targets import Target
@@ -30,6 +32,7 @@ SPEED, MEMORY = 1.0, 0.75  # of the reference
 PEERS = {"Swin-T": "swin_tiny_patch4_window7_224", "ConvNeXt-T": "convnext_tiny"}
 # what the target needs first: they run in turn as long as there is time for one more
 MODELS = (OURS, *PEERS, "ViG-T", "ViG-S", "ViG-H-S", "ViG-B", "ViG-H-B")
+MODES = ("training", "inference")
 COLUMNS = ["", "images/s", "ms", "MiB", f"speed / {REFERENCE}", f"memory / {REFERENCE}"]
 
 
@@ -57,7 +60,14 @@ def training_step(model: nn.Module, images: Tensor, optimizer: torch.optim.Optim
     optimizer.zero_grad()
 
 
-def measure(names: list[str], gpu: Gpu, size: tuple[int, int], batch: int) -> dict[str, dict]:
+def inference(model: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
+        model(images)
+
+
+def measure(
+    names: list[str], mode: str, gpu: Gpu, size: tuple[int, int], batch: int
+) -> dict[str, dict]:
     """Per model seconds of a step, images a second and peak bytes; or ``missing``, why not."""
     generator = torch.Generator(gpu.device).manual_seed(0)
     images = torch.randn(batch, 3, *size, generator=generator, device=gpu.device)
@@ -67,14 +77,18 @@ def measure(names: list[str], gpu: Gpu, size: tuple[int, int], batch: int) -> di
 
     def make(name: str) -> None:
         with torch.device(gpu.device):
-            models[name] = build(name, size).train()
+            models[name] = build(name, size).train(mode == "training")
 
     for name in names:
         if problem := gpu.attempt(partial(make, name)):
             entries[name] = {"missing": problem}
             continue
-        optimizer = torch.optim.AdamW(models[name].parameters(), lr=1e-5)
-        runs[name] = partial(training_step, models[name], images, optimizer)
+        optimizer = None
+        if mode == "training":
+            optimizer = torch.optim.AdamW(models[name].parameters(), lr=1e-5)
+            runs[name] = partial(training_step, models[name], images, optimizer)
+        else:
+            runs[name] = partial(inference, models[name], images)
         if problem := gpu.attempt(runs[name]):  # makes the optimizer's state
             entries[name] = {"missing": problem}
             del runs[name], models[name]
@@ -89,7 +103,7 @@ def measure(names: list[str], gpu: Gpu, size: tuple[int, int], batch: int) -> di
 
 
 def targets(results: dict[str, dict]) -> list[Target]:
-    """Ours against the reference; open where one of them is missing."""
+    """Of training, ours against the reference; open where one of them is missing."""
     ours, reference = results.get(OURS, {}), results.get(REFERENCE, {})
     name = f"training of {OURS} at {SIZE[0]}x{SIZE[1]}"
     if "median" not in ours or "median" not in reference:
@@ -103,7 +117,7 @@ def targets(results: dict[str, dict]) -> list[Target]:
 
 
 def cells(results: dict[str, dict]) -> list[list[str]]:
-    """The table's lines, one a model."""
+    """The table's lines of a mode, one a model."""
     lines, reference = [], results.get(REFERENCE, {})
     for name, entry in results.items():
         if "median" not in entry:
@@ -123,32 +137,40 @@ def benchmark(
 ) -> bool:
     """Measure three models at a time, the reference always among them, until time is up.
 
+    Writes after each group.
+
     Returns:
         Whether every model of ours ran or had no memory.
     """
     names = [name for name in MODELS if name not in PEERS or find_spec("timm")]
     first, rest = names[:3], names[3:]
     groups = [first, *([REFERENCE, *rest[i : i + 2]] for i in range(0, len(rest), 2))]
-    results: dict[str, dict] = {}
-    for group in groups:
+    results: dict[str, dict] = {mode: {} for mode in MODES}
+    title = f"Backbones at {size[0]}x{size[1]}, batch {batch}, bf16 autocast"
+
+    def output(put: Callable) -> None:
+        rows = [[f"{line[0]} {mode}", *line[1:]] for mode in MODES for line in cells(results[mode])]
+        reached = [x._asdict() for x in targets(results["training"])]
+        data = {"size": list(size), "batch": batch, "results": results, "targets": reached}
+        put(title, COLUMNS, rows, data, out, device=gpu.device.type)
+
+    for group, mode in itertools.product(groups, MODES):
         if budget.over():
             print("time is up", flush=True)
             break
-        found = measure([x for x in group if x in names], gpu, size, batch)
-        results |= {name: entry for name, entry in found.items() if name not in results}
-    title = f"Training steps of backbones at {size[0]}x{size[1]}, batch {batch}, bf16 autocast"
-    data = {
-        "size": list(size),
-        "batch": batch,
-        "results": results,
-        "targets": [x._asdict() for x in targets(results)],
-    }
-    report(title, COLUMNS, cells(results), data, out, device=gpu.device.type)
-    for target in targets(results):
+        found = measure([x for x in group if x in names], mode, gpu, size, batch)
+        new = {name: entry for name, entry in found.items() if name not in results[mode]}
+        results[mode] |= new
+        output(save)
+        for line in cells(new):
+            print(mode, " | ".join(line), flush=True)
+    output(report)
+    for target in targets(results["training"]):
         print(target, flush=True)
     return not any(
         entry.get("missing", "").startswith("failed")
-        for name, entry in results.items()
+        for mode in MODES
+        for name, entry in results[mode].items()
         if name not in PEERS
     )
 

@@ -4,7 +4,7 @@
 
 Every variant is first compared with float64, then all that are right are timed in turn, forward and
 forward with backward, at five lengths with the models' heads. The table at the end names the best
-of each shape and its share of the bandwidth of copying; `vig_mm.kernels.triton.launch` is where
+of each shape and its share of the bandwidth of copying; `vig_mm.kernels.gla.triton.launch` is where
 what it shows becomes the default.
 """
 
@@ -13,15 +13,14 @@ import contextlib
 import functools
 import itertools
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 from common import Budget, report, save
+from compile_ahead import run_workers
 from gpu import Gpu
 from gpu_operator import forward, forward_backward, make_sets, ours
 from shapes import Shape
@@ -50,7 +49,6 @@ class Variant(NamedTuple):
     local_warps: int | None = None
     per_program: int | None = None  # chunks
     fp32_states: bool = False
-    sweep: bool = False  # states and output of the forward pass in one launch
 
     def __str__(self) -> str:
         changed = {name: x for name, x in self._asdict().items() if x}
@@ -61,7 +59,6 @@ def variants() -> list[Variant]:
     """The default, and what differs from it, in the order of what is expected of it."""
     found = [Variant()]
     found += [Variant(chunk, warps) for chunk in (32, 64) for warps in (1, 2, 4)]
-    found += [Variant(sweep=True), Variant(32, 1, sweep=True), Variant(32, 2, sweep=True)]
     found += [Variant(fp32_states=True), Variant(per_program=2), Variant(per_program=32)]
     found += [Variant(local_warps=1), Variant(local_warps=4)]
     return found
@@ -70,7 +67,7 @@ def variants() -> list[Variant]:
 @contextlib.contextmanager
 def settings(variant: Variant) -> Iterator[None]:
     """The launch code with a variant's settings."""
-    from vig_mm.kernels.triton import launch
+    from vig_mm.kernels.gla.triton import launch
 
     default = launch.options
 
@@ -88,8 +85,6 @@ def settings(variant: Variant) -> Iterator[None]:
         if variant.chunk:
             for name in ("CHUNK", "GRADIENT_CHUNK"):
                 stack.enter_context(mock.patch.object(launch, name, variant.chunk))
-        if variant.sweep:
-            stack.enter_context(mock.patch.object(launch, "SWEEP_HEADS", 0))
         if variant.fp32_states:
             stack.enter_context(
                 mock.patch.object(launch, "state_dtype", lambda dtype: torch.float32)
@@ -165,15 +160,7 @@ def cells(row: dict) -> list[list[str]]:
 
 def compile_ahead(seconds: float) -> None:
     """Run the variants once in many processes: Triton keeps what it compiles on disk."""
-    workers = min(os.cpu_count() or 1, len(variants()))
-    command = [sys.executable, __file__, "--worker"]
-    processes = [subprocess.Popen([*command, str(i), str(workers)]) for i in range(workers)]
-    end = time.monotonic() + seconds
-    for process in processes:
-        try:
-            process.wait(max(end - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            process.kill()
+    run_workers(__file__, min(os.cpu_count() or 1, len(variants())), seconds)
 
 
 def benchmark(

@@ -1,29 +1,31 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in at most nine minutes, what is worth most first:
-# correctness of the Triton kernels, the operator's benchmark, whole models, the comparison with
-# flash-linear-attention, then the rest of the first two, and a profile. Needs a CUDA GPU, torch and
-# triton, and this checkout, which need not be installed. pytest, timm (for DeiT) and
-# flash-linear-attention are used if they are there.
+# Everything that only a GPU can tell, in at most eight minutes, what is worth most first:
+# correctness of all Triton kernels, the operator's benchmark, whole models beside Swin-T,
+# ConvNeXt-T and DeiT, and the kernels' launch settings. Needs a CUDA GPU, torch and triton, and this
+# checkout, which need not be installed. pytest, timm and flash-linear-attention are used if they
+# are there. What the benchmarks need is compiled in other processes beside the tests.
 #
-#   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: variants tests operator models fla rest profile
+#   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: tests operator models variants fla rest profile
 #
-# `variants` times the kernels' launch settings, in four minutes, and runs only if it is named.
-# Without steps: all the others; a step named alone gets the time of all. Files go to $OUT, or to
-# work_dirs/benchmark_gpu. PYTHON names another interpreter than python3. A step that fails does not
-# stop the next ones. Exit status: 0 if all went well, 1 if a test or another step failed, 2 if
-# nothing could be run.
+# `fla` (the comparison with flash-linear-attention), `rest` (what the time limits left out of
+# operator and models) and `profile` run only if they are named. A step named alone gets the time of
+# all. Files go to $OUT, or to work_dirs/benchmark_gpu, as the figures come. PYTHON names another
+# interpreter than python3. A step that fails does not stop the next ones. Exit status: 0 if all went
+# well, 1 if a test or another step failed, 2 if nothing could be run.
 set -uo pipefail
 
-readonly LIMIT=525 # seconds for all steps; the rest of nine minutes is for stopping the last one
+readonly LIMIT=455 # seconds for all steps; the rest of eight minutes is for stopping the last one
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
 python="${PYTHON:-python3}"
 out="${OUT:-$root/work_dirs/benchmark_gpu}"
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(tests operator models fla rest profile)
-# seconds for the tests and for each of the first benchmarks, of which `rest` measures what is left
-test_share=170 share=140
-[ ${#steps[@]} -gt 1 ] || test_share=$LIMIT share=$LIMIT
+[ ${#steps[@]} -gt 0 ] || steps=(tests operator models variants)
+# seconds for the tests and for each benchmark, of which `rest` measures what is left
+test_share=150 operator_share=80 share=75
+[ ${#steps[@]} -gt 1 ] || test_share=$LIMIT operator_share=$LIMIT share=$((LIMIT / 2))
+workers="$(nproc)"
+[ "$workers" -le 8 ] || workers=8
 
 fail() {
     echo "run_gpu.sh: $1" >&2
@@ -32,8 +34,8 @@ fail() {
 
 for step in "${steps[@]}"; do
     case "$step" in
-        variants | tests | operator | models | fla | rest | profile) ;;
-        *) fail "unknown step '$step'; the steps are variants tests operator models fla rest profile" ;;
+        tests | operator | models | variants | fla | rest | profile) ;;
+        *) fail "unknown step '$step'; the steps are tests operator models variants fla rest profile" ;;
     esac
 done
 command -v "$python" >/dev/null || fail "no interpreter '$python'; name one in PYTHON"
@@ -72,20 +74,42 @@ limited() {
 }
 
 run_tests() {
-    local files=() workers=() name
+    local files=() processes=() name i status=0
     if ! "$python" -c 'import pytest' 2>/dev/null; then
         echo "pytest is not installed: no tests (the benchmark checks every shape it measures)"
         return 0
     fi
-    for name in test_triton test_locality_gate; do
+    for name in test_triton test_locality_gate test_block_parts test_feed_forward; do
         [ ! -f "$root/tests/test_kernels/$name.py" ] || files+=("$root/tests/test_kernels/$name.py")
     done
-    "$python" -c 'import xdist' 2>/dev/null && workers=(-n 6)
     # from outside the checkout, whose vig_mm lacks the kernels as long as it is not installed
     cd "$tree" || return 1
-    export PYTHONPATH="$PYTHONPATH:$here" # of the plugin without_mm
-    limited "$test_share" "$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" \
-        -p without_mm -p no:cacheprovider -v --tb=short --durations=5 "${workers[@]}" "${files[@]}"
+    export PYTHONPATH="$PYTHONPATH:$here" # of the plugins without_mm and shard
+    # each process compiles what its tests need
+    for ((i = 0; i < workers; i++)); do
+        TEST_SHARD=$i/$workers limited "$test_share" "$python" -m pytest -c "$root/pyproject.toml" \
+            --rootdir "$root" -p without_mm -p shard -p no:cacheprovider -v --tb=short \
+            --durations=3 "${files[@]}" >"$out/tests_$i.log" 2>&1 &
+        processes+=($!)
+    done
+    for i in "${!processes[@]}"; do
+        wait "${processes[i]}" || status=$?
+        cat "$out/tests_$i.log"
+    done
+    return "$status"
+}
+
+# what the benchmarks run, once, beside the tests; the first of them waits for its end
+ahead=
+compile_ahead() {
+    [[ " ${steps[*]}" == *" tests "* ]] || return 0
+    "$python" "$here/compile_ahead.py" --seconds "$test_share" >"$out/compile_ahead.log" 2>&1 &
+    ahead=$!
+}
+
+compiled() {
+    [ -z "$ahead" ] || wait "$ahead" || echo "compile_ahead.py failed, see compile_ahead.log"
+    ahead=
 }
 
 # benchmark SECONDS SCRIPT STEM OPTION...: its own guard ends it before it would be killed
@@ -121,18 +145,19 @@ step() {
     echo "--- $name: exit status $status, $SECONDS s since the start"
 }
 
+compile_ahead
 operator=(bidirectional_gla.py bidirectional_gla_gpu)
 models=(backbones.py backbones_gpu)
 for name in "${steps[@]}"; do
+    [ "$name" = tests ] || compiled
     case "$name" in
-        variants) step variants limited 260 "$python" "$here/gpu_variants.py" --minutes 4 \
-            --out "$out/gpu_variants.json" ;;
         tests) step tests run_tests ;;
-        operator) step operator benchmark "$share" "${operator[@]}" ;;
+        operator) step operator benchmark "$operator_share" "${operator[@]}" ;;
         models)
-            step models benchmark "$share" "${models[@]}"
             step dense benchmark "$share" dense_backbones.py dense_backbones_gpu
+            step models benchmark "$share" "${models[@]}"
             ;;
+        variants) step variants benchmark $((LIMIT - SECONDS)) gpu_variants.py gpu_variants ;;
         fla) step fla run_fla ;;
         rest)
             step operator_rest benchmark $(((LIMIT - SECONDS) * 6 / 10)) "${operator[@]}" --resume

@@ -7,8 +7,9 @@ take a chunk's pointers q, k, ..., the token stride of each (q_t, ...) and how m
 import triton
 import triton.language as tl
 
+from ...triton_utils import ex2
 from .states import FACTORS
-from .tile import ACC, NORMALIZER, ex2, gate_bits
+from .tile import ACC, NORMALIZER, gate_bits
 
 
 @triton.jit

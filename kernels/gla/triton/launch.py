@@ -1,22 +1,29 @@
 """Launches the kernels: sizes, scratch memory, and one fixed configuration per shape."""
 
 import math
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...triton_utils import (
+    SCRATCH,
+    by_blocks,
+    by_tokens,
+    cdiv,
+    device_of,
+    dot_dtype,
+    power_of_2,
+    strides,
+)
 from .backward import exact_gradient_kernel, gradient_kernel
 from .forward import output_kernel
 from .states import FACTORS, local_kernel, scan_kernel, segment_kernel
 
-CHUNK = 64  # tokens, of the forward pass; and of what takes one launch
+CHUNK = 64  # tokens, of the forward pass; and of what takes one launch, see `largest_chunk`
 GRADIENT_CHUNK = 32  # of the backward pass and of operands of four bytes: registers are scarce
 KEY_BLOCK = 32
-SCRATCH = torch.float32
 MIN_PROGRAMS = 528  # of a scan, four for each multiprocessor of an H100 or H200
 SCAN_ENTRIES = 2048  # of a state that a program, one warp, walks with at most ...
 MAX_PARTS = 4  # ... divided into so many parts at most, for more programs
@@ -35,29 +42,9 @@ class Plan(NamedTuple):
     wide: bool  # operands of products take four bytes
 
 
-def device_of(x: Tensor) -> AbstractContextManager:
-    """Context in which kernels are launched on the device of x."""
-    if x.device.type == "cpu" and not triton.knobs.runtime.interpret:
-        raise ValueError(
-            "the Triton kernels need CUDA tensors, got cpu; leave backend out, or set "
-            "TRITON_INTERPRET=1 before Python starts to try them on a CPU, very slowly"
-        )
-    return torch.cuda.device_of(x)
-
-
-# Triton's own are wrapped for use in kernels and cost 2 us a call.
-def cdiv(x: int, y: int) -> int:
-    return -(-x // y)
-
-
-def power_of_2(x: int) -> int:
-    """The next power of 2, at least 16 as in a product of Triton."""
-    return max(16, 1 << (x - 1).bit_length())
-
-
-def largest_chunk(v: Tensor) -> int:
+def largest_chunk(wide: bool, width: int) -> int:
     """Tokens of a chunk; fewer where registers and the 99 KB of GPUs such as the L40 are short."""
-    return GRADIENT_CHUNK if v.element_size() == 4 and v.shape[-1] > 64 else CHUNK
+    return GRADIENT_CHUNK if wide and width > 64 else CHUNK
 
 
 def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = False) -> Plan:
@@ -65,7 +52,7 @@ def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = Fa
     batch, num_tokens, heads, width = q.shape
     wide = q.dtype != torch.bfloat16
     chunk = power_of_2(num_tokens)
-    if chunk > largest_chunk(v):
+    if chunk > largest_chunk(wide, max(width, v.shape[-1])):
         chunk = GRADIENT_CHUNK if grad or wide else CHUNK
     chunks = cdiv(num_tokens, chunk)
     padded = power_of_2(width)
@@ -83,17 +70,6 @@ def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = Fa
         segments=cdiv(chunks, per_segment),
         wide=wide,
     )
-
-
-def dot_dtype(dtype: torch.dtype) -> tl.dtype:
-    """Type of the operands of a product; sums are float32 always.
-
-    float32 means tf32. float16 is widened: states exceed its range. Triton's interpreter
-    miscomputes products of bfloat16.
-    """
-    if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret:
-        return tl.bfloat16
-    return tl.float32
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -122,21 +98,6 @@ def options(kernel: str, plan: Plan) -> dict[str, int]:
     if kernel == "gradient":
         return chosen
     return {**chosen, "N": 16 if kernel == "exact" else 8}
-
-
-def by_tokens(x: Tensor) -> Tensor:
-    """x ``[B, N, H, D]``, copied unless channels are neighbours and so are batch entries' tokens.
-
-    What a split of a projection ``[B, N, C]`` gives is never copied.
-    """
-    batch, num_tokens, _, width = x.shape
-    together = batch == 1 or x.stride(0) == num_tokens * x.stride(1)
-    return x if together and (width == 1 or x.stride(3) == 1) else x.contiguous()
-
-
-def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Token and head stride of each."""
-    return tuple(stride for x in tensors for stride in x.stride()[1:3])
 
 
 def _row_strides(dq: Tensor, dk: Tensor, dv: Tensor, dgate_f: Tensor, dgate_b: Tensor):
@@ -219,7 +180,7 @@ def _states(
     factors = scratch(2, *rows, FACTORS.value, plan.KP)
     flags = scratch(*rows, plan.KP // plan.BK, dtype=torch.int32)
     settings = options("local", plan)
-    grid = (rows[0], cdiv(plan.M, settings["N"]), plan.KP // plan.BK)
+    grid = by_blocks(rows[0] * (plan.KP // plan.BK), cdiv(plan.M, settings["N"]))
     local_kernel[grid](
         k, v, *gates, q, grad, states, dstates, factors, flags, num_tokens, heads, plan.M, scale,
         *strides(k, v, *gates, *(others or (k, v))), GRAD=q is not None,
@@ -257,7 +218,7 @@ def triton_forward(
     settings = options("output", plan)
     with device_of(q):
         s = _states(k, v, gates, plan, scale)
-        output_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
+        output_kernel[by_blocks(batch * heads, cdiv(plan.M, settings["N"]))](
             q, k, v, *gates, out, s.states, s.factors, s.flags, num_tokens, heads, plan.M, scale,
             *strides(q, k, v, *gates), STATES=plan.M > 1, **_sizes(plan, width, v), **settings,
         )  # fmt: skip
@@ -296,13 +257,13 @@ def triton_backward(
     )  # fmt: skip
     with device_of(q):
         s = _states(k, v, gates, plan, scale, q, grad)
-        gradient_kernel[(batch * heads, plan.M)](
+        gradient_kernel[by_blocks(batch * heads, plan.M)](
             *tensors, s.states, s.dstates, s.flows, *sizes, STATES=plan.M > 1,
             **_sizes(plan, width, v), **options("gradient", plan),
         )  # fmt: skip
         if plan.M > 1:
             settings = options("exact", plan)
-            exact_gradient_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
+            exact_gradient_kernel[by_blocks(batch * heads, cdiv(plan.M, settings["N"]))](
                 *tensors, *s, *sizes, **_sizes(plan, width, v), **settings
             )
     return grads

@@ -16,44 +16,14 @@ factors would leave the range of float32: such a chunk takes the recurrence (see
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-LOG2_E = tl.constexpr(1.4426950408889634)
+from ...triton_utils import INTERPRETED, LOG2_E, ex2, larger, lg2, reciprocal, smaller
+
 NORMALIZER = tl.constexpr(16.0)  # GATE_LOGIT_NORMALIZER of the reference
 ACC = tl.constexpr(tl.float32)  # type of sums and states; a test makes it float64
 RANGE = tl.constexpr(64.0)  # log2 of the largest factor of the anchored products
 SHUT = tl.constexpr(16384.0)  # bits, see `gate_bits`: 2^-1024, which is 0, and float16 holds it
 SERIES_TERMS = tl.constexpr(5)  # of log(1 + x), to float32's precision where x is below ...
 SERIES_BELOW = tl.constexpr(1 / 16)
-
-
-@triton.jit
-def ex2(x):
-    """2^x in one instruction; Triton's own guards denormal numbers with three more."""
-    if INTERPRETED:
-        return tl.exp2(x)
-    return tl.inline_asm_elementwise(
-        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
-
-
-@triton.jit
-def lg2(x):
-    """log2(x) in one instruction."""
-    if INTERPRETED:
-        return tl.log2(x)
-    return tl.inline_asm_elementwise(
-        "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
-
-
-@triton.jit
-def reciprocal(x):
-    """1 / x in one instruction."""
-    if INTERPRETED:
-        return 1.0 / x
-    return tl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
 
 
 @triton.jit
@@ -70,12 +40,12 @@ def gate_bits(logit):
         for i in tl.static_range(SERIES_TERMS - 1, 0, -1):
             series = 1.0 / i - small * series
         log1p = tl.where(small < SERIES_BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
-        bits = tl.maximum(-z, 0.0) * LOG2_E + log1p
+        bits = larger(-z, 0.0) * LOG2_E + log1p
     else:
         y = logit.to(ACC) * -LOG2_E
         # log2(1 + 2^y), which is y where 2^y overflows
-        bits = tl.minimum(lg2(1.0 + ex2(y)), tl.maximum(y, 120.0))
-    return tl.minimum(bits, SHUT, propagate_nan=tl.PropagateNan.ALL)
+        bits = smaller(lg2(1.0 + ex2(y)), larger(y, 120.0))
+    return smaller(bits, SHUT)
 
 
 @triton.jit
@@ -105,23 +75,18 @@ def running(matrix, bits, logit):
 
 
 @triton.jit
+def operand(x, DOT: tl.constexpr):
+    """x as an operand of `dot`. A product in tf32 cuts off what its operands have too many digits
+    of: float32 is rounded first. What comes in half precision has no more than tf32."""
+    rounded: tl.constexpr = DOT == tl.float32 and x.dtype == tl.float32 and not INTERPRETED
+    if rounded:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return x.to(DOT)
+
+
+@triton.jit
 def dot(x, y, total=None):
-    """x y or x y + total; of float32 operands in tf32."""
+    """x y or x y + total for `operand`s; of float32 in tf32."""
     return tl.dot(x, y, total, input_precision="tf32", out_dtype=ACC)
-
-
-@triton.jit
-def load(base, rows, cols, stride, valid_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, other):
-    """``[rows, cols]`` as stored; ``other`` outside the tensor, which is WIDTH wide."""
-    mask = (rows < valid_rows)[:, None]
-    if WIDTH != PADDED:
-        mask = mask & (cols < WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + cols[None, :], mask=mask, other=other)
-
-
-@triton.jit
-def store(base, x, rows, cols, stride, valid_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    mask = (rows < valid_rows)[:, None]
-    if WIDTH != PADDED:
-        mask = mask & (cols < WIDTH)[None, :]
-    tl.store(base + rows[:, None] * stride + cols[None, :], x.to(base.dtype.element_ty), mask=mask)

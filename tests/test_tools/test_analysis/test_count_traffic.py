@@ -66,19 +66,23 @@ BEFORE = {
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_our_models_at_512(tool, name):
-    """Little more than half is kept, and less than two thirds of the bytes move."""
+    """Less than half is kept, and less than two thirds of the bytes move.
+
+    Since 128 channels are the most that the fused feed-forward takes: before, it took 256 in twice
+    the instructions' time of four launches, and ViG-H-T kept 251 MiB and moved 3.35 GiB.
+    """
     pytest.importorskip("triton")
     found = tool.backbone_traffic(Config.fromfile(CONFIGS / f"{name}.py"))
     kept, moved = BEFORE[name]
-    assert found["kept"] <= 0.54 * kept * MIB and found["training"] <= 0.63 * moved * GIB
+    assert found["kept"] <= 0.49 * kept * MIB and found["training"] <= 0.65 * moved * GIB
     listed = json.loads((ROOT / "docs/traffic.json").read_text())["results"]
     if torch.__version__.startswith("2.11."):  # others split some operators in other parts
         mine = listed[Path(name).name]
         assert (mine["kept"], mine["training"]) == (found["kept"], found["training"])
     if "vig-h-t" in name:
-        assert found["kept"] <= 255 * MIB and found["training"] <= 3.4 * GIB
+        assert found["kept"] <= 286 * MIB and found["training"] <= 3.65 * GIB
         peers = [listed[f"mask-rcnn_{peer}_fpn_1x_coco"] for peer in ("swin-t", "convnext-t")]
-        assert all(found["kept"] < 0.47 * peer["kept"] for peer in peers)
+        assert all(found["kept"] < 0.53 * peer["kept"] for peer in peers)
 
 
 def test_what_a_cpu_keeps(tool):
