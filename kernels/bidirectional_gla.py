@@ -6,7 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .checks import check_shape, check_tokens
 from .chunked import chunked_backward, chunked_forward
-from .dispatch import select_backend
+from .dispatch import run, select_backend
 from .reference import reference_bidirectional_gla
 
 BACKENDS = ("reference", "chunked", "triton")
@@ -101,12 +101,17 @@ def _forward_op(
     out_dtype = out_dtype or v.dtype
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=out_dtype)
-    if backend == "triton":
+
+    def kernels() -> Tensor:
         from .triton import triton_forward
 
         return triton_forward(q, k, v, gate_f, gate_b, out_dtype=out_dtype)
-    with torch.autocast(q.device.type, enabled=False):  # the products inside stay float32
-        return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(out_dtype)
+
+    def plain() -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):  # the products inside stay float32
+            return chunked_forward(*_upcast(q, k, v, gate_f, gate_b)).to(out_dtype)
+
+    return run("bidirectional_gla", backend, kernels, plain, q, v, gate_f)
 
 
 @torch.library.custom_op("vig_mm::bidirectional_gla_backward", mutates_args=())
@@ -122,15 +127,25 @@ def _backward_op(
     inputs = (q, k, v, gate_f, gate_b)
     if q.shape[0] == 0:
         return tuple(x.new_empty(x.shape) for x in inputs)  # type: ignore[return-value]
-    if backend == "triton":
+
+    def kernels() -> tuple[Tensor, ...]:
         from .triton import triton_backward
 
-        return triton_backward(grad, *inputs)  # type: ignore[return-value]
-    with torch.autocast(q.device.type, enabled=False):
-        grads = chunked_backward(*_upcast(grad, *inputs))
-    return tuple(  # type: ignore[return-value]
-        g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)
+        return triton_backward(grad, *inputs)
+
+    def plain() -> tuple[Tensor, ...]:
+        return _plain_backward(grad, *inputs)
+
+    tensors = (q, v, gate_f, grad)
+    return run(  # type: ignore[return-value]
+        "the gradient of bidirectional_gla", backend, kernels, plain, *tensors
     )
+
+
+def _plain_backward(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    with torch.autocast(grad.device.type, enabled=False):
+        grads = chunked_backward(*_upcast(grad, *inputs))
+    return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 
 @torch.library.custom_op(
@@ -153,18 +168,24 @@ def _backward_into_op(
 ) -> None:
     """Write the gradients into tensors that exist, such as parts of a projection's gradient."""
     inputs, results = (q, k, v, gate_f, gate_b), (dq, dk, dv, dgate_f, dgate_b)
-    same = {x.dtype for x in (grad, *inputs, *results)} in ({torch.float32}, {torch.float64})
-    if backend == "chunked" and q.shape[0] and same:
-        with torch.autocast(q.device.type, enabled=False):
-            chunked_backward(*_upcast(grad, *inputs), out=results)
+    if q.shape[0] == 0:
         return
-    if backend == "triton" and q.shape[0]:
+
+    def kernels() -> None:
         from .triton import triton_backward
 
         triton_backward(grad, *inputs, out=results)
-        return
-    for x, y in zip(results, _backward_op(grad, *inputs, backend), strict=True):
-        x.copy_(y)
+
+    def plain() -> None:
+        if {x.dtype for x in (grad, *inputs, *results)} in ({torch.float32}, {torch.float64}):
+            with torch.autocast(q.device.type, enabled=False):
+                chunked_backward(grad, *inputs, out=results)
+            return
+        for x, y in zip(results, _plain_backward(grad, *inputs), strict=True):
+            x.copy_(y)
+
+    tensors = (q, v, gate_f, grad)
+    run("the gradient of bidirectional_gla", backend, kernels, plain, *tensors)
 
 
 @_backward_into_op.register_fake

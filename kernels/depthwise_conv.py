@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_device, check_floating
-from .dispatch import PLAIN_OR_TRITON, select_backend
+from .dispatch import PLAIN_OR_TRITON, run, select_backend
 from .norm import check_channels, normalize, torch_norm_backward, upcast
 
 
@@ -66,14 +66,19 @@ def norm_conv(
 @torch.library.custom_op("vig_mm::norm_statistics", mutates_args=())
 def _statistics_op(x: Tensor, center: bool, eps: float, backend: str) -> Tensor:
     """``[2, M]`` of ``x [..., C]``: mean (0 without ``center``) and 1 / standard deviation."""
-    if backend == "triton":
+
+    def kernels() -> Tensor:
         from .triton.depthwise_conv import norm_statistics
 
         return norm_statistics(x, center, eps)
-    (wide,) = upcast(x.flatten(0, -2))
-    mean = wide.mean(1) if center else wide.new_zeros(len(wide))
-    square = (wide - mean[:, None]).square().mean(1)
-    return torch.stack([mean, torch.rsqrt(square + eps)])
+
+    def plain() -> Tensor:
+        (wide,) = upcast(x.flatten(0, -2))
+        mean = wide.mean(1) if center else wide.new_zeros(len(wide))
+        square = (wide - mean[:, None]).square().mean(1)
+        return torch.stack([mean, torch.rsqrt(square + eps)])
+
+    return run("the statistics of norm_conv", backend, kernels, plain, x)
 
 
 @torch.library.custom_op("vig_mm::norm_conv", mutates_args=())
@@ -91,12 +96,17 @@ def _conv_op(
     backend: str,
 ) -> Tensor:
     hw = (height, width)
-    if backend == "triton":
+
+    def kernels() -> Tensor:
         from .triton.depthwise_conv import norm_conv_forward
 
         return norm_conv_forward(x, stats, norm_weight, norm_bias, weight, hw, act, dtype)
-    wide, scale, shift, taps = upcast(x, norm_weight, norm_bias, weight)
-    return torch_norm_conv(wide, scale, shift, taps, hw, eps, act, wide.dtype).to(dtype)
+
+    def plain() -> Tensor:
+        wide, scale, shift, taps = upcast(x, norm_weight, norm_bias, weight)
+        return torch_norm_conv(wide, scale, shift, taps, hw, eps, act, wide.dtype).to(dtype)
+
+    return run("norm_conv", backend, kernels, plain, x, norm_weight, weight)
 
 
 @torch.library.custom_op("vig_mm::norm_conv_backward", mutates_args=())
@@ -116,17 +126,25 @@ def _conv_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (plus ``residual``), the norm's weight and bias (or zeros), the weight."""
     hw = (height, width)
-    if backend == "triton":
+
+    def kernels() -> tuple[Tensor, ...]:
         from .triton.depthwise_conv import norm_conv_backward
 
         return norm_conv_backward(grad, x, stats, norm_weight, norm_bias, weight, residual, hw, act)
-    wide, scale, shift, taps = upcast(x, norm_weight, norm_bias, weight)
-    dx, dscale, dshift, dtaps = torch_norm_conv_backward(
-        grad.to(wide.dtype), wide, scale, shift, taps, residual.to(wide.dtype), hw, eps, act
+
+    def plain() -> tuple[Tensor, ...]:
+        wide, scale, shift, taps = upcast(x, norm_weight, norm_bias, weight)
+        dx, dscale, dshift, dtaps = torch_norm_conv_backward(
+            grad.to(wide.dtype), wide, scale, shift, taps, residual.to(wide.dtype), hw, eps, act
+        )
+        dshift = torch.zeros_like(dscale) if dshift is None else dshift
+        dtype = norm_weight.dtype
+        return dx.to(x.dtype), dscale.to(dtype), dshift.to(dtype), dtaps.to(weight.dtype)
+
+    tensors = (x, norm_weight, weight, grad)
+    return run(  # type: ignore[return-value]
+        "the gradient of norm_conv", backend, kernels, plain, *tensors
     )
-    dshift = torch.zeros_like(dscale) if dshift is None else dshift
-    dtype = norm_weight.dtype
-    return dx.to(x.dtype), dscale.to(dtype), dshift.to(dtype), dtaps.to(weight.dtype)
 
 
 def torch_norm_conv(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .dispatch import run
 from .norm import normalize, torch_norm_backward, upcast
 from .swiglu import torch_swiglu, torch_swiglu_backward
 
@@ -30,13 +31,18 @@ def _feed_forward_op(
     Products are taken in the dtype of w_in ``[2I, C]`` and w_out ``[C, I]``. ``scale [B]``, that of
     stochastic depth: B divides M, and a sample's rows are neighbours.
     """
-    if backend == "triton":
+
+    def kernels() -> Tensor:
         from .triton.feed_forward import feed_forward
 
         return feed_forward(x, norm_w, norm_b, w_in, w_out, scale, eps)
-    wide, wide_w, wide_b = upcast(x, norm_w, norm_b)
-    hidden = torch_swiglu(normalize(wide, wide_w, wide_b, eps).to(w_in.dtype) @ w_in.mT)
-    return (wide + _by_sample(hidden @ w_out.mT, scale)).to(x.dtype)
+
+    def plain() -> Tensor:
+        wide, wide_w, wide_b = upcast(x, norm_w, norm_b)
+        hidden = torch_swiglu(normalize(wide, wide_w, wide_b, eps).to(w_in.dtype) @ w_in.mT)
+        return (wide + _by_sample(hidden @ w_out.mT, scale)).to(x.dtype)
+
+    return run("feed_forward", backend, kernels, plain, x, w_in, w_out)
 
 
 @torch.library.custom_op("vig_mm::feed_forward_backward", mutates_args=())
@@ -56,21 +62,29 @@ def _feed_forward_backward_op(
     Between them, second to fourth: w_in's output's gradient, SwiGLU's output and the norm's, of
     which the weights' gradients are products; the first two of them times ``scale``.
     """
-    if backend == "triton":
+
+    def kernels() -> tuple[Tensor, ...]:
         from .triton.feed_forward import feed_forward_backward
 
         return feed_forward_backward(grad, x, norm_w, norm_b, w_in, w_out, scale, eps)
-    wide, wide_w, wide_b = upcast(x, norm_w, norm_b)
-    normed = normalize(wide, wide_w, wide_b, eps).to(w_in.dtype)
-    dinside, hidden = torch_swiglu_backward(grad.to(w_in.dtype) @ w_out, normed @ w_in.mT)
-    dinside, hidden = _by_sample(dinside, scale), _by_sample(hidden, scale)
-    dnormed = (dinside @ w_in).to(wide.dtype)
-    dx, _, dnorm_w, dnorm_b = torch_norm_backward(dnormed, wide, wide_w, wide_b, eps)
-    dnorm_b = torch.zeros_like(dnorm_w) if dnorm_b is None else dnorm_b
-    return (
-        (dx + grad).to(x.dtype), dinside, hidden, normed,
-        dnorm_w.to(norm_w.dtype), dnorm_b.to(norm_w.dtype),
-    )  # fmt: skip
+
+    def plain() -> tuple[Tensor, ...]:
+        wide, wide_w, wide_b = upcast(x, norm_w, norm_b)
+        normed = normalize(wide, wide_w, wide_b, eps).to(w_in.dtype)
+        dinside, hidden = torch_swiglu_backward(grad.to(w_in.dtype) @ w_out, normed @ w_in.mT)
+        dinside, hidden = _by_sample(dinside, scale), _by_sample(hidden, scale)
+        dnormed = (dinside @ w_in).to(wide.dtype)
+        dx, _, dnorm_w, dnorm_b = torch_norm_backward(dnormed, wide, wide_w, wide_b, eps)
+        dnorm_b = torch.zeros_like(dnorm_w) if dnorm_b is None else dnorm_b
+        return (
+            (dx + grad).to(x.dtype), dinside, hidden, normed,
+            dnorm_w.to(norm_w.dtype), dnorm_b.to(norm_w.dtype),
+        )  # fmt: skip
+
+    tensors = (x, w_in, w_out, grad)
+    return run(  # type: ignore[return-value]
+        "the gradient of feed_forward", backend, kernels, plain, *tensors
+    )
 
 
 def _by_sample(x: Tensor, scale: Tensor | None) -> Tensor:

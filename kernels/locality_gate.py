@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_device, check_floating, check_shape, check_tokens
-from .dispatch import select_backend
+from .dispatch import KERNELS, run, select_backend
 from .locality_gate_backward import torch_locality_gate_backward
+from .norm import upcast
 
 GATE_BACKENDS = ("torch", "triton")
 
@@ -50,8 +51,9 @@ def locality_gate(
     """
     _check(o, local, gate, g_weight, l_weight)
     backend = select_backend(backend, GATE_BACKENDS, "torch", o=o)
-    function = _gate_op if backend == "triton" else torch_locality_gate
-    return function(o, local, gate, g_weight, l_weight, eps, act)
+    if backend in KERNELS:
+        return _gate_op(o, local, gate, g_weight, l_weight, eps, act, backend)
+    return torch_locality_gate(o, local, gate, g_weight, l_weight, eps, act)
 
 
 def _check(o: Tensor, local: Tensor, gate: Tensor, g_weight: Tensor, l_weight: Tensor) -> None:
@@ -96,10 +98,19 @@ def _gate_op(
     l_weight: Tensor,
     eps: float,
     act: bool,
+    backend: str,
 ) -> Tensor:
-    from .triton import gate_forward
+    inputs = (o, local, gate, g_weight, l_weight)
 
-    return gate_forward(o, local, gate, g_weight, l_weight, eps, act)
+    def kernels() -> Tensor:
+        from .triton import gate_forward
+
+        return gate_forward(*inputs, eps, act)
+
+    def plain() -> Tensor:
+        return torch_locality_gate(*inputs, eps, act)
+
+    return run("locality_gate", backend, kernels, plain, *inputs)
 
 
 @torch.library.custom_op("vig_mm::locality_gate_backward", mutates_args=())
@@ -112,10 +123,22 @@ def _gate_backward_op(
     l_weight: Tensor,
     eps: float,
     act: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from .triton import gate_backward
+    inputs = (o, local, gate, g_weight, l_weight)
 
-    return gate_backward(grad, o, local, gate, g_weight, l_weight, eps, act)
+    def kernels() -> tuple[Tensor, ...]:
+        from .triton import gate_backward
+
+        return gate_backward(grad, *inputs, eps, act)
+
+    def plain() -> tuple[Tensor, ...]:
+        dy, x, y, z, w_x, w_y = (t.contiguous() for t in upcast(grad, *inputs))
+        _, *grads = torch_locality_gate_backward(dy, x, y, z, w_x, w_y, eps, act)
+        return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+
+    name = "the gradient of locality_gate"
+    return run(name, backend, kernels, plain, *inputs)  # type: ignore[return-value]
 
 
 @torch.library.custom_op("vig_mm::gate_projection", mutates_args=())
@@ -137,12 +160,17 @@ def _gate_projection_op(
     The product is taken in the dtype of weight ``[C, H D]``.
     """
     tensors = (o, local, gate, g_weight, l_weight)
-    if backend == "triton":
+
+    def kernels() -> Tensor:
         from .triton.gate_projection import gate_projection
 
         return gate_projection(*tensors, weight, x, scale, eps, act)
-    y = torch_locality_gate(*tensors, eps, act).flatten(2).to(weight.dtype) @ weight.mT
-    return x + (y if scale is None else y * scale[:, None, None]).to(x.dtype)
+
+    def plain() -> Tensor:
+        y = torch_locality_gate(*tensors, eps, act).flatten(2).to(weight.dtype) @ weight.mT
+        return x + (y if scale is None else y * scale[:, None, None]).to(x.dtype)
+
+    return run("gate_projection", backend, kernels, plain, o, gate, weight, x)
 
 
 @_gate_projection_op.register_fake
@@ -171,32 +199,36 @@ def _gate_backward_into_op(
     and both weights.
     """
     tensors = (grad, o, local, gate, g_weight, l_weight)
-    if backend == "triton":
+
+    def kernels() -> tuple[Tensor, ...]:
         from .triton import gate_backward_into
 
         return gate_backward_into(*tensors, scale, dgate, eps, act)
-    double = any(x.dtype == torch.float64 for x in tensors)
-    wide = [x.to(torch.float64 if double else torch.float32) for x in tensors]
-    dy, x, y, z, w_x, w_y = wide
-    if scale is not None:
-        dy = dy * scale[:, None, None, None]
-    out, do, dlocal, dz, dg, dl = torch_locality_gate_backward(dy, x, y, z, w_x, w_y, eps, act)
-    if scale is not None:
-        out *= scale[:, None, None, None]
-    dgate.copy_(dz)
-    return (
-        out.to(dgate.dtype), do.to(o.dtype), dlocal.to(local.dtype), dz.sum((0, 1)).flatten(),
-        dg.to(g_weight.dtype), dl.to(l_weight.dtype),
-    )  # fmt: skip
+
+    def plain() -> tuple[Tensor, ...]:
+        dy, x, y, z, w_x, w_y = (t.contiguous() for t in upcast(*tensors))
+        if scale is not None:
+            dy = dy * scale[:, None, None, None]
+        out, do, dlocal, dz, dg, dl = torch_locality_gate_backward(dy, x, y, z, w_x, w_y, eps, act)
+        if scale is not None:
+            out *= scale[:, None, None, None]
+        dgate.copy_(dz)
+        return (
+            out.to(dgate.dtype), do.to(o.dtype), dlocal.to(local.dtype), dz.sum((0, 1)).flatten(),
+            dg.to(g_weight.dtype), dl.to(l_weight.dtype),
+        )  # fmt: skip
+
+    name = "the gradient of locality_gate"
+    return run(name, backend, kernels, plain, *tensors)  # type: ignore[return-value]
 
 
 @_gate_op.register_fake
-def _(o, local, gate, g_weight, l_weight, eps, act):
+def _(o, local, gate, g_weight, l_weight, eps, act, backend):
     return o.new_empty(o.shape)
 
 
 @_gate_backward_op.register_fake
-def _(grad, o, local, gate, g_weight, l_weight, eps, act):
+def _(grad, o, local, gate, g_weight, l_weight, eps, act, backend):
     return tuple(x.new_empty(x.shape) for x in (o, local, gate, g_weight, l_weight))
 
 
@@ -211,12 +243,13 @@ def _(grad, o, local, gate, g_weight, l_weight, scale, dgate, eps, act, backend)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.eps, ctx.act = inputs
+    *tensors, ctx.eps, ctx.act, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad: Tensor):
-    return *_gate_backward_op(grad, *ctx.saved_tensors, ctx.eps, ctx.act), None, None
+    settings = (ctx.eps, ctx.act, ctx.backend)
+    return *_gate_backward_op(grad, *ctx.saved_tensors, *settings), None, None, None
 
 
 _gate_op.register_autograd(_backward, setup_context=_setup_context)

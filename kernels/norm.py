@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_device, check_floating
-from .dispatch import PLAIN_OR_TRITON, select_backend
+from .dispatch import PLAIN_OR_TRITON, run, select_backend
 
 
 def norm(
@@ -69,12 +69,16 @@ def _norm_op(
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    if backend == "triton":
+    def kernels() -> Tensor:
         from .triton.norm import norm_forward
 
         return norm_forward(x, weight, bias, eps, dtype)
-    wide, wide_weight, wide_bias = upcast(x, weight, bias)
-    return normalize(wide, wide_weight, wide_bias, eps).to(dtype)
+
+    def plain() -> Tensor:
+        wide, wide_weight, wide_bias = upcast(x, weight, bias)
+        return normalize(wide, wide_weight, wide_bias, eps).to(dtype)
+
+    return run("norm", backend, kernels, plain, x, weight)
 
 
 @torch.library.custom_op("vig_mm::norm_backward", mutates_args=())
@@ -91,18 +95,24 @@ def _norm_backward_op(
 
     The last is zeros where there is no bias.
     """
-    if backend == "triton":
+
+    def kernels() -> tuple[Tensor, ...]:
         from .triton.norm import norm_backward
 
         return norm_backward(grad, x, weight, bias, residual, eps)
-    wide, wide_weight, wide_bias = upcast(x, weight, bias)
-    dx, out, dweight, dbias = torch_norm_backward(
-        grad.to(wide.dtype), wide, wide_weight, wide_bias, eps
-    )
-    if residual is not None:
-        dx = dx.add_(residual)
-    dbias = torch.zeros_like(dweight) if dbias is None else dbias
-    return dx.to(x.dtype), out.to(grad.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+    def plain() -> tuple[Tensor, ...]:
+        wide, wide_weight, wide_bias = upcast(x, weight, bias)
+        dx, out, dweight, dbias = torch_norm_backward(
+            grad.to(wide.dtype), wide, wide_weight, wide_bias, eps
+        )
+        if residual is not None:
+            dx = dx.add_(residual)
+        dbias = torch.zeros_like(dweight) if dbias is None else dbias
+        return dx.to(x.dtype), out.to(grad.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+    name = "the gradient of norm"
+    return run(name, backend, kernels, plain, x, weight, grad)  # type: ignore[return-value]
 
 
 def upcast(*tensors: Tensor | None) -> list[Any]:

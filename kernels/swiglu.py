@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_floating
-from .dispatch import PLAIN_OR_TRITON, select_backend
+from .dispatch import PLAIN_OR_TRITON, run, select_backend
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
@@ -36,11 +36,12 @@ def swiglu(x: Tensor, *, backend: str | None = None) -> Tensor:
 
 @torch.library.custom_op("vig_mm::swiglu", mutates_args=())
 def _swiglu_op(x: Tensor, backend: str) -> Tensor:
-    if backend == "triton":
+    def kernels() -> Tensor:
         from .triton.swiglu import swiglu_forward
 
         return swiglu_forward(x)
-    return torch_swiglu(x)
+
+    return run("swiglu", backend, kernels, lambda: torch_swiglu(x), x)
 
 
 @torch.library.custom_op("vig_mm::swiglu_backward", mutates_args=())
@@ -52,15 +53,20 @@ def _swiglu_backward_op(
     Both times ``scale [B]``, that of stochastic depth, if there is one; x is ``[B, ..., 2I]``, or
     its rows in this order.
     """
-    if backend == "triton":
+
+    def kernels() -> tuple[Tensor, Tensor]:
         from .triton.swiglu import swiglu_backward
 
         return swiglu_backward(grad, x, scale)
-    dx, out = torch_swiglu_backward(grad, x)
-    if scale is not None:
-        for t in (dx, out):
-            t.view(len(scale), -1).mul_(scale[:, None])
-    return dx, out
+
+    def plain() -> tuple[Tensor, Tensor]:
+        dx, out = torch_swiglu_backward(grad, x)
+        if scale is not None:
+            for t in (dx, out):
+                t.view(len(scale), -1).mul_(scale[:, None])
+        return dx, out
+
+    return run("the gradient of swiglu", backend, kernels, plain, x, grad)
 
 
 def torch_swiglu(x: Tensor) -> Tensor:

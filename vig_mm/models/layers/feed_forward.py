@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vig_mm.kernels.dispatch import PLAIN_OR_TRITON, select_backend
+from vig_mm.kernels.dispatch import KERNELS, PLAIN_OR_TRITON, select_backend
 from vig_mm.kernels.feed_forward import MAX_CHANNELS
 from vig_mm.kernels.norm import normalize, torch_norm_backward
 from vig_mm.kernels.swiglu import torch_swiglu, torch_swiglu_backward
@@ -86,7 +86,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, scale, *tensors = ctx.saved_tensors
         weights, kept = tensors[:4], tensors[4:]
-        backward = _kernels_backward if ctx.settings.backend == "triton" else _torch_backward
+        backward = _kernels_backward if ctx.settings.backend in KERNELS else _torch_backward
         with no_autocast(grad):
             norm_w, norm_b, w_in, w_out = weights
             dx, *gradients = backward(
@@ -105,7 +105,7 @@ def _forward(
     w_out: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
     """The result, and block by block what the first layer gives, if it is kept."""
-    if s.backend == "triton" and s.fused:
+    if s.backend in KERNELS and s.fused:
         samples = None if scale is None else scale.flatten()
         weights = (norm_w, norm_b, w_in.to(s.dtype), w_out.to(s.dtype))
         out = ops.feed_forward(x.flatten(0, 1), *weights, samples, s.eps, s.backend)
@@ -114,7 +114,7 @@ def _forward(
     rows_x, rows_out, scale = x.flatten(0, 1), out.flatten(0, 1), scale_of_rows(scale, x)
     w_in, w_out, kept = w_in.to(s.dtype), w_out.to(s.dtype), []
     for r in blocks_of(rows_x, _whole(s, x)):
-        if s.backend == "triton":
+        if s.backend in KERNELS:
             inside = linear(ops.norm(rows_x[r], norm_w, norm_b, s.eps, s.dtype, s.backend), w_in)
             hidden = ops.swiglu(inside, s.backend)
         else:
@@ -192,4 +192,4 @@ def _torch_backward(
 
 
 def _whole(s: Settings, x: Tensor) -> bool:
-    return s.backend == "triton" or x.device.type != "cpu"
+    return s.backend in KERNELS or x.device.type != "cpu"

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from vig_mm.kernels import BACKENDS, locality_gate
 from vig_mm.kernels.depthwise_conv import torch_norm_conv, torch_norm_conv_backward
-from vig_mm.kernels.dispatch import select_backend
+from vig_mm.kernels.dispatch import KERNELS, select_backend
 from vig_mm.kernels.locality_gate_backward import torch_locality_gate_backward
 
 from .linear import linear, linear_backward, linear_input_gradient, linear_weight_gradient
@@ -146,7 +146,7 @@ def _forward(s: Settings, x: Tensor, scale: Tensor | None, w: Weights) -> tuple[
         # beyond float16's range o would be inf, and NaN behind its norm
         torch.float32 if s.dtype == torch.float16 else None,
     )
-    last = _last if s.backend == "triton" else _torch_last
+    last = _last if s.backend in KERNELS else _torch_last
     return last(s, x, scale, local, gate, o, w), x, stats, packed, o
 
 
@@ -166,7 +166,7 @@ def _backward(
     *qkv, gate, rank = _unpack(packed, channels)
     dpacked = torch.empty_like(packed)  # every gradient is written to its place
     *dqkv, dgate, drank = _unpack(dpacked, channels)
-    last_backward = _last_backward if s.backend == "triton" else _torch_last_backward
+    last_backward = _last_backward if s.backend in KERNELS else _torch_last_backward
     do, dlocal, dgate_bias, dg_norm, dl_norm, dlast = last_backward(
         s, grad, scale, local, gate, o, dgate, w
     )
@@ -201,7 +201,7 @@ def _backward(
 
 
 def _whole(s: Settings, x: Tensor) -> bool:
-    return s.backend == "triton" or x.device.type != "cpu"
+    return s.backend in KERNELS or x.device.type != "cpu"
 
 
 def _unpack(packed: Tensor, channels: int) -> tuple[Any, ...]:
@@ -223,7 +223,7 @@ def _local(
     s: Settings, x: Tensor, stats: Tensor | None, w: Weights
 ) -> tuple[Tensor, Tensor | None]:
     """Rows of the convolved norm of x, and, for the kernels, the norm's statistics."""
-    if s.backend != "triton":
+    if s.backend not in KERNELS:
         out = torch_norm_conv(x, w.norm_w, w.norm_b, w.conv, s.hw, s.norm_eps, s.act, s.dtype)
         return out.flatten(0, 1), None
     if stats is None:
@@ -238,7 +238,7 @@ def _local_backward(
     s: Settings, grad: Tensor, x: Tensor, stats: Tensor | None, residual: Tensor, w: Weights
 ) -> tuple[Any, ...]:
     """Gradients of x, with the residual's, of the norm's weight and bias, of the convolution."""
-    if s.backend != "triton":
+    if s.backend not in KERNELS:
         return torch_norm_conv_backward(
             grad, x, w.norm_w, w.norm_b, w.conv, residual, s.hw, s.norm_eps, s.act
         )
