@@ -46,7 +46,7 @@ def explain(error: Exception) -> str:
         with contextlib.suppress(Exception):  # of a Triton that cannot be asked
             if lacks := no_compiler() or no_header() or no_cache():
                 return lacks
-    text = str(error).strip()
+    text = str(error).strip().removesuffix(".")
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return f"{type(error).__name__}: {text}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 CALLS = """
 cuCtxGetCurrent cuCtxGetLimit cuCtxSetCurrent cuCtxSetLimit cuDeviceGet cuDevicePrimaryCtxRetain
-cuFuncSetAttribute cuFuncSetCacheConfig cuModuleGetFunction cuModuleLoadData
+cuFuncSetAttribute cuFuncSetCacheConfig cuInit cuModuleGetFunction cuModuleLoadData cuModuleUnload
 cuOccupancyMaxActiveClusters cuTensorMapEncodeTiled
 """
 SOURCE = """
@@ -27,6 +27,9 @@ int cuLaunchKernelEx() {  /* the error that the environment asks for */
 int cuGetErrorString(int code, const char **text) { *text = "stand-in error"; return 0; }
 int cuDeviceGetAttribute(int *value, int name, int device) { *value = 232448; return 0; }
 int cuFuncGetAttribute(int *value, int name, void *function) { *value = 1024; return 0; }
+int cuCtxGetDevice(int *device) { *device = 0; return 0; }
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+int cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
 int cuPointerGetAttribute(void **data, int name, void *pointer) { *data = pointer; return 0; }
 """
 
@@ -38,6 +41,7 @@ def build_driver(folder: Path) -> None:
     out = folder / "libcuda.so.1"
     command = ["cc", "-w", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", out, source]
     subprocess.run(command, check=True)
+    (folder / "libcuda.so").symlink_to(out)  # what Triton 3.5 links
 
 
 def pretend(folder: Path) -> ctypes.CDLL:

@@ -123,16 +123,27 @@ def test_nothing_can_run(driver, tmp_path, change, environment, words):
     assert all(word in found["explicit"] for word in words)
 
 
+PTXAS = """#!/bin/sh
+[ "$1" = --version ] && exec echo "Cuda compilation tools, release 12.8, V12.8.93"
+echo "a test" >&2
+exit 1
+"""
+
+
 @pytest.mark.parametrize(
-    "environment, words",
+    "variable, value, words",
     [
-        (dict(STAND_IN_FAULT="701"), ["RuntimeError", "stand-in error"]),
-        (dict(PTXAS_OPTIONS="--no-such-option"), ["PTXASError", "ptxas"]),
+        ("STAND_IN_FAULT", "701", ["RuntimeError", "stand-in error"]),
+        ("TRITON_PTXAS_PATH", "ptxas", ["PTXASError", "a test"]),
     ],
     ids=["launch", "compilation"],
 )
-def test_a_kernel_fails(driver, filled_cache, environment, words):
-    found = report(driver, filled_cache, **environment)
+def test_a_kernel_fails(driver, filled_cache, tmp_path, variable, value, words):
+    if variable == "TRITON_PTXAS_PATH":
+        value = tmp_path / value
+        value.write_text(PTXAS)
+        value.chmod(0o755)
+    found = report(driver, filled_cache, **{variable: str(value)})
     assert found["plain"] and found["launches"] == 0
     (text,) = found["said"]
     assert all(word in text for word in (*words, "norm", "slower", "vig_mm.kernels")), text
@@ -144,7 +155,10 @@ def test_a_compiler_that_is_gone_later(driver, filled_cache, tmp_path, only):
     """What loads the kernels is compiled, their launchers are not."""
     cache = tmp_path / "cache"
     shutil.copytree(filled_cache, cache)
-    for launcher in cache.glob("*/__triton_launcher*.so"):
+    launchers = list(cache.glob("*/__triton_launcher*.so"))
+    if not launchers:
+        pytest.skip("this Triton compiles no launchers")
+    for launcher in launchers:
         launcher.unlink()
     found = report(driver, cache, PATH=only(""))
     assert found["plain"] and found["launches"] == 0
