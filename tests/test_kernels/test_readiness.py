@@ -143,6 +143,7 @@ def test_a_kernel_fails(driver, filled_cache, tmp_path, variable, value, words):
         value = tmp_path / value
         value.write_text(PTXAS)
         value.chmod(0o755)
+        filled_cache = tmp_path / "cache"  # another, where all is to be compiled
     found = report(driver, filled_cache, **{variable: str(value)})
     assert found["plain"] and found["launches"] == 0
     (text,) = found["said"]
