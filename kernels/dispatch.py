@@ -1,6 +1,11 @@
-"""Which backend runs, from device, dtype and widths alone: to torch.compile it is a constant."""
+"""Which backend runs: chosen before a call, and again where a kernel fails.
+
+The choice before a call depends on the process, device, dtype and widths alone: to torch.compile it
+is a constant.
+"""
 
 import importlib.util
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -8,12 +13,18 @@ import torch
 from torch import Tensor
 
 GPU = "cuda"  # device type the kernels run on
+AUTO = "auto"
+"""What None becomes on a GPU: the kernels, and plain PyTorch where one of them fails."""
+KERNELS = (AUTO, "triton")
 PLAIN_OR_TRITON = ("torch", "triton")
 """Backends of the parts of a block."""
 MAX_WIDTH = 128
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)  # what Triton supports
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+P, Result = ParamSpec("P"), TypeVar("Result")
+LIBRARY = torch.library.Library("vig_mm", "FRAGMENT")
+_failed: set[tuple] = set()  # what `shape_class` gives of launches that failed
 
 
 def unsupported(dtype: torch.dtype, widths: Mapping[str, int]) -> str | None:
@@ -67,6 +78,8 @@ def select_backend(
 ) -> str:
     """``backend`` if these inputs can take it; for None the default, with a warning if it is slow.
 
+    The default is ``plain`` or, on a GPU where Triton works, `AUTO`.
+
     Args:
         backend: what the caller asked for.
         backends: names to choose from.
@@ -77,18 +90,22 @@ def select_backend(
     Raises:
         ValueError: the backend is unknown or does not take these inputs.
         ImportError: ``backend="triton"`` and there is no Triton.
+        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine.
     """
     x = next(iter(inputs.values()))
     widths = {name: y.shape[-1] for name, y in inputs.items()} if limit_widths else {}
     if backend is None:
         if x.device.type != GPU:
             return plain
-        from .trace_time import compute_capability, is_exporting, warn_once
+        from .trace_time import compute_capability, is_exporting, triton_obstacle, warn_once
 
         capability = compute_capability(x.device.index)
         backend, reason = choose_backend(
             plain, x.device.type, capability, x.dtype, widths, is_exporting()
         )
+        if backend == "triton":
+            reason = triton_obstacle()
+            backend = plain if reason else AUTO
         if reason is not None:
             warn_once(
                 f"vig_mm runs without its Triton kernels, slower: {reason}. "
@@ -105,20 +122,17 @@ def select_backend(
             )
         if reason := unsupported(x.dtype, widths):
             raise ValueError(f"backend='triton': {reason}; leave backend out")
+        if x.device.type == GPU:
+            from .trace_time import triton_obstacle
+
+            if reason := triton_obstacle():
+                raise RuntimeError(f"backend='triton': {reason}")
     return backend
-
-
-def run(operator, backend, kernels, plain, *tensors):
-    return kernels() if backend == "triton" else plain()
-
-
-P, R = ParamSpec("P"), TypeVar("R")
-LIBRARY = torch.library.Library("vig_mm", "FRAGMENT")
 
 
 def operator(
     name: str, fake: Callable, mutates: Sequence[str] = ()
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Register a function with torch as ``vig_mm::name``, one step for whoever counts or traces.
 
     As `torch.library.custom_op` does, which takes 20 us more a call.
@@ -129,7 +143,7 @@ def operator(
         mutates: arguments that are written to.
     """
 
-    def register(function: Callable[P, R]) -> Callable[P, R]:
+    def register(function: Callable[P, Result]) -> Callable[P, Result]:
         LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=mutates))
         LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"vig_mm::{name}", fake, lib=LIBRARY)
@@ -138,3 +152,70 @@ def operator(
         return overload
 
     return register
+
+
+def run(
+    operator: str,
+    backend: str,
+    kernels: Callable[[], Result],
+    plain: Callable[[], Result],
+    *tensors: Tensor,
+) -> Result:
+    """What ``kernels`` or ``plain`` returns; the body of every operator that has both forms.
+
+    ``triton`` takes the kernels, `AUTO`, too, but plain PyTorch where they raise: from then on for
+    all tensors of the same `shape_class`, with one warning a reason. What also plain PyTorch
+    raises, such as an error in the inputs, is raised. A launch is asynchronous: what a kernel does
+    wrong while it runs is an error of the process, and never hidden.
+
+    Args:
+        operator: its name, for the warning.
+        backend: what `select_backend` gave.
+        kernels: the Triton form. It may leave its outputs half written.
+        plain: the same in plain PyTorch; writes all outputs.
+        tensors: whose dtypes and sizes decide how the kernels are compiled and launched.
+    """
+    if backend not in KERNELS:
+        return plain()
+    if backend != AUTO:
+        return kernels()
+    if _failed and shape_class(operator, *tensors) in _failed:
+        return plain()
+    try:
+        return kernels()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # their tensors: plain PyTorch needs the memory
+        _raise_lost_context(tensors[0].device)
+        from .readiness import explain
+        from .trace_time import warn_once
+
+        result = plain()
+        _failed.add(shape_class(operator, *tensors))
+        reason = explain(error)
+        warn_once(
+            f"vig_mm runs {operator} in plain PyTorch, slower, as its Triton kernel fails: "
+            f"{reason}. Others that fail alike follow without a warning; "
+            "python -m vig_mm.kernels tries them all.",
+            reason.partition("\n")[0],  # the rest of an error of Triton is a kernel's own
+        )
+        return result
+
+
+def shape_class(operator: str, *tensors: Tensor) -> tuple:
+    """Launches that are taken to fail alike: one device, dtypes, widths, sizes within a factor 2.
+
+    Kernels are compiled for dtypes and widths; what else fails depends on the size.
+    """
+    sizes = ((x.dtype, x.shape[-1], x.numel().bit_length()) for x in tensors)
+    return operator, tensors[0].device, *sizes
+
+
+def _raise_lost_context(device: torch.device) -> None:
+    """Raise the error of a CUDA context that an earlier kernel has corrupted: nothing works there.
+
+    A failed compilation or launch leaves the context as it was.
+    """
+    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize(device)

@@ -17,6 +17,14 @@ def compute_capability(index: int) -> tuple[int, int] | None:
 
 
 @torch.compiler.assume_constant_result
+def triton_obstacle() -> str | None:
+    """Why no kernel can run in this process, or None; asked only where there is a driver."""
+    from .readiness import obstacle
+
+    return obstacle() if torch.cuda.is_available() else None
+
+
+@torch.compiler.assume_constant_result
 def is_exporting() -> bool:
     """Whether torch.export, the ONNX exporter or torch.jit.trace is recording.
 
@@ -26,8 +34,8 @@ def is_exporting() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def warn_once(message: str) -> None:
-    """Warn, each message once in a process, at the line that called the operator."""
-    if message not in _said:
-        _said.add(message)
+def warn_once(message: str, reason: str | None = None) -> None:
+    """Warn, each reason (or message) once in a process, at the line that called the operator."""
+    if (reason or message) not in _said:
+        _said.add(reason or message)
         warnings.warn(message, stacklevel=4)

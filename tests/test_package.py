@@ -62,6 +62,12 @@ def test_operator_needs_torch_alone() -> None:
     assert out.strip() == "(1, 5, 2, 3)"
 
 
+def test_what_runs_here_is_said_with_torch_alone() -> None:
+    out = run_python("import runpy; runpy.run_module('vig_mm.kernels', run_name='__main__')")
+    assert "triton        not installed" in out
+    assert "bidirectional_gla" in out
+
+
 def test_backbone_without_mmengine_is_one_clear_error() -> None:
     out = run_python(
         "import vig_mm\n"

@@ -44,8 +44,9 @@ def bidirectional_gla(
         gate_f, gate_b: ``[B, N, H, K]``, gate *logits* of the forward and the backward scan.
         backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors and ``chunked`` for all
             others, in exported graphs (torch.export, ONNX, torch.jit.trace), and, with one warning
-            that says why, where Triton is missing or does not take these inputs (float64, K or V
-            above 128, a GPU older than compute capability 8.0).
+            that says why, where Triton is missing, lacks a C compiler, does not take these inputs
+            (float64, K or V above 128, a GPU older than compute capability 8.0), or fails to
+            compile or launch a kernel. An explicit ``triton`` raises instead.
         out_dtype: of the result; None is that of ``v``. Sums over many tokens leave the range of
             float16 (65504) long before q, k and v do; float32 holds them.
 
@@ -58,6 +59,8 @@ def bidirectional_gla(
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
         ImportError: ``backend="triton"`` and there is no Triton.
+        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine. What it raises
+            while it compiles or launches a kernel passes as it is.
     """
     _check(q, k, v, gate_f, gate_b)
     if out_dtype is not None and not out_dtype.is_floating_point:

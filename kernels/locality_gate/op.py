@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_device, check_floating, check_shape, check_tokens
-from ..dispatch import LIBRARY, operator, select_backend
-from .torch import torch_locality_gate
+from ..dispatch import LIBRARY, operator, run, select_backend
+from ..torch_utils import upcast
+from .torch import torch_locality_gate, torch_locality_gate_backward
 
 GATE_BACKENDS = ("torch", "triton")
 
@@ -49,8 +50,9 @@ def locality_gate(
     """
     _check(o, local, gate, g_weight, l_weight)
     backend = select_backend(backend, GATE_BACKENDS, "torch", o=o)
-    function = _gate_op if backend == "triton" else torch_locality_gate
-    return function(o, local, gate, g_weight, l_weight, eps, act)
+    if backend == "torch":
+        return torch_locality_gate(o, local, gate, g_weight, l_weight, eps, act)
+    return _gate(o, local, gate, g_weight, l_weight, eps, act, backend)
 
 
 def _check(o: Tensor, local: Tensor, gate: Tensor, g_weight: Tensor, l_weight: Tensor) -> None:
@@ -67,12 +69,12 @@ def _check(o: Tensor, local: Tensor, gate: Tensor, g_weight: Tensor, l_weight: T
             )
 
 
-def _fake(o, local, gate, g_weight, l_weight, eps, act):
+def _fake(o, local, gate, g_weight, l_weight, eps, act, backend):
     return o.new_empty(o.shape)
 
 
 @operator("locality_gate", _fake)
-def _gate_op(
+def _gate(
     o: Tensor,
     local: Tensor,
     gate: Tensor,
@@ -80,18 +82,27 @@ def _gate_op(
     l_weight: Tensor,
     eps: float,
     act: bool,
+    backend: str,
 ) -> Tensor:
-    from .triton import gate_forward
+    tensors = (o, local, gate, g_weight, l_weight)
 
-    return gate_forward(o, local, gate, g_weight, l_weight, eps, act)
+    def kernels() -> Tensor:
+        from .triton import gate_forward
+
+        return gate_forward(*tensors, eps, act)
+
+    def plain() -> Tensor:
+        return torch_locality_gate(*tensors, eps, act)
+
+    return run("locality_gate", backend, kernels, plain, *tensors)
 
 
-def _fake_backward(grad, o, local, gate, g_weight, l_weight, eps, act):
+def _fake_backward(grad, o, local, gate, g_weight, l_weight, eps, act, backend):
     return tuple(x.new_empty(x.shape) for x in (o, local, gate, g_weight, l_weight))
 
 
 @operator("locality_gate_backward", _fake_backward)
-def _gate_backward_op(
+def _gate_backward(
     grad: Tensor,
     o: Tensor,
     local: Tensor,
@@ -100,19 +111,31 @@ def _gate_backward_op(
     l_weight: Tensor,
     eps: float,
     act: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from .triton import gate_backward
+    tensors = (o, local, gate, g_weight, l_weight)
 
-    return gate_backward(grad, o, local, gate, g_weight, l_weight, eps, act)
+    def kernels() -> tuple[Tensor, ...]:
+        from .triton import gate_backward
+
+        return gate_backward(grad, *tensors, eps, act)
+
+    def plain() -> tuple[Tensor, ...]:
+        wide = (x.contiguous() for x in upcast(grad, *tensors))
+        _, *gradients = torch_locality_gate_backward(*wide, eps, act)
+        return tuple(g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True))
+
+    return run("the gradient of locality_gate", backend, kernels, plain, *tensors, grad)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.eps, ctx.act = inputs
+    *tensors, ctx.eps, ctx.act, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad: Tensor):
-    return *_gate_backward_op(grad, *ctx.saved_tensors, ctx.eps, ctx.act), None, None
+    gradients = _gate_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.act, ctx.backend)
+    return *gradients, None, None, None
 
 
 torch.library.register_autograd(

@@ -112,8 +112,12 @@ class Record(TorchDispatchMode):
 @pytest.mark.parametrize(
     "options, gla, gate",
     [
-        (dict(device="cuda"), ["bidirectional_gla triton"], ["locality_gate"]),
-        (dict(device="cuda", dtype=torch.float16), ["bidirectional_gla triton"], ["locality_gate"]),
+        (dict(device="cuda"), ["bidirectional_gla auto"], ["locality_gate auto"]),
+        (
+            dict(device="cuda", dtype=torch.float16),
+            ["bidirectional_gla auto"],
+            ["locality_gate auto"],
+        ),
         (dict(device="cuda", dtype=torch.float64), ["bidirectional_gla"], []),
         (dict(device="cpu"), ["bidirectional_gla"], []),
     ],
@@ -147,8 +151,8 @@ def test_compiled_for_a_gpu(gpu_is_cpu, dynamic):
         return module
 
     for function, inputs, call in (
-        (bidirectional_gla, gla_inputs(), "bidirectional_gla triton"),
-        (locality_gate, gate_inputs(), "locality_gate"),
+        (bidirectional_gla, gla_inputs(), "bidirectional_gla auto"),
+        (locality_gate, gate_inputs(), "locality_gate auto"),
     ):
         graphs.clear()
         torch._dynamo.reset()

@@ -198,7 +198,7 @@ def test_gradcheck_of_torch(act):
 def test_gradcheck_of_triton(act, double_kernels):
     leaves = [x.requires_grad_() for x in make_inputs(batch=1, tokens=3, heads=1, width=3)]
     operator = torch.ops.vig_mm.locality_gate
-    assert torch.autograd.gradcheck(lambda *x: operator(*x, EPS, act), leaves)
+    assert torch.autograd.gradcheck(lambda *x: operator(*x, EPS, act, "triton"), leaves)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -258,12 +258,13 @@ def test_gradients_are_the_same_in_every_run():
 def test_opcheck_and_compile():
     inputs = make_inputs(dtype=torch.float32)
     leaves = [x.requires_grad_() for x in inputs]
-    torch.library.opcheck(torch.ops.vig_mm.locality_gate.default, (*leaves, EPS, True))
     plain = [x.detach() for x in leaves]
     grad = torch.randn_like(plain[0])
-    operator = torch.ops.vig_mm.locality_gate_backward.default
-    torch.library.opcheck(operator, (grad, *plain, EPS, True))
+    ops = torch.ops.vig_mm
     for backend in BACKENDS:
+        settings = (EPS, True, backend)
+        torch.library.opcheck(ops.locality_gate.default, (*leaves, *settings))
+        torch.library.opcheck(ops.locality_gate_backward.default, (grad, *plain, *settings))
 
         def run(*inputs, backend=backend):
             return locality_gate(*inputs, act=True, backend=backend)
