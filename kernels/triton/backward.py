@@ -28,11 +28,13 @@ from .states import in_range, sums_matrix
 from .tile import (
     ACC,
     INTERPRETED,
+    block_index,
     closing,
     dot,
     ex2,
     gate_bits,
     load,
+    operand,
     running,
     store,
     weights,
@@ -61,17 +63,17 @@ def direction_gradients(
 
     pairs ``[C, C]``: which tokens t (rows) read from which s, pairs_t the transposed.
     """
-    ql = (qs * q_factor).to(DOT)
-    kl = (ks * k_factor).to(DOT)
+    ql = operand(qs * q_factor, DOT)
+    kl = operand(ks * k_factor, DOT)
     a_t += tl.where(pairs_t, dot(kl, tl.trans(ql)), 0.0)
     zero = tl.zeros(da.shape, dtype=DOT)
     dql = dot(tl.where(pairs, da, zero), kl)
     dkl = dot(tl.where(pairs_t, da_t, zero), ql)
     if STATES:
-        d = tl.load(dstates + at).to(DOT)
+        d = operand(tl.load(dstates + at), DOT)
         dkl = dot(vs, tl.trans(d), dkl)
         dvs = dot(kl, d, dvs)
-        dql = dot(g, tl.trans(tl.load(states + at).to(DOT)), dql)
+        dql = dot(g, tl.trans(operand(tl.load(states + at), DOT)), dql)
     u = ql.to(ACC) * dql - kl.to(ACC) * dkl
     return a_t, dql * q_factor, dkl * k_factor, dvs, u
 
@@ -165,7 +167,9 @@ def gradient_kernel(
     """
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
-    m = tl.program_id(1)
+    m = block_index()
+    if m >= M:
+        return
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
     i = rows[:, None]
@@ -186,11 +190,11 @@ def gradient_kernel(
     slot_b = (tl.num_programs(0) + bh) * M + m
     to_k = token * dqk_t + h * K
     to_gate = token * dgate_t + h * K
-    g = (load(do, rows, cols_v, do_t, left, V, VP, 0.0).to(ACC) * scale).to(DOT)
-    vs = load(v, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+    g = operand(load(do, rows, cols_v, do_t, left, V, VP, 0.0).to(ACC) * scale, DOT)
+    vs = operand(load(v, rows, cols_v, v_t, left, V, VP, 0.0), DOT)
     # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton 3.7)
-    da = dot(g, tl.trans(vs)).to(DOT)
-    da_t = dot(vs, tl.trans(g)).to(DOT)
+    da = operand(dot(g, tl.trans(vs)), DOT)
+    da_t = operand(dot(vs, tl.trans(g)), DOT)
     a_t = tl.zeros((C, C), dtype=ACC)
     dvs = tl.zeros((C, VP), dtype=ACC)
     for block in tl.static_range(KP // BK):
@@ -228,7 +232,7 @@ def gradient_kernel(
             logit_f, logit_b, flows, slot, slot_b, upward, downward, rows, cols_k, left,
             dqk_t, dgate_t, STATES, K, KP, DOT,
         )  # fmt: skip
-    dvs = dot(a_t.to(DOT), g, dvs)
+    dvs = dot(operand(a_t, DOT), g, dvs)
     store(dv + token * dv_t + h * V, dvs, rows, cols_v, dv_t, left, V, VP)
 
 
@@ -284,7 +288,7 @@ def exact_gradient_kernel(
     rows = tl.arange(0, C)
     cols_v = tl.arange(0, VP)
     blocks = tl.arange(0, KP // BK)
-    first = tl.program_id(1) * N
+    first = block_index() * N
     for m in range(first, tl.minimum(first + N, M)):
         slot = bh * M + m
         slot_b = (tl.num_programs(0) + bh) * M + m

@@ -20,10 +20,9 @@ from torch import Tensor
 from .launch import cdiv, device_of, power_of_2
 from .rows import (
     ACC,
-    INSTANCES,
-    MAX_STEPS,
     SCRATCH,
     as_rows,
+    gradient_sizes,
     into_norm,
     load_channels,
     load_rows,
@@ -37,8 +36,7 @@ SUMS = tl.constexpr(11)  # gradients of the taps, of the norm's weight, of its b
 CHANNELS = 32
 TILE = 4096  # entries of the forward kernel's tile
 PER_THREAD = 32
-GRADIENT_PER_THREAD = 8
-GRADIENT_TILE = 1024  # with eleven sums for each entry
+GRADIENT_PER_THREAD = 8  # with eleven sums for each entry
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -93,7 +91,7 @@ def conv_kernel(
     stats,
     norm_weight,
     norm_bias,
-    weight,
+    taps,
     grad,
     out,
     tiles,
@@ -107,7 +105,10 @@ def conv_kernel(
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """An instance owns R tokens and BC channels; ``GRAD``: du from ``grad`` of silu(u)."""
+    """An instance owns R tokens and BC channels; ``taps [9, C]``.
+
+    ``GRAD``: du from ``grad`` of silu(u).
+    """
     blocks = tl.cdiv(C, BC)
     pid = tl.program_id(0).to(tl.int64)
     start, valid, row, col = place_tile(pid // blocks, height * width, width, R)
@@ -127,7 +128,7 @@ def conv_kernel(
         mask = exists[:, None] & inside[None, :]
         token = stats + start + shift + tl.arange(0, R)
         inverse = tl.load(token + M, mask=exists, other=0.0)
-        tap = tl.load(weight + (channel + cols) * TAPS + k, mask=inside, other=0.0).to(ACC)
+        tap = tl.load(taps + k * C + channel + cols, mask=inside, other=0.0).to(ACC)
         n = tl.load(base + offset, mask=mask, other=0.0).to(ACC) * inverse[:, None]
         if CENTER:
             n -= (tl.load(token, mask=exists, other=0.0) * inverse)[:, None]
@@ -145,13 +146,13 @@ def conv_kernel(
 
 
 @triton.jit
-def add_tap(k: tl.constexpr, dn, sums, n, base, weight, row, col, height, width, offset, cols, C):
+def add_tap(k: tl.constexpr, dn, sums, n, base, taps, row, col, height, width, offset, cols, C):
     """dn and the tap's own sum with the part of tap k."""
     exists = neighbour(row, col, height, width, 1 - k // 3, 1 - k % 3)
     shift = (1 - k // 3) * width + 1 - k % 3
     mask = exists[:, None] & (cols < C)[None, :]
     g = tl.load(base + shift.to(tl.int64) * C + offset, mask=mask, other=0.0).to(ACC)
-    tap = tl.load(weight + cols * TAPS + k, mask=cols < C, other=0.0).to(ACC)
+    tap = tl.load(taps + k * C + cols, mask=cols < C, other=0.0).to(ACC)
     return dn + g * tap[None, :], sums + g * n
 
 
@@ -162,7 +163,7 @@ def conv_gradient_kernel(
     stats,
     norm_weight,
     norm_bias,
-    weight,
+    taps,
     residual,
     dx,
     partial,
@@ -176,7 +177,7 @@ def conv_gradient_kernel(
     R: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """An instance owns STEPS tiles of R tokens; ``partial [instances, SUMS, C]``.
+    """An instance owns STEPS tiles of R tokens; ``taps [9, C]``, ``partial [instances, SUMS, C]``.
 
     What is summed over tokens is kept for each place in the tile, and added up once at the end.
     """
@@ -206,15 +207,15 @@ def conv_gradient_kernel(
             n += load_channels(norm_bias, cols, C)
         dn = zeros
         base = du + start * C
-        dn, s0 = add_tap(0, dn, s0, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s1 = add_tap(1, dn, s1, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s2 = add_tap(2, dn, s2, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s3 = add_tap(3, dn, s3, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s4 = add_tap(4, dn, s4, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s5 = add_tap(5, dn, s5, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s6 = add_tap(6, dn, s6, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s7 = add_tap(7, dn, s7, n, base, weight, row, col, height, width, offset, cols, C)
-        dn, s8 = add_tap(8, dn, s8, n, base, weight, row, col, height, width, offset, cols, C)
+        dn, s0 = add_tap(0, dn, s0, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s1 = add_tap(1, dn, s1, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s2 = add_tap(2, dn, s2, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s3 = add_tap(3, dn, s3, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s4 = add_tap(4, dn, s4, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s5 = add_tap(5, dn, s5, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s6 = add_tap(6, dn, s6, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s7 = add_tap(7, dn, s7, n, base, taps, row, col, height, width, offset, cols, C)
+        dn, s8 = add_tap(8, dn, s8, n, base, taps, row, col, height, width, offset, cols, C)
         dweight += dn * normal
         if CENTER:
             dbias += dn
@@ -246,12 +247,17 @@ def norm_statistics(x: Tensor, center: bool, eps: float) -> Tensor:
     return stats
 
 
+def _taps(weight: Tensor) -> Tensor:
+    """``[C, 1, 3, 3]`` -> ``[9, C]``: a tap of neighbouring channels is read at a time."""
+    return weight.flatten(1).mT.contiguous()
+
+
 def _conv(
     x: Tensor,
     stats: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor | None,
-    weight: Tensor,
+    taps: Tensor,
     grad: Tensor | None,
     out: Tensor,
     hw: tuple[int, int],
@@ -263,7 +269,7 @@ def _conv(
     tiles = batch * cdiv(tokens, tile_rows)
     with device_of(x):
         conv_kernel[(tiles * cdiv(channels, block),)](
-            x, stats, norm_weight, norm_bias, weight, grad, out, tiles, batch * tokens, *hw,
+            x, stats, norm_weight, norm_bias, taps, grad, out, tiles, batch * tokens, *hw,
             channels, CENTER=norm_bias is not None, ACT=act, GRAD=grad is not None, R=tile_rows,
             BC=block, num_warps=max(tile_rows * block // (32 * PER_THREAD), 1), num_stages=1,
         )  # fmt: skip
@@ -282,22 +288,9 @@ def norm_conv_forward(
     """``[B, h*w, C]`` -> ``[B, h*w, C]`` in ``dtype``; ``stats`` of `norm_statistics`."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.numel():
-        args = (x.contiguous(), stats, norm_weight, norm_bias, weight.contiguous())
+        args = (x.contiguous(), stats, norm_weight, norm_bias, _taps(weight))
         _conv(*args, None, out, hw, act)
     return out
-
-
-def _gradient_sizes(batch: int, tokens: int, channels: int) -> tuple[int, int, dict]:
-    """Instances, tiles and constants of the gradient's kernel."""
-    padded = power_of_2(channels)
-    tile_rows = max(min(GRADIENT_TILE // padded, power_of_2(tokens)), 1)
-    tiles = batch * cdiv(tokens, tile_rows)
-    steps = 1
-    while steps < MAX_STEPS and tiles > 2 * steps * INSTANCES:
-        steps *= 2
-    warps = max(tile_rows * padded // (32 * GRADIENT_PER_THREAD), 1)
-    constants = dict(STEPS=steps, R=tile_rows, CP=padded, num_warps=warps, num_stages=1)
-    return cdiv(tiles, steps), tiles, constants
 
 
 def norm_conv_backward(
@@ -316,17 +309,17 @@ def norm_conv_backward(
     if not x.numel():
         zeros = torch.zeros_like(norm_weight)
         return dx, zeros, zeros.clone(), torch.zeros_like(weight)
-    x, weight, grad = x.contiguous(), weight.contiguous(), grad.contiguous()
+    x, taps, grad = x.contiguous(), _taps(weight), grad.contiguous()
     if act:
         du = torch.empty_like(grad)
-        _conv(x, stats, norm_weight, norm_bias, weight, grad, du, hw, act)
+        _conv(x, stats, norm_weight, norm_bias, taps, grad, du, hw, act)
         grad = du
     batch, tokens, channels = x.shape
-    instances, tiles, sizes = _gradient_sizes(batch, tokens, channels)
+    instances, tiles, sizes = gradient_sizes(batch, tokens, channels, GRADIENT_PER_THREAD)
     partial = torch.empty(instances, SUMS.value, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         conv_gradient_kernel[(instances,)](
-            grad, x, stats, norm_weight, norm_bias, weight, residual.contiguous(), dx, partial,
+            grad, x, stats, norm_weight, norm_bias, taps, residual.contiguous(), dx, partial,
             tiles, batch * tokens, *hw, channels, CENTER=norm_bias is not None, **sizes,
         )  # fmt: skip
     sums = partial.sum(0)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .exact import exact_output
 from .states import in_range, sums_matrix
-from .tile import ACC, dot, ex2, gate_bits, load, running, store, weights
+from .tile import ACC, block_index, dot, ex2, gate_bits, load, operand, running, store, weights
 
 
 @triton.jit
@@ -22,10 +22,10 @@ def anchored_output(
     qs, ks ``[C, BK]``; p, e: running sums from the chunk's middle; s_f, s_b: what enters, decayed
     to the middle.
     """
-    qf = (qs * ex2(p)).to(DOT)
-    kf = (ks * ex2(-p)).to(DOT)
-    qb = (qs * ex2(-e)).to(DOT)
-    kb = (ks * ex2(e)).to(DOT)
+    qf = operand(qs * ex2(p), DOT)
+    kf = operand(ks * ex2(-p), DOT)
+    qb = operand(qs * ex2(-e), DOT)
+    kb = operand(ks * ex2(e), DOT)
     a += tl.where(j <= i, dot(qf, tl.trans(kf)), 0.0)
     a += tl.where(j >= i, dot(qb, tl.trans(kb)), 0.0)
     if STATES:
@@ -83,7 +83,7 @@ def output_kernel(
     j = rows[None, :]
     anchored_f = weights(j <= i, j < C // 2)
     anchored_b = weights(j < i, j < C // 2)
-    first = tl.program_id(1) * N
+    first = block_index() * N
     for m in range(first, tl.minimum(first + N, M)):
         left = T - m * C
         token = b * T + m * C
@@ -93,7 +93,7 @@ def output_kernel(
         gf_m = gate_f + token * gf_t + h * gf_h
         gb_m = gate_b + token * gb_t + h * gb_h
         slot = bh * M + m
-        vs = load(v_m, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+        vs = operand(load(v_m, rows, cols_v, v_t, left, V, VP, 0.0), DOT)
         a = tl.zeros((C, C), dtype=ACC)
         o = tl.zeros((C, VP), dtype=ACC)
         for block in tl.static_range(KP // BK):
@@ -114,8 +114,9 @@ def output_kernel(
                 s_f = tl.zeros((BK, VP), dtype=DOT)
                 s_b = tl.zeros((BK, VP), dtype=DOT)
                 if STATES:
-                    s_f = tl.load(states + slot * KP * VP + inside).to(DOT)
-                    s_b = tl.load(states + (heads * M + slot) * KP * VP + inside).to(DOT)
+                    s_f = operand(tl.load(states + slot * KP * VP + inside), DOT)
+                    slot_b = heads * M + slot
+                    s_b = operand(tl.load(states + slot_b * KP * VP + inside), DOT)
                 p = running(anchored_f, bits_f, logit_f)
                 e = running(anchored_b, bits_b, logit_b)
                 a, o = anchored_output(qs, ks, p, e, i, j, a, o, s_f, s_b, STATES, DOT)
@@ -124,6 +125,6 @@ def output_kernel(
                     q_m, k_m, v_m, gf_m, gb_m, q_t, k_t, v_t, gf_t, gb_t, rows, cols_k, cols_v,
                     left, states, factors, slot, heads * M + slot, scale, STATES, K, V, KP,
                 )  # fmt: skip
-        o = dot(a.to(DOT), vs, o)
+        o = dot(operand(a, DOT), vs, o)
         out_m = out + (token * H + h) * V
         store(out_m, o, rows, cols_v, H * V, left, V, VP)

@@ -14,13 +14,14 @@ from .forward import output_kernel
 from .states import FACTORS, local_kernel, scan_kernel, segment_kernel
 from .sweep import sweep_kernel
 
-CHUNK = 64  # tokens, of the forward pass; and of what takes one launch
+CHUNK = 64  # tokens, of the forward pass; and of what takes one launch, see `largest_chunk`
 GRADIENT_CHUNK = 32  # of the backward pass and of operands of four bytes: registers are scarce
 KEY_BLOCK = 32
 SCRATCH = torch.float32
 MIN_PROGRAMS = 528  # of a scan, four for each multiprocessor of an H100 or H200
 SWEEP_HEADS = math.inf  # B H from which the forward pass is one sweep: a GPU has to tell
 SCAN_ENTRIES = 2048  # of a state that a program, one warp, walks with at most ...
+GRID_LIMIT = 65_535
 MAX_PARTS = 4  # ... divided into so many parts at most, for more programs
 
 
@@ -57,9 +58,18 @@ def power_of_2(x: int) -> int:
     return max(16, 1 << (x - 1).bit_length())
 
 
-def largest_chunk(v: Tensor) -> int:
+def by_blocks(rows: int, blocks: int) -> tuple[int, int, int]:
+    """Grid of rows times blocks, and a few past them: y and z have 65 535 programs at most.
+
+    In a kernel, `tile.block_index` and `tile.blocks`.
+    """
+    planes = cdiv(blocks, GRID_LIMIT)
+    return rows, cdiv(blocks, planes), planes
+
+
+def largest_chunk(wide: bool, width: int) -> int:
     """Tokens of a chunk; fewer where registers and the 99 KB of GPUs such as the L40 are short."""
-    return GRADIENT_CHUNK if v.element_size() == 4 and v.shape[-1] > 64 else CHUNK
+    return GRADIENT_CHUNK if wide and width > 64 else CHUNK
 
 
 def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = False) -> Plan:
@@ -67,7 +77,7 @@ def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = Fa
     batch, num_tokens, heads, width = q.shape
     wide = q.dtype != torch.bfloat16
     chunk = power_of_2(num_tokens)
-    if chunk > largest_chunk(v):
+    if chunk > largest_chunk(wide, max(width, v.shape[-1])):
         chunk = GRADIENT_CHUNK if grad or wide else CHUNK
     chunks = cdiv(num_tokens, chunk)
     padded = power_of_2(width)
@@ -221,7 +231,7 @@ def _states(
     factors = scratch(2, *rows, FACTORS.value, plan.KP)
     flags = scratch(*rows, plan.KP // plan.BK, dtype=torch.int32)
     settings = options("local", plan)
-    grid = (rows[0], cdiv(plan.M, settings["N"]), plan.KP // plan.BK)
+    grid = by_blocks(rows[0] * (plan.KP // plan.BK), cdiv(plan.M, settings["N"]))
     local_kernel[grid](
         k, v, *gates, q, grad, states, dstates, factors, flags, num_tokens, heads, plan.M, scale,
         *strides(k, v, *gates, *(others or (k, v))), GRAD=q is not None,
@@ -267,7 +277,7 @@ def triton_forward(
             )  # fmt: skip
             return out
         s = _states(k, v, gates, plan, scale)
-        output_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
+        output_kernel[by_blocks(batch * heads, cdiv(plan.M, settings["N"]))](
             q, k, v, *gates, out, s.states, s.factors, s.flags, num_tokens, heads, plan.M, scale,
             *strides(q, k, v, *gates), STATES=plan.M > 1, **_sizes(plan, width, v), **settings,
         )  # fmt: skip
@@ -306,13 +316,13 @@ def triton_backward(
     )  # fmt: skip
     with device_of(q):
         s = _states(k, v, gates, plan, scale, q, grad)
-        gradient_kernel[(batch * heads, plan.M)](
+        gradient_kernel[by_blocks(batch * heads, plan.M)](
             *tensors, s.states, s.dstates, s.flows, *sizes, STATES=plan.M > 1,
             **_sizes(plan, width, v), **options("gradient", plan),
         )  # fmt: skip
         if plan.M > 1:
             settings = options("exact", plan)
-            exact_gradient_kernel[(batch * heads, cdiv(plan.M, settings["N"]))](
+            exact_gradient_kernel[by_blocks(batch * heads, cdiv(plan.M, settings["N"]))](
                 *tensors, *s, *sizes, **_sizes(plan, width, v), **settings
             )
     return grads

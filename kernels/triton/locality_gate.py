@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import SCRATCH, by_tokens, cdiv, device_of, power_of_2, strides
-from .tile import ACC, LOG2_E, ex2, load, reciprocal, store
+from .launch import SCRATCH, by_blocks, by_tokens, cdiv, device_of, power_of_2, strides
+from .tile import ACC, LOG2_E, block_index, blocks, ex2, load, reciprocal, store
 
 TILE = 1024  # entries of an instance's tile: 32 a thread
 GRADIENT_TILE = 512  # 16 a thread, as registers are scarce there
@@ -88,7 +88,7 @@ def blend_kernel(
     cols = tl.arange(0, DP)
     w_g = load_weight(g_weight, cols, D, DP)
     w_l = load_weight(l_weight, cols, D, DP)
-    first = tl.program_id(1) * BLOCKS
+    first = block_index() * BLOCKS
     for block in range(first, tl.minimum(first + BLOCKS, tl.cdiv(N, R))):
         left = N - block * R
         valid = rows < left
@@ -152,7 +152,7 @@ def blend_gradient_kernel(
     factor = 1.0
     if SCALE:
         factor = tl.load(scale + b).to(ACC)
-    first = tl.program_id(1) * BLOCKS
+    first = block_index() * BLOCKS
     for block in range(first, tl.minimum(first + BLOCKS, tl.cdiv(N, R))):
         left = N - block * R
         valid = rows < left
@@ -190,8 +190,8 @@ def blend_gradient_kernel(
         store(do + to, dos, rows, cols, H * D, left, D, DP)
         dls = dnormalize(dy_l * w_l, normal_l, inverse_l, D)
         store(dlocal + to, dls, rows, cols, H * D, left, D, DP)
-    instances = tl.num_programs(0) * tl.num_programs(1)
-    partial = dweights + (bh * tl.num_programs(1) + tl.program_id(1)) * D + cols
+    instances = tl.num_programs(0) * blocks()
+    partial = dweights + (bh * blocks() + block_index()) * D + cols
     tl.store(partial, tl.sum(dw_g, axis=0), mask=cols < D)
     partial += instances.to(tl.int64) * D
     tl.store(partial, tl.sum(dw_l, axis=0), mask=cols < D)
@@ -199,12 +199,12 @@ def blend_gradient_kernel(
         tl.store(partial + instances.to(tl.int64) * D, dbias, mask=cols < D)
 
 
-def _sizes(o: Tensor, tile: int) -> tuple[tuple[int, int], dict]:
+def _sizes(o: Tensor, tile: int) -> tuple[tuple[int, int, int], dict]:
     """Grid and constants of a kernel."""
     batch, num_tokens, heads, width = o.shape
     padded = power_of_2(width)
     rows = min(tile // padded, power_of_2(num_tokens))
-    grid = (batch * heads, cdiv(num_tokens, rows * BLOCKS))
+    grid = by_blocks(batch * heads, cdiv(num_tokens, rows * BLOCKS))
     return grid, dict(D=width, R=rows, DP=padded, BLOCKS=BLOCKS, num_warps=1, num_stages=1)
 
 
@@ -294,7 +294,9 @@ def _gradients(
     batch, num_tokens, heads, width = o.shape
     grid, sizes = _sizes(o, GRADIENT_TILE)
     sums = 2 if out is None else 3
-    partial = torch.empty(sums, batch, heads, grid[1], width, dtype=SCRATCH, device=o.device)
+    partial = torch.empty(
+        sums, batch, heads, grid[1] * grid[2], width, dtype=SCRATCH, device=o.device
+    )
     if batch == 0:
         return do, dlocal, partial
     inputs = [by_tokens(x) for x in inputs]

@@ -17,6 +17,7 @@ from .rows import (
     ACC,
     SCRATCH,
     as_rows,
+    gradient_sizes,
     into_norm,
     load_channels,
     load_rows,
@@ -24,6 +25,8 @@ from .rows import (
     statistics,
     store_rows,
 )
+
+GRADIENT_PER_THREAD = 16  # entries of a tile
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -73,7 +76,10 @@ def norm_gradient_kernel(
     R: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """Tiles of `norm_kernel`; ``partial [2, instances, C]``: gradients of weight and bias."""
+    """An instance owns STEPS tiles of R rows.
+
+    ``partial [2, instances, C]``: gradients of weight and bias.
+    """
     rows = tl.arange(0, R)
     cols = tl.arange(0, CP)
     w = load_channels(weight, cols, C)
@@ -130,7 +136,7 @@ def norm_backward(
     if not x.numel():
         return dx, out, torch.zeros_like(weight), torch.zeros_like(weight)
     rows = as_rows(x)
-    instances, sizes = row_sizes(*rows.shape)
+    instances, _, sizes = gradient_sizes(1, *rows.shape, GRADIENT_PER_THREAD)
     partial = torch.empty(2, instances, rows.shape[1], dtype=SCRATCH, device=x.device)
     with device_of(x):
         norm_gradient_kernel[(instances,)](

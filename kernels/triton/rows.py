@@ -19,6 +19,9 @@ TILE = 4096  # entries
 PER_THREAD = 16
 INSTANCES = 528  # four for each multiprocessor of an H100 or H200: more tiles an instance beyond
 MAX_STEPS = 8
+COLUMNS = 8  # of a row to a thread: 16 bytes in half precision
+GRADIENT_WARPS = 1584  # of all instances, twelve for each of those multiprocessors
+GRADIENT_STEPS = 32
 
 
 @triton.jit
@@ -77,6 +80,25 @@ def row_sizes(rows: int, width: int) -> tuple[int, dict]:
     warps = min(max(tile_rows * padded // (32 * PER_THREAD), 1), 8)
     constants = dict(STEPS=steps, R=tile_rows, CP=padded, num_warps=warps, num_stages=1)
     return cdiv(tiles, steps), constants
+
+
+def gradient_sizes(samples: int, tokens: int, width: int, per_thread: int) -> tuple[int, int, dict]:
+    """Instances, tiles and constants of a kernel that also sums over rows.
+
+    Its warps lie side by side on the channels, `COLUMNS` to a thread, and none below another:
+    a sum over the rows of several warps goes through shared memory with 32 bank conflicts. As few
+    warps own few rows, an instance walks through many tiles, so that there are few sums.
+    """
+    padded = power_of_2(width)
+    warps = min(max(padded // (32 * COLUMNS), 1), 8)
+    tile_rows = max(min(32 * warps * per_thread // padded, power_of_2(tokens)), 1)
+    tiles = samples * cdiv(tokens, tile_rows)
+    instances = max(GRADIENT_WARPS // warps, INSTANCES)
+    steps = 1
+    while steps < GRADIENT_STEPS and tiles > 2 * steps * instances:
+        steps *= 2
+    constants = dict(STEPS=steps, R=tile_rows, CP=padded, num_warps=warps, num_stages=1)
+    return cdiv(tiles, steps), tiles, constants
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -18,7 +18,20 @@ the chunk have their anchor (see `tile`), but at most 2^-RANGE.
 import triton
 import triton.language as tl
 
-from .tile import ACC, RANGE, dot, ex2, gate_bits, load, running, weights
+from .tile import (
+    ACC,
+    RANGE,
+    block_index,
+    dot,
+    ex2,
+    gate_bits,
+    larger,
+    load,
+    operand,
+    running,
+    smaller,
+    weights,
+)
 
 FACTORS = tl.constexpr(3)  # of a chunk's channel: whole, to the middle from the left, the right
 
@@ -26,7 +39,7 @@ FACTORS = tl.constexpr(3)  # of a chunk's channel: whole, to the middle from the
 @triton.jit
 def own_state(x, y, matrix, bits, logit, DOT: tl.constexpr):
     """``[BK, V]``: what a chunk adds to the state of one direction; x ``[C, BK]``, y ``[C, V]``."""
-    return dot(tl.trans((x * ex2(running(matrix, bits, logit))).to(DOT)), y)
+    return dot(tl.trans(operand(x * ex2(running(matrix, bits, logit)), DOT)), y)
 
 
 @triton.jit
@@ -47,15 +60,15 @@ def sums_matrix(C: tl.constexpr):
 def in_range(sums_f, sums_b):
     """Whether both halves of a chunk keep to the range of the anchored products, from its sums."""
     halves = (tl.arange(0, 16) > 0)[:, None]
-    lowest = tl.where(halves, tl.minimum(sums_f, sums_b), 0.0)
-    return tl.min(tl.min(lowest, axis=1), axis=0) >= -RANGE
+    kept = (smaller(sums_f, sums_b) >= -RANGE) | (halves == 0)
+    return tl.min(tl.min(kept.to(tl.int32), axis=1), axis=0) > 0
 
 
 @triton.jit
 def store_factors(factors, sums, cols, KP: tl.constexpr):
     """Writes a chunk's decays of one direction, those of the halves at least 2^-RANGE."""
     i = tl.arange(0, 16)[:, None]
-    kept = tl.where(i > 0, tl.maximum(sums, -RANGE), sums)
+    kept = tl.where(i > 0, larger(sums, -RANGE), sums)
     tl.store(factors + i * KP + cols[None, :], ex2(kept), mask=i < FACTORS)
 
 
@@ -97,17 +110,18 @@ def local_kernel(
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B H, M / N, key blocks).
+    """Grid (B H times key blocks, M / N).
 
     An instance owns BK key channels of N chunks of one head. It reads k ``[C, BK]``, v ``[C, V]``
     and both gates of each and writes what the chunk adds to the state of each direction, its
     decays, and whether the anchored products have the range for them; `GRAD`: also what q and do
     add to the gradients of the states.
     """
-    bh = tl.program_id(0).to(tl.int64)
-    heads = tl.num_programs(0)
+    key_blocks: tl.constexpr = KP // BK
+    bh = (tl.program_id(0) // key_blocks).to(tl.int64)
+    heads = tl.num_programs(0) // key_blocks
     b, h = bh // H, bh % H
-    key_block = tl.program_id(2)
+    key_block = tl.program_id(0) % key_blocks
     rows = tl.arange(0, C)
     cols_k = key_block * BK + tl.arange(0, BK)
     cols_v = tl.arange(0, VP)
@@ -120,7 +134,7 @@ def local_kernel(
         up_to = weights(j <= i, j < 0)
         from_on = weights(j >= i, j < 0)
     inside = cols_k[:, None] * VP + cols_v[None, :]
-    first = tl.program_id(1) * N
+    first = block_index() * N
     for m in range(first, tl.minimum(first + N, M)):
         left = T - m * C
         token = b * T + m * C
@@ -129,7 +143,8 @@ def local_kernel(
         logit_f = load(gf_m, rows, cols_k, gf_t, left, K, KP, float("inf"))
         logit_b = load(gb_m, rows, cols_k, gb_t, left, K, KP, float("inf"))
         ks = load(k + token * k_t + h * k_h, rows, cols_k, k_t, left, K, KP, 0.0).to(ACC)
-        vs = load(v + token * v_t + h * v_h, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+        vs = load(v + token * v_t + h * v_h, rows, cols_v, v_t, left, V, VP, 0.0)
+        vs = operand(vs, DOT)
         bits_f = gate_bits(logit_f)
         bits_b = gate_bits(logit_b)
         slot = bh * M + m
@@ -139,7 +154,7 @@ def local_kernel(
         store_factors(factors + slot * FACTORS * KP, sums_f, cols_k, KP)
         store_factors(factors + slot_b * FACTORS * KP, sums_b, cols_k, KP)
         fast = in_range(sums_f, sums_b)
-        tl.store(flags + slot * (KP // BK) + key_block, fast.to(tl.int32))
+        tl.store(flags + slot * key_blocks + key_block, fast.to(tl.int32))
         at_f = slot * KP * VP + inside
         at_b = slot_b * KP * VP + inside
         store_own(states + at_f, ks, vs, after, bits_f, logit_f, DOT)
@@ -148,8 +163,9 @@ def local_kernel(
             qs = load(q + token * q_t + h * q_h, rows, cols_k, q_t, left, K, KP, 0.0)
             g = load(do + token * do_t + h * do_h, rows, cols_v, do_t, left, V, VP, 0.0)
             qs = qs.to(ACC) * scale
-            store_own(dstates + at_f, qs, g.to(DOT), up_to, bits_f, logit_f, DOT)
-            store_own(dstates + at_b, qs, g.to(DOT), from_on, bits_b, logit_b, DOT)
+            g = operand(g, DOT)
+            store_own(dstates + at_f, qs, g, up_to, bits_f, logit_f, DOT)
+            store_own(dstates + at_b, qs, g, from_on, bits_b, logit_b, DOT)
 
 
 @triton.jit(do_not_specialize=["M", "per_segment"])

@@ -11,7 +11,7 @@ import triton.language as tl
 from .exact import scan_output
 from .forward import anchored_output
 from .states import in_range, own_state, sums_matrix
-from .tile import ACC, RANGE, dot, ex2, gate_bits, load, running, store, weights
+from .tile import ACC, RANGE, dot, ex2, gate_bits, larger, load, operand, running, store, weights
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def factor(sums, row: tl.constexpr):
     """``[BK, 1]``: the decay in a row of a chunk's sums; that of a half is at least 2^-RANGE."""
     chosen = tl.sum(tl.where((tl.arange(0, 16) == row)[:, None], sums, 0.0), axis=0)
     if row > 0:
-        chosen = tl.maximum(chosen, -RANGE)
+        chosen = larger(chosen, -RANGE)
     return ex2(chosen)[:, None]
 
 
@@ -74,7 +74,8 @@ def sweep_kernel(
             gate_b + token * gb_t + h * gb_h, rows, cols_k, gb_t, left, K, KP, float("inf")
         )
         ks = load(k + token * k_t + h * k_h, rows, cols_k, k_t, left, K, KP, 0.0).to(ACC)
-        vs = load(v + token * v_t + h * v_h, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+        vs = load(v + token * v_t + h * v_h, rows, cols_v, v_t, left, V, VP, 0.0)
+        vs = operand(vs, DOT)
         bits = gate_bits(logit)
         decays = running(sums, bits, logit)
         entering = (state * factor(decays, 2)).to(states.dtype.element_ty)
@@ -99,7 +100,7 @@ def sweep_kernel(
         logit_b = load(gb_m, rows, cols_k, gb_t, left, K, KP, float("inf"))
         qs = load(q_m, rows, cols_k, q_t, left, K, KP, 0.0).to(ACC) * scale
         ks = load(k_m, rows, cols_k, k_t, left, K, KP, 0.0).to(ACC)
-        vs = load(v_m, rows, cols_v, v_t, left, V, VP, 0.0).to(DOT)
+        vs = operand(load(v_m, rows, cols_v, v_t, left, V, VP, 0.0), DOT)
         bits_f = gate_bits(logit_f)
         bits_b = gate_bits(logit_b)
         decays_f = running(sums, bits_f, logit_f)
@@ -110,11 +111,10 @@ def sweep_kernel(
             a = tl.zeros((C, C), dtype=ACC)
             p = running(anchored_f, bits_f, logit_f)
             e = running(anchored_b, bits_b, logit_b)
-            a, o = anchored_output(
-                qs, ks, p, e, i, j, a, o, (state * factor(decays_f, 1)).to(DOT), state_b.to(DOT),
-                True, DOT,
-            )  # fmt: skip
-            o = dot(a.to(DOT), vs, o)
+            s_f = operand(state * factor(decays_f, 1), DOT)
+            s_b = operand(state_b, DOT)
+            a, o = anchored_output(qs, ks, p, e, i, j, a, o, s_f, s_b, True, DOT)
+            o = dot(operand(a, DOT), vs, o)
         else:
             count = tl.minimum(left, C)
             o = scan_output(

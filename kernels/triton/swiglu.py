@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .launch import cdiv, device_of, power_of_2
 from .rows import ACC, as_rows, sigmoid
+from .tile import larger, smaller
 
 COLUMNS = 256
 TILE = 2048
@@ -34,7 +35,7 @@ def place_tile(M, width, R: tl.constexpr, CI: tl.constexpr):
 def swiglu_product(gate, up, CLAMP: tl.constexpr):
     y = gate * sigmoid(gate) * up
     if CLAMP:
-        y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+        y = smaller(larger(y, -FLOAT16_MAX), FLOAT16_MAX)
     return y
 
 
@@ -46,7 +47,7 @@ def swiglu_gradients(gate, up, dy, factor, CLAMP: tl.constexpr):
     y = silu * up
     if CLAMP:
         dy = tl.where(tl.abs(y) > FLOAT16_MAX, 0.0, dy)
-        y = tl.minimum(tl.maximum(y, -FLOAT16_MAX), FLOAT16_MAX)
+        y = smaller(larger(y, -FLOAT16_MAX), FLOAT16_MAX)
     dy *= factor
     return dy * up * share * (1.0 + gate - silu), dy * silu, y * factor
 

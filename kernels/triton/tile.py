@@ -27,6 +27,17 @@ SERIES_BELOW = tl.constexpr(1 / 16)
 
 
 @triton.jit
+def blocks():
+    """How many blocks of a sequence the grid has, see `launch.by_blocks`; some may be past it."""
+    return tl.num_programs(1) * tl.num_programs(2)
+
+
+@triton.jit
+def block_index():
+    return tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+
+
+@triton.jit
 def ex2(x):
     """2^x in one instruction; Triton's own guards denormal numbers with three more."""
     if INTERPRETED:
@@ -57,6 +68,17 @@ def reciprocal(x):
 
 
 @triton.jit
+def smaller(x, y):
+    """The smaller of each two; NaN stays NaN, which a GPU's own minimum drops."""
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def larger(x, y):
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def gate_bits(logit):
     """-16 log2(alpha) = -log2(sigmoid(logit)), at most `SHUT`; NaN stays NaN.
 
@@ -70,12 +92,12 @@ def gate_bits(logit):
         for i in tl.static_range(SERIES_TERMS - 1, 0, -1):
             series = 1.0 / i - small * series
         log1p = tl.where(small < SERIES_BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
-        bits = tl.maximum(-z, 0.0) * LOG2_E + log1p
+        bits = larger(-z, 0.0) * LOG2_E + log1p
     else:
         y = logit.to(ACC) * -LOG2_E
         # log2(1 + 2^y), which is y where 2^y overflows
-        bits = tl.minimum(lg2(1.0 + ex2(y)), tl.maximum(y, 120.0))
-    return tl.minimum(bits, SHUT, propagate_nan=tl.PropagateNan.ALL)
+        bits = smaller(lg2(1.0 + ex2(y)), larger(y, 120.0))
+    return smaller(bits, SHUT)
 
 
 @triton.jit
@@ -105,8 +127,20 @@ def running(matrix, bits, logit):
 
 
 @triton.jit
+def operand(x, DOT: tl.constexpr):
+    """x as an operand of `dot`. A product in tf32 cuts off what its operands have too many digits
+    of: float32 is rounded first. What comes in half precision has no more than tf32."""
+    rounded: tl.constexpr = DOT == tl.float32 and x.dtype == tl.float32 and not INTERPRETED
+    if rounded:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return x.to(DOT)
+
+
+@triton.jit
 def dot(x, y, total=None):
-    """x y or x y + total; of float32 operands in tf32."""
+    """x y or x y + total for `operand`s; of float32 in tf32."""
     return tl.dot(x, y, total, input_precision="tf32", out_dtype=ACC)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_testing import DEVICE, rel, surrounded
+from triton_testing import DEVICE, check_nan, rel, surrounded
 
 from vig_mm.kernels import norm, norm_conv, swiglu
 from vig_mm.kernels.triton import depthwise_conv, rows
@@ -179,6 +179,25 @@ def test_nothing_outside_the_inputs_is_used(name, nan_memory):
         results.append([out, *torch.autograd.grad(out, leaves, torch.ones_like(out))])
     for x, y in zip(*results, strict=True):
         assert y.isfinite().all() and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize(
+    "name", ["swiglu (1, 70, 64)", "layer norm (7, 5)", "rms norm (7, 5)",
+             "layer conv 2 (3, 5) 16", "rms conv 2 (3, 5) 16 silu"],
+)  # fmt: skip
+def test_nan_is_not_lost(name, dtype):
+    function, reference, tensors = parts(dtype)[name]
+
+    def run(forward):
+        def both(*inputs):
+            leaves = [x.requires_grad_() for x in inputs]
+            out = forward(*leaves)
+            return out, *torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+        return both
+
+    check_nan(run(partial(function, "triton")), run(reference), tensors)
 
 
 def test_product_saturates_in_float16():

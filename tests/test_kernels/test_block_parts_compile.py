@@ -116,6 +116,7 @@ def test_launches_compile_without_spills(case, record_property):
         print(case, result)
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))
         assert result["shared"] <= SHARED_LIMITS[result["target"]], result
+        assert not result["drops_nan"] and not result["unrounded"], result
         assert result["spills"] <= (0 if CHOSEN else 8), result
 
 

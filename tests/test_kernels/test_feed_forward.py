@@ -3,10 +3,12 @@
 Against autograd's own in float64. The kernels run on a GPU, or interpreted on a CPU.
 """
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_testing import DEVICE, rel, surrounded
+from triton_testing import DEVICE, check_nan, rel, surrounded
 
 import vig_mm.kernels.feed_forward  # noqa: F401 - registers the operators
 
@@ -103,6 +105,14 @@ def test_nothing_outside_the_inputs_is_used(kind, nan_memory):
     poisoned = [None if t is None else surrounded(t) for t in tensors]
     for x, y in zip(found("triton", *tensors), found("triton", *poisoned), strict=True):
         assert y.isfinite().all() and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nan_is_not_lost(dtype):
+    def plain(*tensors):
+        return found("torch", *tensors)
+
+    check_nan(partial(found, "triton"), plain, inputs((2, 20, 24, 40), "layer", True, dtype))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

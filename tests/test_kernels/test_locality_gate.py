@@ -6,10 +6,10 @@ The kernels run on a GPU, or interpreted on a CPU.
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from triton_testing import DEVICE, rel, replayed, surrounded
+from triton_testing import DEVICE, check_nan, rel, replayed, surrounded
 
 from vig_mm.kernels import locality_gate
-from vig_mm.kernels.triton import gate_backward, gate_forward
+from vig_mm.kernels.triton import gate_backward, gate_forward, launch
 from vig_mm.models.layers import GatedLinearAttention2d
 
 EPS = 1e-6
@@ -154,6 +154,26 @@ def test_with_projection_and_residual(backend, dtype, act):
     torch.library.opcheck(torch.ops.vig_mm.gate_projection.default, args)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nan_is_not_lost(dtype):
+    """Of the gate, its gradients and the projection behind it."""
+    tensors = [t.contiguous() for t in make_inputs(1, 9, 2, 5, dtype=dtype)]
+    tensors += [torch.ones(8, 10, device=DEVICE).to(dtype), torch.ones(1, 9, 8, device=DEVICE)]
+
+    def found(*t):
+        out = gate_forward(*t[:5], EPS, True)
+        grads = gate_backward(torch.ones_like(out), *t[:5], EPS, True)
+        return *grads, torch.ops.vig_mm.gate_projection(*t, None, EPS, True, "triton"), out
+
+    def expected(*t):
+        leaves = [x.requires_grad_() for x in t[:5]]
+        out = formula(*leaves, act=True)
+        grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+        return *grads, t[6] + out.flatten(2) @ t[5].mT, out
+
+    check_nan(found, expected, tensors)
+
+
 def test_strides_that_cannot_be_written():
     inputs = make_inputs(dtype=torch.float32)
     dgate = torch.empty(2, 17, 3, 64, device=DEVICE)[..., ::2]
@@ -211,6 +231,17 @@ def test_nothing_outside_the_inputs_is_used(shape, nan_memory):
         )
         for x, y in zip(found, expected, strict=True):
             assert y.isfinite().all() and torch.equal(x, y)
+
+
+def test_grids_in_three_dimensions(monkeypatch):
+    """As a sequence of more than 65 535 blocks has them, some of which are past its end."""
+    inputs = make_inputs(tokens=300, dtype=torch.float32)
+    grad = torch.ones_like(inputs[0])
+    expected = (gate_forward(*inputs, EPS, True), *gate_backward(grad, *inputs, EPS, True))
+    monkeypatch.setattr(launch, "GRID_LIMIT", 3)
+    found = (gate_forward(*inputs, EPS, True), *gate_backward(grad, *inputs, EPS, True))
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 def test_gradients_are_the_same_in_every_run():

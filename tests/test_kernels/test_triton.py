@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from triton_testing import DEVICE, rel, surrounded
+from triton_testing import DEVICE, check_nan, rel, surrounded
 
 from vig_mm.kernels import bidirectional_gla
 from vig_mm.kernels.triton import launch, triton_backward, triton_forward
@@ -166,6 +166,12 @@ def test_states_and_output_in_one_sweep(gate, scale, monkeypatch):
     assert rel(triton_forward(*inputs), expected) < BOUND
 
 
+def test_grids_in_three_dimensions(monkeypatch):
+    """As a sequence of more than 65 535 blocks has them, some of which are past its end."""
+    monkeypatch.setattr(launch, "GRID_LIMIT", 3)
+    check(make_inputs(230, width=40, heads=2))
+
+
 def test_splits_of_a_projection_are_not_copied():
     inputs = cast(make_inputs(70, batch=2, heads=3))
     assert all(launch.by_tokens(x) is x for x in inputs)
@@ -254,6 +260,32 @@ def test_nan_stays_in_its_batch_entry():
     assert torch.equal(out[1], clean[1])
 
 
+@pytest.mark.parametrize(
+    "tokens, sweep, dtype, which",
+    [
+        *((20, False, dtype, None) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+        (70, False, torch.float32, [3]),  # a gate; the recurrence is slow in the interpreter
+        (70, False, torch.float16, [4]),
+        (70, True, torch.float16, [3]),
+    ],
+)
+def test_nan_is_not_lost(tokens, sweep, dtype, which, monkeypatch):
+    if sweep:
+        monkeypatch.setattr(launch, "SWEEP_HEADS", 0)
+    grad = torch.ones(1, tokens, 2, 7, device=DEVICE)
+
+    def found(*inputs):
+        return triton_forward(*inputs), *triton_backward(grad.to(dtype), *inputs)
+
+    def expected(*inputs):
+        leaves = [x.requires_grad_() for x in inputs]
+        out = bidirectional_gla(*leaves, backend="reference")
+        return out, *torch.autograd.grad(out, leaves, grad.double())
+
+    inputs = cast(make_inputs(tokens, width=5, v_width=7, heads=2), dtype)
+    check_nan(found, expected, [x.contiguous() for x in inputs], which)
+
+
 def test_behind_the_public_function():
     """Autograd, opcheck and torch.compile of the operator with this backend."""
     leaves = [x.requires_grad_() for x in cast(make_inputs(70))]
@@ -317,6 +349,9 @@ def test_long(tokens, dtype, width, v_width):
 @pytest.mark.gpu
 def test_offsets_beyond_32_bits():
     batch, tokens, heads = 35, 20_000, 96
+    needed, free = 22 * 2**30, torch.cuda.mem_get_info()[0]
+    if free < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.1f} are free")
     v = torch.randn(1, tokens, heads, 32, dtype=torch.bfloat16, device=DEVICE)
     q = torch.randn(4, 1, tokens, heads, 16, dtype=torch.bfloat16, device=DEVICE)
     inputs = [q[0], q[1], v, q[2], q[3]]

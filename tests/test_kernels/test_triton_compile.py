@@ -80,6 +80,20 @@ def launches(case: str) -> list[tuple]:
     return [launch[:3] for launch in recorded(case)]
 
 
+def read_ptx(ptx: str) -> dict:
+    """What of the arithmetic a GPU does and Triton's interpreter does otherwise.
+
+    ``drops_nan``: minima and maxima of floating-point numbers that return the other operand of a
+    NaN; ``unrounded``: products in tf32, which cuts off, in a kernel that rounds no operand.
+    """
+    extremes = re.findall(r"\b(?:min|max)\.[\w.]*(?:f16|f32|f64|bf16)\w*", ptx)
+    tf32 = re.findall(r"mma\S*\.tf32\.tf32", ptx)
+    return {
+        "drops_nan": [x for x in extremes if ".NaN" not in x],
+        "unrounded": len(tf32) if "cvt.rna.tf32.f32" not in ptx else 0,
+    }
+
+
 def compile_and_measure(launch: Launch, target: int) -> dict:
     """Registers, bytes spilled and shared memory of one launch on one architecture."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
@@ -110,6 +124,7 @@ def compile_and_measure(launch: Launch, target: int) -> dict:
         "spills": int(re.search(r"(\d+) bytes spill stores", log)[1]),
         "shared": compiled.metadata.shared,
         "wgmma": "wgmma.mma_async" in compiled.asm["ptx"],
+        **read_ptx(compiled.asm["ptx"]),
     }
 
 
@@ -140,10 +155,29 @@ def test_launches_compile_without_spills(case, record_property):
         print(case, result)
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))
         assert result["shared"] <= SHARED_LIMITS[result["target"]], result
+        assert not result["drops_nan"] and not result["unrounded"], result
         if result["kernel"] != "gradient_kernel":
             limit = 128 if result["kernel"] == "exact_gradient_kernel" else 0
             limit = limit if CHOSEN else 404
             assert result["spills"] <= limit, result
+
+
+@pytest.mark.parametrize(
+    "tokens, width, dtype", [(2**25 + 1, 16, "bfloat16"), (2**24 + 1, 128, "float32")]
+)
+def test_grids_of_long_sequences(tokens, width, dtype):
+    """CUDA takes 65 535 programs at most in y and z. On `meta` tensors: no memory is needed."""
+    passes = record(1, tokens, 1, width, width, getattr(torch, dtype))
+    for launch in chain.from_iterable(passes.values()):
+        name, x = launch.kernel.__name__, launch.named
+        grid = (*launch.grid, 1, 1)[:3]
+        assert grid[0] < 2**31 and max(grid[1:]) < 2**16, (name, grid)
+        if name in ("segment_kernel", "scan_kernel"):
+            continue  # by segments, of which there are few
+        size = x["R"] * x["BLOCKS"] if name.startswith("blend") else x["C"] * x.get("N", 1)
+        needed = -(-tokens // size)
+        assert needed > 2**16 or name == "exact_gradient_kernel", name
+        assert needed <= grid[1] * grid[2] < needed + grid[2], (name, grid)
 
 
 if __name__ == "__main__":

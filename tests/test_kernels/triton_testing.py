@@ -6,7 +6,7 @@ Importing this skips a test module where neither is possible. Import it before `
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -46,3 +46,23 @@ def replayed(step: Callable[[], list[Tensor]]) -> list[Tensor]:
     graph.replay()
     torch.cuda.synchronize()
     return results
+
+
+def check_nan(
+    found: Callable[..., Sequence[Tensor]],
+    expected: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    which: Sequence[int] | None = None,
+) -> None:
+    """With one NaN in a tensor, each in turn, results are NaN where those in float64 are.
+
+    That a GPU's minimum and maximum keep it, too, test_triton_compile shows."""
+    for i in range(len(tensors)) if which is None else which:
+        if tensors[i] is None:
+            continue
+        inputs = [None if x is None else x.detach().clone() for x in tensors]
+        inputs[i].view(-1)[inputs[i].numel() // 2] = math.nan
+        references = expected(*(None if x is None else x.double() for x in inputs))
+        for n, (x, y) in enumerate(zip(found(*inputs), references, strict=True)):
+            assert x[y.isnan()].isnan().all(), (i, n)
+        assert any(y.isnan().any() for y in references), i

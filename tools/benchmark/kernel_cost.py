@@ -57,8 +57,6 @@ def trips(launch: Launch) -> int:
         return programs * -(-x["N"] // x["R"])
     if launch.kernel.__name__ in ("segment_kernel", "scan_kernel"):
         return programs * 2 * launch.grid[2] * x["M"]
-    if launch.kernel.__name__ == "local_kernel":
-        return programs * launch.grid[2] * x["M"]
     return programs * x["M"]
 
 

@@ -48,8 +48,6 @@ def record(
     batch: int, tokens: int, heads: int, width: int, v_width: int, dtype: torch.dtype
 ) -> dict[str, list[Launch]]:
     """Launches of forward, backward, gate forward and gate backward, as a mixer calls them."""
-    from triton.runtime.jit import JITFunction
-
     from vig_mm.kernels.triton import launch, locality_gate
 
     passes: dict[str, list[Launch]] = {
@@ -59,7 +57,8 @@ def record(
     with ExitStack() as stack:
         for module in (launch, locality_gate):
             for name, value in list(vars(module).items()):
-                if isinstance(value, JITFunction) and name.endswith("_kernel"):
+                # of Triton's compiler or of its interpreter
+                if name.endswith("_kernel") and hasattr(value, "arg_names"):
                     stack.enter_context(mock.patch.object(module, name, Recorder(value, current)))
         qkv = torch.empty(
             batch, tokens, heads * (2 * width + v_width), dtype=dtype, device="meta"
