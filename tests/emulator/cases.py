@@ -87,7 +87,7 @@ def gla(dtype, B, T, H, K, V, gates=None, split=True, segments=None, sweep=False
     if not split:
         inputs = tuple(x.contiguous() for x in inputs)
     put_nan(inputs, nan)
-    names = "o" if sweep else "o dq dk dv dgf dgb"
+    names = "o dq dk dv dgf dgb"
 
     def run(_) -> Results:
         heads = 0 if sweep else launch.SWEEP_HEADS
@@ -95,12 +95,10 @@ def gla(dtype, B, T, H, K, V, gates=None, split=True, segments=None, sweep=False
             results = [launch.triton_forward(*inputs, segments=segments)]
         if not sweep:
             results += launch.triton_backward(grad, *inputs, segments=segments)
-        return named(names, *results)
+        return dict(zip(names.split(), results, strict=False))
 
     def reference() -> Results:
-        names = "o dq dk dv dgf dgb"
-        return {k: x for k, x in differentiated(reference_bidirectional_gla, inputs, grad, names).items()
-                if not sweep or k == "o"}  # fmt: skip
+        return differentiated(reference_bidirectional_gla, inputs, grad, names)
 
     sizes = dict(B=B, T=T, H=H, K=K, V=V, gates=gates, segments=segments, sweep=sweep, split=split)
     return Case(title("gla", dtype, nan, **sizes), run, reference, GLA[dtype], nan is not None)

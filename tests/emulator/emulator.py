@@ -7,10 +7,10 @@ Checked while a kernel runs, besides its results:
                                 nobody wrote
     warp-race, lane-race        two warps, two lanes, one of them writing, without a barrier
     program-race                two thread blocks of a launch, one of them writing
-    async-race                  access to what a cp.async in flight writes or a wgmma in flight reads
+    async-race                  access to what a cp.async in flight writes or a wgmma reads
     register-race               use of a register of a wgmma in flight
-    proxy                       wgmma reads what was written without fence.proxy.async since (not
-                                looked for behind cp.async, where neither Triton nor CUTLASS has one)
+    proxy                       wgmma reads what was written without fence.proxy.async since (but
+                                by cp.async, behind which neither Triton nor CUTLASS has one)
     unawaited                   a cp.async in flight at the end
     shared-memory               more of it than a thread block of the GPU may have
     failed                      the emulator or Triton raised

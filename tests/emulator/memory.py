@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 
 from . import counts
-from .arithmetic import I8
+from .arithmetic import F4, I8, U4
 
 CELL = 2  # bytes that are watched as one: no kernel's elements are smaller
 # an entry of `History`: time * TICK + warp * 64 + lane
@@ -61,7 +61,10 @@ def write_values(view, at, values):
     """Stores; which threads' values changed something, and which another thread's replaced."""
     before = view[at]
     view[at] = values
-    return (before != values).any(0)[:, None], (view[at] != values).any(0)
+    lost = view[at] != values
+    if lost.any() and values.dtype == U4:  # a GPU's results that are NaN have the same bits
+        lost &= ~(np.isnan(view[at].view(F4)) & np.isnan(values.view(F4)))
+    return (before != values).any(0)[:, None], lost.any(0)
 
 
 class GlobalMemory:

@@ -148,7 +148,8 @@ def matmul(dtype, sizes, blocks, warps, stages=1, precision="tf32", a_cols=False
         return {"out": out}
 
     tolerance = 1.5e-3 if dtype == FP32 and precision == "tf32" else 1e-5
-    name = f"matmul {NAMES[dtype]} {precision} {sizes} by {blocks} {a_cols=} {b_cols=} {warps=} {stages=}"  # fmt: skip
+    name = f"matmul {NAMES[dtype]} {precision} {sizes} by {blocks} {warps=} {stages=}"
+    name += " a_cols" * a_cols + " b_cols" * b_cols
     name += f" {checks['edit']}" if checks else ""
     return Case(name, run, lambda: {"out": a.double() @ b.double()}, tolerance, **checks)
 

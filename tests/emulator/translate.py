@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from . import arithmetic, products
-from .arithmetic import DTYPES, F4, U4, WIDTHS
+from .arithmetic import DTYPES, WIDTHS
 from .ptx import Instruction, Kernel
 
 REGISTERS = {"p": "pred", "rs": "b16", "r": "b32", "rd": "b64"}
@@ -33,7 +33,8 @@ ELEMENTWISE = {
     "rsqrt": "approximate('rsqrt', F4.type(1) / np.sqrt({0}))",
     "tanh": "approximate('tanh', np.tanh({0}))",
 }  # fmt: skip
-OTHER_KINDS = {"shl": {1: "u32"}, "shr": {1: "u32"}, "selp": {2: "pred"}, "bfe": {1: "u32", 2: "u32"}}  # fmt: skip
+OTHER_KINDS = {"shl": {1: "u32"}, "shr": {1: "u32"}, "bfe": {1: "u32", 2: "u32"}}
+OTHER_KINDS["selp"] = {2: "pred"}
 COMPARE = {
     "eq": "{0} == {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}",
     "ge": "{0} >= {1}", "ne": "({0} < {1}) | ({0} > {1})", "num": "({0} == {0}) & ({1} == {1})",
