@@ -53,8 +53,13 @@ class History:
         mine = block.time + block.who[threads][:, None]
         self._report(self.writer[cells], mine, block, site, "write after write", changes)
         self._report(self.reader[cells], mine, block, site, "write after read")
-        block.report("warp-race", site, lost, f"{self.name}, two values at once")
         self.writer[cells] = mine
+        winner = np.reshape(lost, (-1, 1)) & (self.writer[cells] != mine)
+        if winner.any():
+            other = winner & ((self.writer[cells] ^ mine) & WARP != 0)
+            block.report("warp-race", site, other, f"{self.name}, two values at once")
+            if self.name == "global memory":
+                block.report("lane-race", site, winner, f"{self.name}, two values at once")
 
 
 def write_values(view, at, values):
