@@ -27,7 +27,8 @@ from .under_test import (
 
 BF16, FP16, FP32 = DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
-GLA = {BF16: 1.5e-2, FP16: 4e-3, FP32: 4e-3}
+# operands of tf32 products that are cut off instead of rounded give 1.5e-3 in float32
+GLA = {BF16: 1.5e-2, FP16: 2e-3, FP32: 1.2e-3}
 ROUNDED = {BF16: 4e-3, FP16: 1e-3, FP32: 1e-5}  # once, of what is stored
 EPS = 1e-6
 
@@ -408,10 +409,11 @@ def block_cases(_) -> Iterator[Case]:
         yield whole_block(dtype, "ViG-T", partial(vig.Block, 192, 3, True, 0.0), 192, (10, 9))
 
 
-def quick_cases(_) -> Iterator[Case]:
-    """Every kernel in both passes, in few compilations: what the tests run."""
+def quick_cases(capability) -> Iterator[Case]:
+    """Every kernel in both passes, in few compilations: what the tests run. Of the parts and of
+    NaN, float16 on sm_80 alone and float32 on sm_90, which saves half a minute."""
     for nan in (None, 3):
         yield gla(BF16, 1, 130, 1, 32, 64, "mixed", nan=nan)
     yield gla(FP32, 1, 100, 1, 16, 32, segments=2)
     yield gla(BF16, 1, 130, 1, 32, 64, sweep=True)
-    yield from nan_cases(_)
+    yield from nan_cases(capability, (BF16, FP16 if capability == 80 else FP32))
