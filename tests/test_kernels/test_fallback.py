@@ -79,7 +79,11 @@ def test_all_launches_fail(name, launches, said):
     for _ in range(2):
         assert_close(function(DEFAULT[name], *tensors), expected)
     (text,) = said
-    assert "Triton Error [CUDA]: a test" in text and name.removesuffix("_wide") in text and "slower" in text
+    assert (
+        "Triton Error [CUDA]: a test" in text
+        and name.removesuffix("_wide") in text
+        and "slower" in text
+    )
     with pytest.raises(RuntimeError, match="a test") as caught:
         function("triton", *tensors)
     assert caught.value is launches.error
@@ -112,11 +116,11 @@ def tokens(batch=2, width=16):
 
 
 def test_a_failure_is_one_of_an_operator_and_a_shape_class(launches, said):
-    x = tokens()
+    x = tokens(5)
     gate(x)
     assert launches.made == 1
     gate(x)
-    gate(torch.cat([x, x[:1]]))
+    gate(x[:4])
     assert launches.made == 1  # not tried again
     for other in (x[..., :8].contiguous(), x.half(), x.repeat(4, 1, 1, 1)):
         made = launches.made

@@ -1,0 +1,404 @@
+"""Cases of the kernels: against the recurrence and the plain forms in float64."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .case import Case, Results
+from .under_test import (
+    HierBlock,
+    PlainBlock,
+    feed_forward,
+    launch,
+    locality_gate,
+    norm,
+    norm_conv,
+    normalize,
+    reference_bidirectional_gla,
+    swiglu,
+    torch_locality_gate,
+    torch_norm_conv,
+    triton_projection,
+)
+
+BF16, FP16, FP32 = DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+# operands of tf32 products that are cut off instead of rounded give 1.5e-3 in float32
+GLA = {BF16: 1.5e-2, FP16: 2e-3, FP32: 1.2e-3}
+ROUNDED = {BF16: 4e-3, FP16: 1e-3, FP32: 1e-5}  # once, of what is stored
+EPS = 1e-6
+
+
+def randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g) for shape in shapes]
+
+
+def put_nan(inputs: tuple, index: int | None) -> None:
+    """In the middle of the first entry of an input."""
+    if index is not None:
+        x = inputs[index]
+        x[(0, *(size // 2 for size in x.shape[1:-1]), 0)] = torch.nan
+
+
+def differentiated(function, inputs: tuple, grad: Tensor, names: str) -> Results:
+    """The output of a function in float64 and its gradients, by autograd."""
+    wide = [x.double().clone().requires_grad_() for x in inputs]
+    out = function(*wide)
+    grads = torch.autograd.grad(out, wide, grad.double())
+    return dict(zip(names.split(), (out, *grads), strict=True))
+
+
+def named(names: str, *results: Tensor) -> Results:
+    return dict(zip(names.split(), results, strict=True))
+
+
+def title(part: str, dtype: torch.dtype, nan: int | None, **sizes) -> str:
+    text = " ".join(f"{k}={v}" for k, v in sizes.items() if v not in (None, False))
+    return f"{part} {NAMES[dtype]} {text}" + ("" if nan is None else f" NaN in input {nan}")
+
+
+# ---------------------------------------------------------------- the operator
+
+
+def gate_logits(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    (x,) = randn(seed, shape)
+    u = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    if kind == "extreme":
+        return x * 30 - 45
+    if kind == "shut":
+        return torch.where(u < 0.3, -1000.0, x)
+    if kind == "infinite":
+        return torch.where(u < 0.1, -torch.inf, torch.where(u > 0.8, torch.inf, x))
+    if kind == "mixed":  # some chunks beyond the range of anchored products
+        x[:, 64:128] -= 200
+    return x
+
+
+def gla(dtype, B, T, H, K, V, gates=None, split=True, segments=None, nan=None):
+    qk, v = 2 * H * K, H * V
+    (qkv, grad) = (x.to(dtype) for x in randn(T, (B, T, qk + v), (B, T, H, V)))
+    logits = torch.cat([gate_logits(gates, (B, T, H * K), seed) for seed in (1, 2)], -1).to(dtype)
+    parts = (*qkv.split([H * K, H * K, v], -1), *logits.chunk(2, -1))  # as a mixer has them
+    inputs = tuple(x.unflatten(-1, (H, -1)) for x in parts)
+    if not split:
+        inputs = tuple(x.contiguous() for x in inputs)
+    put_nan(inputs, nan)
+    names = "o dq dk dv dgf dgb"
+
+    def run(_) -> Results:
+        out = launch.triton_forward(*inputs, segments=segments)
+        return named(names, out, *launch.triton_backward(grad, *inputs, segments=segments))
+
+    def reference() -> Results:
+        return differentiated(reference_bidirectional_gla, inputs, grad, names)
+
+    sizes = dict(B=B, T=T, H=H, K=K, V=V, gates=gates, segments=segments, split=split)
+    return Case(title("gla", dtype, nan, **sizes), run, reference, GLA[dtype], nan is not None)
+
+
+def operator_cases(_) -> Iterator[Case]:
+    for dtype in DTYPES:
+        for K, V in ((16, 32), (32, 64)):
+            for T in (1, 17, 49, 64, 65, 196, 300):
+                B, H = (2, 3) if T in (49, 65) else (1, 2)
+                yield gla(dtype, B, T, H, K, V)
+
+
+def exact_cases(_) -> Iterator[Case]:
+    """Gates beyond the range of anchored products."""
+    for dtype in DTYPES:
+        for gates in ("extreme", "shut"):
+            yield gla(dtype, 1, 49, 2, 32, 64, gates)
+            yield gla(dtype, 1, 100, 1, 16, 32, gates)
+        yield gla(dtype, 1, 200, 1, 32, 64, "mixed")
+        yield gla(dtype, 1, 40, 1, 32, 64, "infinite")
+        yield gla(dtype, 1, 100, 1, 16, 32, "infinite")
+    yield gla(BF16, 1, 17, 2, 16, 32, "extreme")
+    yield gla(BF16, 1, 130, 1, 32, 64, "extreme")
+    yield gla(FP32, 1, 70, 1, 64, 64, "mixed")
+
+
+def width_cases(_) -> Iterator[Case]:
+    for dtype in DTYPES:
+        for K, V in ((20, 17), (24, 40), (128, 128)):
+            for T in (33, 150):
+                yield gla(dtype, 1, T, 2 if K < 100 else 1, K, V, split=K != 24)
+    yield gla(BF16, 1, 100, 2, 1, 1)
+    yield gla(BF16, 1, 100, 1, 17, 19)  # pointers that no 16 divides
+    yield gla(FP16, 1, 40, 3, 33, 65)
+    yield gla(BF16, 1, 100, 1, 64, 128, "mixed")
+    yield gla(FP16, 1, 80, 1, 128, 64, "mixed")
+    # what takes most shared memory
+    yield gla(FP16, 1, 64, 1, 32, 128)
+    yield gla(FP32, 1, 64, 1, 32, 64)
+    yield gla(FP32, 1, 64, 1, 128, 64)
+
+
+def segment_cases(_) -> Iterator[Case]:
+    for dtype in (BF16, FP32):
+        for segments in (1, 2, 5, 100):
+            yield gla(dtype, 1, 450, 1, 16, 32, segments=segments)
+    yield gla(BF16, 1, 450, 1, 32, 64, "mixed", segments=3)
+
+
+# ---------------------------------------------------------------- the parts of a block
+
+
+def gate_inputs(dtype, B, T, H, D):
+    (packed, *others) = randn(T, (B, T, 3 * H * D), *[(B, T, H, D)] * 3, (D,), (D,))
+    o, local, grad = (x.to(dtype) for x in others[:3])
+    gate = packed.to(dtype)[..., H * D : 2 * H * D].unflatten(-1, (H, D))
+    return (o, local, gate, *others[3:]), grad
+
+
+def blend(dtype, B, T, H, D, act=False, nan=None):
+    inputs, grad = gate_inputs(dtype, B, T, H, D)
+    put_nan(inputs, nan)
+    scale = torch.linspace(0.5, 1.5, B)
+    names = "out do dlocal dgate dwg dwl"
+
+    def run(emulator) -> Results:
+        out = locality_gate.gate_forward(*inputs, EPS, act)
+        found = named(names, out, *locality_gate.gate_backward(grad, *inputs, EPS, act))
+        room = emulator.poisoned(torch.empty(B, T, 2 * H * D + 16, dtype=dtype))
+        into = room[..., 8 : 8 + H * D].unflatten(-1, (H, D))
+        out, do, dlocal, dbias, dwg, dwl = locality_gate.gate_backward_into(
+            grad, *inputs, scale, into, EPS, act
+        )
+        scaled = named(names, out, do, dlocal, into, dwg, dwl) | {"dbias": dbias[None]}
+        return found | {f"scaled {key}": x for key, x in scaled.items()}
+
+    def reference() -> Results:
+        def plain(*x):
+            return torch_locality_gate(*x, EPS, act)
+
+        def scaled(*x):
+            return plain(*x) * scale.double()[:, None, None, None]
+
+        again = differentiated(scaled, inputs, grad, names)
+        again["dbias"] = again["dgate"].sum((0, 1)).flatten()[None]
+        found = differentiated(plain, inputs, grad, names)
+        return found | {f"scaled {key}": x for key, x in again.items()}
+
+    text = title("locality gate", dtype, nan, B=B, T=T, H=H, D=D, act=act)
+    return Case(text, run, reference, ROUNDED[dtype], nan is not None)
+
+
+def projection(dtype, B, T, H, D, C, act=False, scaled=False, nan=None):
+    inputs, _ = gate_inputs(dtype, B, T, H, D)
+    put_nan(inputs, nan)
+    x, weight = randn(C, (B, T, C), (C, H * D))
+    weight = (weight / (H * D) ** 0.5).to(dtype)
+    scale = torch.linspace(0.5, 1.5, B) if scaled else None
+
+    def run(_) -> Results:
+        out = triton_projection.gate_projection(*inputs, weight, x, scale, EPS, act)
+        return {"out": out}
+
+    def reference() -> Results:
+        y = torch_locality_gate(*(t.double() for t in inputs), EPS, act)
+        y = y.flatten(2) @ weight.double().mT
+        return {"out": x.double() + (y * scale.double()[:, None, None] if scaled else y)}
+
+    text = title("gate projection", dtype, nan, B=B, T=T, H=H, D=D, C=C, act=act, scaled=scaled)
+    return Case(text, run, reference, ROUNDED[dtype], nan is not None)
+
+
+def normed(dtype, M, C, center=True, nan=None):
+    x, residual, weight, bias, grad = randn(C, (M, C), (M, C), (C,), (C,), (M, C))
+    bias, grad = (bias if center else None), grad.to(dtype)
+    put_nan((x,), nan)
+
+    def run(_) -> Results:
+        out = norm.norm(x, weight, bias, EPS, dtype)
+        dx, again, *dws = norm.norm_backward(grad, x, weight, bias, residual, EPS)
+        return named("out dx again dw db", out, dx, again, *(w[None] for w in dws))
+
+    def reference() -> Results:
+        inputs = (x, weight, bias) if center else (x, weight)
+        names = "out dx dw db" if center else "out dx dw"
+        want = differentiated(lambda x, w, b=None: normalize(x, w, b, EPS), inputs, grad, names)
+        want |= {key: want[key][None] for key in want.keys() & {"dw", "db"}}
+        return want | {"dx": want["dx"] + residual.double(), "again": want["out"]}
+
+    text = title("norm", dtype, nan, M=M, C=C, center=center)
+    return Case(text, run, reference, ROUNDED[dtype], nan is not None)
+
+
+def convolved(dtype, B, hw, C, center=True, act=False, nan=None):
+    shape = (B, hw[0] * hw[1], C)
+    x, residual, grad, weight, bias, taps = randn(C, *[shape] * 3, (C,), (C,), (C, 1, 3, 3))
+    bias, grad = (bias if center else None), grad.to(dtype)
+    put_nan((x,), nan)
+
+    def run(_) -> Results:
+        stats = norm_conv.statistics(x, center, EPS)
+        args = (x, stats, weight, bias, taps)
+        out = norm_conv.conv(*args, *hw, act, dtype)
+        dx, *dws = norm_conv.conv_backward(grad, *args, residual, *hw, act)
+        return named("out dx dw db dtaps", out, dx, *(w[None] for w in dws))
+
+    def reference() -> Results:
+        def function(x, w, t, b=None):
+            y = torch_norm_conv(x, w, b, t, hw, EPS, False, torch.float64)
+            return F.silu(y) if act else y
+
+        inputs = (x, weight, taps, bias) if center else (x, weight, taps)
+        names = "out dx dw dtaps db" if center else "out dx dw dtaps"
+        want = differentiated(function, inputs, grad, names)
+        want |= {key: want[key][None] for key in want.keys() & {"dw", "db", "dtaps"}}
+        return want | {"dx": want["dx"] + residual.double()}
+
+    text = title("norm and convolution", dtype, nan, B=B, hw=hw, C=C, center=center, act=act)
+    tolerance = {BF16: 6e-3, FP16: 1e-3, FP32: 1e-5}[dtype]
+    return Case(text, run, reference, tolerance, nan is not None)
+
+
+def gated(dtype, B, N, width, nan=None):
+    x, grad = (t.to(dtype) for t in randn(N, (B, N, 2 * width), (B, N, width)))
+    scale = torch.linspace(0.5, 1.5, B) if B > 1 else None
+    put_nan(x.chunk(2, -1), nan)
+
+    def run(_) -> Results:
+        out = swiglu.swiglu(x)
+        return named("out dx again", out, *swiglu.swiglu_backward(grad, x, scale))
+
+    def reference() -> Results:
+        s = 1.0 if scale is None else scale.double()[:, None, None]
+
+        def function(x):
+            a, b = x.chunk(2, -1)
+            return F.silu(a) * b
+
+        dx = differentiated(lambda x: function(x) * s, (x,), grad, "again dx")
+        return {"out": function(x.double()), **dx}
+
+    text = title("swiglu", dtype, nan, B=B, N=N, width=width)
+    return Case(text, run, reference, ROUNDED[dtype], nan is not None)
+
+
+def fused(dtype, M, C, width, center=True, scaled=False, nan=None):
+    x, grad, norm_w, norm_b, w_in, w_out = randn(
+        C, (M, C), (M, C), (C,), (C,), (2 * width, C), (C, width)
+    )
+    norm_b = norm_b if center else None
+    w_in, w_out = (w_in / C**0.5).to(dtype), (w_out / width**0.5).to(dtype)
+    scale = torch.linspace(0.5, 1.5, 2 if M % 2 == 0 else 1) if scaled else None
+    put_nan((x,), nan)
+    names = "out dx dinside hidden normed dw db"
+
+    def run(_) -> Results:
+        args = (x, norm_w, norm_b, w_in, w_out, scale, EPS)
+        out = feed_forward.fused(*args)
+        *results, dw, db = feed_forward.fused_backward(grad, *args)
+        return named(names, out, *results, dw[None], db[None])
+
+    def reference() -> Results:
+        s = 1.0 if scale is None else scale.double().repeat_interleave(M // len(scale))[:, None]
+        xs, w = (t.double().requires_grad_() for t in (x, norm_w))
+        b = norm_b.double().requires_grad_() if center else None
+        normal = normalize(xs, w, b, EPS)
+        inside = normal @ w_in.double().mT
+        a, u = inside.chunk(2, -1)
+        hidden = F.silu(a) * u
+        out = xs + s * (hidden @ w_out.double().mT)
+        dx, dinside, *dws = torch.autograd.grad(
+            out, [xs, inside, w, *([b] if center else [])], grad.double()
+        )
+        wanted = (out, dx, dinside, hidden * s, normal, *(t[None] for t in dws))
+        return dict(zip(names.split(), wanted, strict=False))
+
+    text = title("feed-forward", dtype, nan, M=M, C=C, width=width, center=center, scaled=scaled)
+    tolerance = {BF16: 1e-2, FP16: 2e-3, FP32: 1e-4}[dtype]
+    return Case(text, run, reference, tolerance, nan is not None)
+
+
+def part_cases(_) -> Iterator[Case]:
+    for dtype in DTYPES:
+        for sizes, act in (((2, 49, 3, 32), False), ((2, 70, 3, 64), True), ((1, 200, 2, 24), True),
+                           ((1, 5, 2, 100), False)):  # fmt: skip
+            yield blend(dtype, *sizes, act)
+        yield projection(dtype, 2, 49, 3, 32, 96, False, True)
+        yield projection(dtype, 1, 70, 3, 64, 192, True, False)
+        yield projection(dtype, 2, 30, 2, 24, 300, False, True)
+        for M, C, center in ((50, 96, True), (70, 192, False), (9, 768, True), (3, 1500, False),
+                             (200, 20, True)):  # fmt: skip
+            yield normed(dtype, M, C, center)
+        yield convolved(dtype, 2, (7, 7), 96, True, False)
+        yield convolved(dtype, 1, (14, 14), 48, False, True)
+        yield convolved(dtype, 2, (5, 9), 40, True, True)
+        yield convolved(dtype, 1, (1, 1), 32, True, False)
+        yield convolved(dtype, 1, (2, 40), 200, False, False)
+        for B, N, width in ((2, 49, 256), (1, 30, 100), (2, 5, 520), (1, 1, 17)):
+            yield gated(dtype, B, N, width)
+        yield fused(dtype, 100, 96, 72, True, True)
+        yield fused(dtype, 70, 192, 40, False, False)
+        yield fused(dtype, 40, 128, 50, True, False)
+        yield fused(dtype, 33, 256, 32, False, True)
+        yield fused(dtype, 20, 20, 24, True, True)
+
+
+# ---------------------------------------------------------------- NaN, whole blocks
+
+
+def nan_cases(_, dtypes=DTYPES) -> Iterator[Case]:
+    """NaN in any input stays NaN, in its entry of the batch; and without it all is right."""
+    for dtype in dtypes:
+        for nan in (None, *range(5)):
+            yield gla(dtype, 2, 17, 1, 16, 32, nan=nan)
+        for nan in (None, *range(3)):
+            yield blend(dtype, 2, 5, 1, 32, nan=nan)
+            yield projection(dtype, 2, 5, 1, 32, 32, nan=nan)
+        for nan in (None, 0, 1):
+            yield gated(dtype, 2, 5, 32, nan=nan)
+        for nan in (None, 0):
+            yield normed(dtype, 9, 32, nan=nan)
+            yield convolved(dtype, 2, (3, 3), 32, act=dtype == BF16, nan=nan)
+            yield fused(dtype, 20, 32, 24, scaled=True, nan=nan)
+
+
+def whole_block(dtype, name, make, channels, hw) -> Case:
+    """A block of a model, forward and backward, in float32 or under autocast."""
+    torch.manual_seed(0)
+    block = make(backend="triton").train()
+    for parameter in block.parameters():
+        with torch.no_grad():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    x, grad = randn(1, *[(2, hw[0] * hw[1], channels)] * 2)
+
+    def results(block, x, grad) -> Results:
+        x = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype != FP32 and x.dtype == torch.float32):
+            out = block(x, hw)
+        out.backward(grad.to(out.dtype))
+        return {"out": out, "dx": x.grad, **{k: p.grad for k, p in block.named_parameters()}}
+
+    def reference() -> Results:
+        plain = make(backend="torch").double().train()
+        plain.load_state_dict(block.state_dict())
+        return results(plain, x.double(), grad.double())
+
+    tolerance = {BF16: 3e-2, FP16: 1e-2, FP32: 5e-3}[dtype]
+    text = title(f"block of {name}", dtype, None, hw=hw, C=channels)
+    return Case(text, lambda _: results(block, x, grad), reference, tolerance)
+
+
+def block_cases(_) -> Iterator[Case]:
+    for dtype in DTYPES:
+        narrow, wide = partial(HierBlock, 96, 3, 0.0), partial(HierBlock, 384, 12, 0.0)
+        yield whole_block(dtype, "HierViG", narrow, 96, (9, 8))
+        yield whole_block(dtype, "HierViG", wide, 384, (5, 5))
+        yield whole_block(dtype, "ViG-T", partial(PlainBlock, 192, 3, True, 0.0), 192, (10, 9))
+
+
+def quick_cases(capability) -> Iterator[Case]:
+    """Every kernel in both passes, in few compilations: what the tests run. Of the parts and of
+    NaN, float16 on sm_80 alone and float32 on sm_90, which saves half a minute."""
+    for nan in (None, 3):
+        yield gla(BF16, 1, 130, 1, 32, 64, "mixed", nan=nan)
+    yield gla(FP32, 1, 100, 1, 16, 32, segments=2)
+    yield from nan_cases(capability, (BF16, FP16 if capability == 80 else FP32))
