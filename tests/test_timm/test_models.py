@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_models import SMALL
 from timm.data import Mixup, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import group_parameters, is_model_pretrained
@@ -20,10 +21,6 @@ REDUCTIONS = dict(hier_vig_tiny=[4, 8, 16, 32], vig_tiny_patch16=[16] * 12)
 SIZES = dict(hier_vig_tiny=(70, 90), vig_tiny_patch16=(70, 94))
 """Odd ones; their grids are the rounded quotients by each stride."""
 
-SMALL = dict(
-    hier_vig_tiny=dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)),
-    vig_tiny_patch16=dict(embed_dims=32, depth=2, num_heads=2),
-)
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
