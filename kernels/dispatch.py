@@ -22,7 +22,8 @@ MAX_WIDTH = 128
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)  # what Triton supports
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-P, Result = ParamSpec("P"), TypeVar("Result")
+P = ParamSpec("P")
+Result = TypeVar("Result")
 LIBRARY = torch.library.Library("vig_mm", "FRAGMENT")
 _failed: set[tuple] = set()  # what `shape_class` gives of launches that failed
 

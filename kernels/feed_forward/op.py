@@ -1,10 +1,10 @@
 """The function that a block calls, with its gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from ..dispatch import run
 from ..torch_utils import like, no_autocast
@@ -58,7 +58,7 @@ class _Settings(NamedTuple):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, settings: _Settings, x: Tensor, scale: Tensor | None, *weights: Tensor
+        ctx: Any, settings: _Settings, x: Tensor, scale: Tensor | None, *weights: Tensor
     ) -> Tensor:
         out, inside = _forward(settings, x, scale, *weights)
         ctx.save_for_backward(x, scale, inside, *weights)
@@ -67,7 +67,7 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inside, *weights = ctx.saved_tensors
         dx, *gradients = _backward(ctx.settings, grad.contiguous(), x, scale, inside, *weights)
         return None, dx, None, *like(gradients, weights)

@@ -133,8 +133,8 @@ def gla_backward(
     """Gradients of the five inputs, contiguous."""
     inputs = (q, k, v, gate_f, gate_b)
     grads = tuple(x.new_empty(x.shape) for x in inputs)
-    gla_backward_into(grad, *inputs, *grads, backend)
-    return grads
+    gla_backward_into(grad, *inputs, *grads, backend=backend)  # type: ignore[misc,arg-type]
+    return grads  # type: ignore[return-value]
 
 
 def _fake_backward_into(*args):
@@ -187,7 +187,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    return *gla_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
+    gradients = gla_backward(grad, *ctx.saved_tensors, ctx.backend)  # type: ignore[call-arg]
+    return *gradients, None, None
 
 
 torch.library.register_autograd(

@@ -58,9 +58,9 @@ def gate_projection(
         rows = [t.flatten(0, 1) for t in (o, local, gate, x, out)]
         factor = scale_of_rows(scale, len(rows[0]))
         for r in token_blocks(rows[0]):
-            *inputs, x_r, out_r = (t[r] for t in rows)
+            o_r, local_r, gate_r, x_r, out_r = (t[r] for t in rows)
             with no_autocast(x):
-                y = torch_locality_gate(*inputs, g_weight, l_weight, eps, act)
+                y = torch_locality_gate(o_r, local_r, gate_r, g_weight, l_weight, eps=eps, act=act)
                 y = linear(y.flatten(1).to(weight.dtype), weight)
             add_scaled(x_r, y, None if factor is None else factor[r], out_r)
         return out
@@ -113,7 +113,9 @@ def gate_projection_backward(
             dhidden = linear_input_gradient(dy_r, weight).view(do_r.shape)
             wide = upcast(dhidden, *inputs, g_weight, l_weight)
             with no_autocast(o):
-                y, do_f, dlocal_f, dgate_f, *dnorms = torch_locality_gate_backward(*wide, eps, act)
+                y, do_f, dlocal_f, dgate_f, *dnorms = torch_locality_gate_backward(
+                    *wide, eps=eps, act=act
+                )
             for t, f in ((do_r, do_f), (dlocal_r, dlocal_f), (dgate_r, dgate_f)):
                 t.copy_(f)
             dbias = dgate_f.sum(0).flatten()
@@ -121,4 +123,6 @@ def gate_projection_backward(
             add_up(sums, dbias, *dnorms, dweight)
         return do, dlocal, *sums
 
-    return run("the gradient of gate_projection", backend, kernels, plain, o, grad)
+    return run(  # type: ignore[return-value]
+        "the gradient of gate_projection", backend, kernels, plain, o, grad
+    )

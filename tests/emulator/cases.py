@@ -174,7 +174,7 @@ def blend(dtype, B, T, H, D, act=False, nan=None):
 
     def reference() -> Results:
         def plain(*x):
-            return torch_locality_gate(*x, EPS, act)
+            return torch_locality_gate(*x, eps=EPS, act=act)
 
         def scaled(*x):
             return plain(*x) * scale.double()[:, None, None, None]
@@ -200,7 +200,7 @@ def projection(dtype, B, T, H, D, C, act=False, scaled=False, nan=None):
         return {"out": out}
 
     def reference() -> Results:
-        y = torch_locality_gate(*(t.double() for t in inputs), EPS, act)
+        y = torch_locality_gate(*(t.double() for t in inputs), eps=EPS, act=act)
         y = y.flatten(2) @ weight.double().mT
         return {"out": x.double() + (y * scale.double()[:, None, None] if scaled else y)}
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from vig_mm.kernels import BACKENDS, bidirectional_gla
 from vig_mm.kernels.dispatch import select_backend
@@ -105,7 +105,8 @@ def attention(
     """x + drop_path(attn(norm(x), hw)) of tokens ``[B, N, C]``: by operators, or by the modules."""
     if not _fusable(x, norm, attn, drop_path):
         return x + drop_path(attn(norm(x), hw))
-    (conv,), (low, high) = attn.in_proj, attn.gk_proj
+    layers: Any = (*attn.in_proj, *attn.gk_proj)
+    conv, low, high = layers
     settings = _Settings(
         hw=hw,
         num_heads=attn.num_heads,
@@ -122,7 +123,7 @@ def attention(
         attn.g_proj.bias, high.weight, high.bias, attn.g_norm.weight, attn.l_norm.weight,
         attn.o_proj.weight,
     )  # fmt: skip
-    tensors = (x.contiguous(), drop_path.scale(x), *weights)
+    tensors: Any = (x.contiguous(), drop_path.scale(x), *weights)
     if torch.is_grad_enabled():
         return _Attention.apply(settings, *tensors)
     return _forward(settings, *tensors)[0]
@@ -178,7 +179,7 @@ class _Weights(NamedTuple):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, settings: _Settings, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, settings: _Settings, *tensors: Tensor) -> Tensor:
         x, scale, *weights = tensors
         out, *kept = _forward(settings, *tensors)
         ctx.save_for_backward(x, scale, *kept, *weights)
@@ -187,7 +188,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, stats, packed, o, *weights = ctx.saved_tensors
         dx, gradients = _backward(
             ctx.settings, grad.contiguous(), x, scale, stats, packed, o, _Weights(*weights)
@@ -196,7 +197,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _forward(
-    s: _Settings, x: Tensor, scale: Tensor | None, *weights: Tensor
+    s: _Settings, x: Tensor, scale: Tensor | None, *weights: Any
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The result; the norm's statistics, the projections' and the attention's outputs."""
     w = _Weights(*weights)
@@ -269,7 +270,7 @@ def _backward(
     return dx, _Weights(
         dnorm, dnorm_bias, dconv, *dweight.split([len(t) for t in (w.qkv, w.gate, w.low)]),
         dgate_bias, dhigh, dhigh_bias, dg_norm, dl_norm, dout,
-    )  # fmt: skip
+    )  # type: ignore[call-arg]  # fmt: skip
 
 
 def _joined(s: _Settings, w: _Weights) -> tuple[Tensor, Tensor]:

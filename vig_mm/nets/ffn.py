@@ -1,5 +1,7 @@
 """The feed-forward half of a block."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ class SwiGLU(nn.Module):
         self.add_module(names[0], nn.Linear(channels, 2 * hidden, bias=False))
         self.add_module(names[1], nn.Linear(hidden, channels, bias=False))
 
-    def layers(self) -> tuple[nn.Module, nn.Module]:
+    def layers(self) -> tuple[Any, Any]:
         """w_in and w_out."""
         first, last = self.names
         return self._modules[first], self._modules[last]

@@ -58,7 +58,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``[B, h*w, C]`` -> ``[B, h*w, C]``."""
-        norm, attn, norm2, mlp = (self._modules[name] for name in self.names)
+        parts: Any = (self._modules[name] for name in self.names)
+        norm, attn, norm2, mlp = parts
         x = attention(x, hw, norm, attn, self.drop_path)
         return ffn(x, norm2, mlp, self.drop_path, attn.backend)
 
