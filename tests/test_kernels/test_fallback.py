@@ -70,7 +70,8 @@ def case(name):
 
 def assert_close(found, expected):
     bound = 3e-3 if DEVICE == "cuda" else 2e-6  # a GPU multiplies in tf32
-    assert all(rel(x, y) < bound for x, y in zip(found, expected, strict=True))
+    errors = [rel(x, y) for x, y in zip(found, expected, strict=True)]
+    assert max(errors) < bound, errors
 
 
 @pytest.mark.parametrize("name", command.OPERATORS)
