@@ -9,10 +9,11 @@ from .chunked import chunked_backward, chunked_forward
 from .dispatch import select_backend
 from .reference import reference_bidirectional_gla
 
-BACKENDS = ("reference", "chunked", "triton")
-"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default on a CPU and in exported
-graphs. ``triton``: the fused kernels, the default on a GPU. They have been tested in Triton's
-interpreter and compiled for three GPU architectures, but not yet run on a GPU."""
+BACKENDS = ("reference", "chunked", "cpu", "triton")
+"""``reference``: the recurrence. ``chunked``: plain PyTorch, for everything else and in exported
+graphs. ``cpu``: machine code by numba, the default on a CPU where numba is installed. ``triton``:
+the fused kernels, the default on a GPU. They have been tested in Triton's interpreter and compiled
+for three GPU architectures, but not yet run on a GPU."""
 
 
 def bidirectional_gla(
@@ -41,10 +42,11 @@ def bidirectional_gla(
             one projection) are read in place.
         v: ``[B, N, H, V]``, V the value width.
         gate_f, gate_b: ``[B, N, H, K]``, gate *logits* of the forward and the backward scan.
-        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors and ``chunked`` for all
-            others, in exported graphs (torch.export, ONNX, torch.jit.trace), and, with one warning
-            that says why, where Triton is missing or does not take these inputs (float64, K or V
-            above 128, a GPU older than compute capability 8.0).
+        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors, ``cpu`` on a CPU with
+            numba, and ``chunked`` for all others, in exported graphs (torch.export, ONNX,
+            torch.jit.trace), in graphs that torch.compile makes for a CPU, for float64 and for K or
+            V above 128; and, with one warning that says why, where Triton is missing, the GPU is
+            older than compute capability 8.0, or numba cannot compile.
         out_dtype: of the result; None is that of ``v``. Sums over many tokens leave the range of
             float16 (65504) long before q, k and v do; float32 holds them.
 
@@ -56,12 +58,13 @@ def bidirectional_gla(
             ``out_dtype`` is not floating point.
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
+        RuntimeError: ``backend="cpu"`` and numba cannot compile here; it says why.
     """
     _check(q, k, v, gate_f, gate_b)
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise TypeError(f"out_dtype must be floating point, got {out_dtype}")
-    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v)
+    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v, gate_f=gate_f)
     if backend == "reference":
         return reference_bidirectional_gla(q, k, v, gate_f, gate_b, out_dtype)
     return _forward_op(q, k, v, gate_f, gate_b, backend, out_dtype)
@@ -101,6 +104,11 @@ def _forward_op(
     out_dtype = out_dtype or v.dtype
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=out_dtype)
+    if backend == "cpu":
+        from .cpu import cpu_forward
+
+        out = v.new_empty(v.shape, dtype=out_dtype)
+        return cpu_forward(q, k, v, gate_f, gate_b, out=out)
     if backend == "triton":
         from .triton import triton_forward
 
@@ -122,6 +130,10 @@ def _backward_op(
     inputs = (q, k, v, gate_f, gate_b)
     if q.shape[0] == 0:
         return tuple(x.new_empty(x.shape) for x in inputs)  # type: ignore[return-value]
+    if backend == "cpu":
+        from .cpu import cpu_backward
+
+        return cpu_backward(grad, *inputs)  # type: ignore[return-value]
     if backend == "triton":
         from .triton import triton_backward
 
@@ -157,6 +169,11 @@ def _backward_into_op(
     if backend == "chunked" and q.shape[0] and same:
         with torch.autocast(q.device.type, enabled=False):
             chunked_backward(*_upcast(grad, *inputs), out=results)
+        return
+    if backend == "cpu":
+        from .cpu import cpu_backward
+
+        cpu_backward(grad, *inputs, out=results)
         return
     if backend == "triton" and q.shape[0]:
         from .triton import triton_backward

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 GPU = "cuda"  # device type the kernels run on
 PLAIN_OR_TRITON = ("torch", "triton")
@@ -13,6 +14,7 @@ MAX_WIDTH = 128
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)  # what Triton supports
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+NUMBA_INSTALLED = importlib.util.find_spec("numba") is not None
 
 
 def unsupported(dtype: torch.dtype, widths: Mapping[str, int]) -> str | None:
@@ -23,6 +25,30 @@ def unsupported(dtype: torch.dtype, widths: Mapping[str, int]) -> str | None:
         if width > MAX_WIDTH:
             return f"{name} is {width} wide, the Triton kernels take at most {MAX_WIDTH}"
     return None
+
+
+def cpu_unsupported(inputs: Mapping[str, Tensor]) -> str | None:
+    """Why the CPU kernels cannot take these inputs, or None."""
+    for name, x in inputs.items():
+        if x.device.type != "cpu":
+            return f"the CPU kernels need CPU tensors, {name} is on {x.device}"
+        if x.dtype not in TRITON_DTYPES:
+            return f"the CPU kernels take float32, bfloat16 and float16, {name} is {x.dtype}"
+        if x.shape[-1] > MAX_WIDTH:
+            return f"{name} is {x.shape[-1]} wide, the CPU kernels take at most {MAX_WIDTH}"
+    return None
+
+
+def choose_cpu(plain: str, inputs: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    """The default on a CPU, and why it is not the kernels where they should be."""
+    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if recording or not NUMBA_INSTALLED or cpu_unsupported(inputs):
+        return plain, None
+    if any(type(x) not in (Tensor, Parameter) for x in inputs.values()):
+        return plain, None  # fake tensors and others without memory
+    from .cpu import problem
+
+    return (plain, reason) if (reason := problem()) else ("cpu", None)
 
 
 def choose_backend(
@@ -75,22 +101,27 @@ def select_backend(
 
     Raises:
         ValueError: the backend is unknown or does not take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
+        RuntimeError: ``backend="cpu"`` and numba cannot compile here.
     """
     x = next(iter(inputs.values()))
     widths = {name: y.shape[-1] for name, y in inputs.items()} if limit_widths else {}
     if backend is None:
-        if x.device.type != GPU:
-            return plain
-        from .trace_time import compute_capability, is_exporting, warn_once
+        if x.device.type == GPU:
+            from .trace_time import compute_capability, is_exporting
 
-        capability = compute_capability(x.device.index)
-        backend, reason = choose_backend(
-            plain, x.device.type, capability, x.dtype, widths, is_exporting()
-        )
+            capability = compute_capability(x.device.index)
+            backend, reason = choose_backend(
+                plain, x.device.type, capability, x.dtype, widths, is_exporting()
+            )
+        else:
+            backend, reason = choose_cpu(plain, inputs) if "cpu" in backends else (plain, None)
         if reason is not None:
+            from .trace_time import warn_once
+
+            kernels = "Triton" if x.device.type == GPU else "CPU"
             warn_once(
-                f"vig_mm runs without its Triton kernels, slower: {reason}. "
+                f"vig_mm runs without its {kernels} kernels, slower: {reason}. "
                 f"backend={plain!r} chooses this without a warning."
             )
         return backend
@@ -104,4 +135,15 @@ def select_backend(
             )
         if reason := unsupported(x.dtype, widths):
             raise ValueError(f"backend='triton': {reason}; leave backend out")
+    if backend == "cpu":
+        if not NUMBA_INSTALLED:
+            raise ImportError(
+                "backend='cpu' needs the package numba: pip install numba, or leave backend out"
+            )
+        if reason := cpu_unsupported(inputs):
+            raise ValueError(f"backend='cpu': {reason}; leave backend out")
+        from .cpu import problem
+
+        if not torch.compiler.is_compiling() and (reason := problem()):
+            raise RuntimeError(f"backend='cpu': {reason}; leave backend out")
     return backend
