@@ -10,10 +10,11 @@ from ..torch_utils import no_autocast, upcast
 from .chunk import chunked_backward, chunked_forward
 from .naive import reference_bidirectional_gla
 
-BACKENDS = ("reference", "chunked", "triton")
-"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default on a CPU and in exported
-graphs. ``triton``: the fused kernels, the default on a GPU. They have been tested in Triton's
-interpreter and compiled for three GPU architectures, but not yet run on a GPU."""
+BACKENDS = ("reference", "chunked", "cpu", "triton")
+"""``reference``: the recurrence. ``chunked``: plain PyTorch, for everything else and in exported
+graphs. ``cpu``: machine code by numba, the default on a CPU where numba is installed. ``triton``:
+the fused kernels, the default on a GPU. They have been tested in Triton's interpreter and compiled
+for three GPU architectures, but not yet run on a GPU."""
 
 
 def bidirectional_gla(
@@ -42,11 +43,13 @@ def bidirectional_gla(
             one projection) are read in place.
         v: ``[B, N, H, V]``, V the value width.
         gate_f, gate_b: ``[B, N, H, K]``, gate *logits* of the forward and the backward scan.
-        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors and ``chunked`` for all
-            others, in exported graphs (torch.export, ONNX, torch.jit.trace), and, with one warning
-            that says why, where Triton is missing, lacks a C compiler, does not take these inputs
-            (float64, K or V above 128, a GPU older than compute capability 8.0), or fails to
-            compile or launch a kernel. An explicit ``triton`` raises instead.
+        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors, ``cpu`` on a CPU with
+            numba, and ``chunked`` for all others, in exported graphs (torch.export, ONNX,
+            torch.jit.trace), in graphs that torch.compile makes for a CPU, for float64 and for K or
+            V above 128; and, with one warning that says why, where Triton is missing, lacks a C
+            compiler, or fails to compile or launch a kernel, where the GPU is older than compute
+            capability 8.0, or numba cannot compile. An explicit ``triton`` or ``cpu`` raises
+            instead.
         out_dtype: of the result; None is that of ``v``. Sums over many tokens leave the range of
             float16 (65504) long before q, k and v do; float32 holds them.
 
@@ -58,14 +61,14 @@ def bidirectional_gla(
             ``out_dtype`` is not floating point.
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
-        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine. What it raises
-            while it compiles or launches a kernel passes as it is.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
+        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine, or "cpu" and
+            numba cannot. What Triton raises while it compiles or launches a kernel passes as it is.
     """
     _check(q, k, v, gate_f, gate_b)
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise TypeError(f"out_dtype must be floating point, got {out_dtype}")
-    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v)
+    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v, gate_f=gate_f)
     if backend == "reference":
         return reference_bidirectional_gla(q, k, v, gate_f, gate_b, out_dtype)
     return gla_forward(q, k, v, gate_f, gate_b, backend, out_dtype)
@@ -103,6 +106,11 @@ def gla_forward(
     out_dtype = out_dtype or v.dtype
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=out_dtype)
+    if backend == "cpu":
+        from .cpu import cpu_forward
+
+        out = v.new_empty(v.shape, dtype=out_dtype)
+        return cpu_forward(q, k, v, gate_f, gate_b, out=out)
 
     def kernels() -> Tensor:
         from .triton import triton_forward
@@ -163,6 +171,11 @@ def gla_backward_into(
     """Write the gradients into tensors that exist, such as parts of a projection's gradient."""
     inputs, results = (q, k, v, gate_f, gate_b), (dq, dk, dv, dgate_f, dgate_b)
     if q.shape[0] == 0:
+        return
+    if backend == "cpu":
+        from .cpu import cpu_backward
+
+        cpu_backward(grad, *inputs, out=results)
         return
 
     def kernels() -> None:
