@@ -302,7 +302,8 @@ def test_where_numba_cannot_compile(tmp_path):
 import sys, warnings, torch
 import vig_mm.kernels as kernels
 assert "numba" not in sys.modules
-from vig_mm.kernels import cpu, trace_time
+from vig_mm.kernels.gla import cpu
+from vig_mm.kernels import trace_time
 import numba
 from pathlib import Path
 x = torch.randn(1, 5, 1, 4)
