@@ -6,7 +6,6 @@ CHECKPOINT may also be a public ViG file.
 
 # ruff: noqa: E402
 import argparse
-import os
 
 from vig_mm.preflight.environment import exit_without_mmengine
 
@@ -17,12 +16,14 @@ from mmengine.evaluator import DumpResults
 
 from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.errors import UsageError
 from vig_mm.inspection.guard import guard_loaders
-from vig_mm.inspection.quick import check_data, leaves
+from vig_mm.inspection.quick import check_data
 from vig_mm.inspection.repairs import repair_annotations
+from vig_mm.preflight.config import leaves
 from vig_mm.preflight.model import check_channels, check_options
 from vig_mm.preflight.optimizer import check_loop
-from vig_mm.preflight.user_input import UsageError, check_folder
+from vig_mm.preflight.user_input import check_folder
 from vig_mm.preflight.weights import bare_model, check_weights
 
 
@@ -54,19 +55,11 @@ def use_tta(cfg: Config) -> None:
 
 
 def draw_pictures(cfg: Config, folder: str) -> None:
-    """Switch on the library's own hook that draws predictions, for every image."""
-    hook = cfg.setdefault("default_hooks", {}).get("visualization")
-    if hook is None:
-        raise UsageError("--show-dir: the config has no default_hooks.visualization")
-    if cfg.default_scope == "mmdet":
-        hook.update(draw=True, test_out_dir=folder)
-    elif cfg.default_scope == "mmseg":
-        hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = folder
-    else:
-        from vig_mm.engine.hooks.visualization_hook import ClassPicturesHook
+    """Add the hook that draws predictions, for every image."""
+    from vig_mm.engine.hooks.pictures_hook import PicturesHook
 
-        hook.update(type=ClassPicturesHook.__name__, enable=True, out_dir=folder)
+    hook = dict(type=f"vig_mm.{PicturesHook.__name__}", out_dir=folder, scope=cfg.default_scope)
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
 
 
 def dump_metric(scope: str, path: str) -> DumpResults:
@@ -99,8 +92,7 @@ def main() -> None:
     if args.tta:
         use_tta(cfg)
     if args.show_dir is not None:
-        # mmdet would put a relative folder under the work dir
-        draw_pictures(cfg, os.path.abspath(args.show_dir))
+        draw_pictures(cfg, args.show_dir)
     lines += repair_annotations(cfg, ("test",))
     runner = build_runner(cfg)
     for line in lines:

@@ -11,10 +11,15 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 
 from vig_mm.checkpoints.reading import read_checkpoint
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
+from vig_mm.inspection.files.images import FAULTS, file_fault
 from vig_mm.preflight.weights import check_weights
 
 from .launch import resolve_device
+
+_VISUALIZERS = dict(
+    mmdet="DetLocalVisualizer", mmseg="SegLocalVisualizer", mmpretrain="UniversalVisualizer"
+)
 
 
 class Predictor:
@@ -39,7 +44,8 @@ class Predictor:
         self.scope = cfg.default_scope
         self.meta = _meta(cfg, checkpoint)
         cfg = copy.deepcopy(cfg)
-        cfg.visualizer.vis_backends = []  # it stores nothing
+        # asked for by the inferencers, and used for nothing
+        cfg.visualizer = dict(type=_VISUALIZERS[self.scope], vis_backends=[])
         self.inferencer = _inferencer(cfg, checkpoint, str(resolve_device(device)))
         check_weights(self.inferencer.model, checkpoint)
 
@@ -62,10 +68,10 @@ def read_image(path: Path) -> np.ndarray:
     """A picture file as a BGR array ``[h, w, 3]`` (uint8).
 
     Raises:
-        UsageError: there is no such file, or it is not a picture.
+        UsageError: there is no such file, it is cut off, or it is not a picture.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r} (seen from {str(Path.cwd())!r})")
+    if fault := file_fault(str(path)):
+        raise UsageError(f"{str(path)!r} {FAULTS[fault]} (seen from {str(Path.cwd())!r})")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")

@@ -4,15 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vig_mm.errors import DataError  # noqa: F401
+
 SEVERITIES = ("error", "warning", "note")
 
 Table = Mapping[str, tuple[str, ...]]
 """Kind -> severity, what the files or annotations do, what comes of it and what to do; then, where
 a library leaves them out, the words for that behind their number."""
-
-
-class DataError(ValueError):
-    """The data does not fit the config; the message lists everything that is wrong."""
 
 
 @dataclass(frozen=True)

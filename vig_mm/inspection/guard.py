@@ -18,10 +18,11 @@ from mmengine.runner import Runner
 from PIL import UnidentifiedImageError
 
 from vig_mm.datasets.transforms.map_labels import MapLabels
+from vig_mm.errors import SampleError
 
 from .files.images import FAULTS, FIX, file_fault, open_image
 from .files.label_maps import TOO_LARGE
-from .findings import DataError, some
+from .findings import some
 from .labels import NO_LABEL, Ignored
 from .quick.options import keeps_numbers
 
@@ -29,14 +30,6 @@ _CHECKER = (
     "`python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
     "--no-check do not look"
 )
-
-
-class SampleError(DataError):
-    """A file of a data set that cannot be trained or tested on; the message names it."""
-
-    def __str__(self) -> str:
-        # Out of a worker it comes with a traceback before it.
-        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
 def guard_loaders(runner: Runner) -> None:

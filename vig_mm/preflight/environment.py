@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from itertools import chain
 
 from .. import ops
+from ..errors import RequirementError
 
 SCOPES = ("mmdet", "mmseg", "mmpretrain")
 
@@ -43,10 +44,6 @@ _GET_MMCV = {
         "(after torch, 'setuptools<80', wheel, ninja and psutil; about 10 minutes)"
     ),
 }
-
-
-class RequirementError(ImportError):
-    """A package that the config needs is missing, too old, too new or incomplete."""
 
 
 def _release(version: str) -> tuple[int, ...]:

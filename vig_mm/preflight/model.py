@@ -14,14 +14,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from vig_mm.errors import ModelError
 from vig_mm.registry import MODELS as VIG_MODELS
 
 # Pixels, (H, W): the usual training size, as some backbones take no other.
 IMAGE_SIZE = (224, 224)
-
-
-class ModelError(ValueError):
-    """The parts of a model do not fit; the message lists everything that is wrong."""
 
 
 def parts(where: str, model: Any) -> Iterator[tuple[str, dict]]:

@@ -1,6 +1,7 @@
 """Checks of command-line values, config files and output folders."""
 
 import argparse
+import inspect
 import os
 import traceback
 from collections.abc import Sequence
@@ -8,11 +9,11 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from vig_mm.errors import UsageError
+
+from .environment import SCOPES
+
 _SEEDS = 2**31  # numpy takes 2**32, and mmengine adds the numbers of processes and workers
-
-
-class UsageError(ValueError):
-    """A command line or config that cannot be run; the message says what to change."""
 
 
 class ConfigOptions(DictAction):
@@ -70,6 +71,26 @@ def read_config(path: str) -> Config:
         raise UsageError(f"config {path!r}, or a file in its _base_, cannot be read: {why}") from (
             error
         )
+
+
+def scope_of(cfg: Config) -> str | None:
+    """The library of a config: `default_scope`, or that of the model's or a data set's type."""
+    entries = [cfg.get("model")]
+    entries += [(cfg.get(f"{x}_dataloader") or {}).get("dataset") for x in ("train", "val", "test")]
+    for entry in entries if cfg.get("default_scope") is None else ():
+        kind = entry.get("type") if isinstance(entry, dict) else None
+        # a user's own class: the library of its bases
+        names = (
+            [kind]
+            if isinstance(kind, str)
+            else [x.__module__ for x in inspect.getmro(kind)]
+            if inspect.isclass(kind)
+            else []
+        )
+        for name in names:
+            if name.partition(".")[0] in SCOPES and "." in name:
+                return name.partition(".")[0]
+    return cfg.get("default_scope")
 
 
 def check_folder(path: str, option: str) -> None:

@@ -1,20 +1,23 @@
 """Checks that checkpoints can be read and fit the model of a config."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
 from vig_mm.checkpoints.reading import (
     CheckpointError,
     StateDict,
     check_numbers,
+    is_safetensors,
     read_checkpoint,
+    shortlist,
     weights,
 )
 from vig_mm.models.backbones.base import ViGBackbone
+from vig_mm.registry import type_name
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -24,7 +27,7 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_initial_weights(cfg: Any) -> None:
+def check_initial_weights(cfg: Any, ours: bool = False) -> None:
     """Read the files that parts of a model take their first weights from, at any depth.
 
     Before anything is built, and because other backbones than ours leave that to mmengine, whose
@@ -32,21 +35,31 @@ def check_initial_weights(cfg: Any) -> None:
 
     Args:
         cfg: A model's config, or an entry of it. Addresses in it are left to the loader.
+        ours: Whether the entry is of a backbone of vig_mm, which reads more formats than mmengine.
 
     Raises:
         CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
     """
     if isinstance(cfg, dict):
-        path = cfg.get("checkpoint") if cfg.get("type") in ("Pretrained", PretrainedInit) else None
+        name = type_name(cfg)
+        path = cfg.get("checkpoint") if name in ("Pretrained", "PretrainedInit") else None
         if path and "://" not in path:
             read_checkpoint(path)
+            if is_safetensors(path) and not ours:
+                raise CheckpointError(
+                    f"{path!r} is a safetensors file, which mmengine does not read: save it as "
+                    "torch.save(safetensors.torch.load_file(FILE), 'FILE.pth')"
+                )
+        ours = "vig_mm" in str(cfg.get("type")) if "type" in cfg and not path else ours
         cfg = list(cfg.values())
     if isinstance(cfg, list | tuple):
         for value in cfg:
-            check_initial_weights(value)
+            check_initial_weights(value, ours)
 
 
-def check_weights(model: nn.Module, path: str, partly: bool = False, resume: bool = False) -> None:
+def check_weights(
+    model: nn.Module, path: str, partly: bool = False, resume: bool = False
+) -> list[str]:
     """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
 
     What the modules' own hooks rename or resize while they load, such as position embeddings of
@@ -57,6 +70,9 @@ def check_weights(model: nn.Module, path: str, partly: bool = False, resume: boo
         path: An mm checkpoint.
         partly: Whether it is enough that something fits, as when fine-tuning.
         resume: Whether the optimizer goes on, too: then nothing may be resized.
+
+    Returns:
+        For the log, one line for each part of the model that nothing in the file fits.
 
     Raises:
         CheckpointError: names what is missing, of another shape, or no finite number.
@@ -91,6 +107,13 @@ def check_weights(model: nn.Module, path: str, partly: bool = False, resume: boo
     fitting = {name: state[name] for name in own if name in state and name not in reshaped}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     check_numbers(fitting, parameters, path)
+    sizes = Counter(name.partition(".")[0] for name in own)
+    fresh = sizes.keys() - {name.partition(".")[0] for name in fitting}
+    return [
+        f"load_from: none of the {sizes[part]} weights of {part} is in {path!r}: it starts from its "
+        f"init_cfg, or at random; its weights there are named {shortlist(list(state), 3)}"
+        for part in sorted(fresh)
+    ]
 
 
 def _misfits(own: StateDict, state: StateDict) -> tuple[list[str], dict[str, str]]:

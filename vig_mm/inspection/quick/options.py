@@ -1,36 +1,16 @@
 """Options of data sets and transforms, read out of a config."""
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.registry import TRANSFORMS
 
 from vig_mm.datasets.transforms.map_labels import read_mapping
+from vig_mm.preflight.config import leaves  # noqa: F401
+from vig_mm.registry import type_name
 
 # What these do to a label map, they do to its pixels' places, not to their numbers.
 _KEEP_NUMBERS = ("mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "vig_mm")
-
-
-def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
-    """The data sets inside wrappers (RepeatDataset, ConcatDataset, lists...).
-
-    Args:
-        where: Key of `dataset` in its config.
-        dataset: A data set's config, wrapped or not, or a list of them.
-
-    Yields:
-        (key in the config, data set's config).
-    """
-    if isinstance(dataset, list | tuple):
-        for i, one in enumerate(dataset):
-            yield from leaves(f"{where}.{i}", one)
-    elif isinstance(dataset, dict):
-        inner = [k for k in ("dataset", "datasets") if isinstance(dataset.get(k), dict | list)]
-        for key in inner:
-            yield from leaves(f"{where}.{key}", dataset[key])
-        if not inner:
-            yield where, dataset
 
 
 def classes_of(dataset: dict, kind: type) -> tuple[str, ...]:
@@ -67,9 +47,7 @@ def _empty(dataset: dict, kind: type) -> Any:
 def transform(pipeline: Any, name: str) -> dict:
     """The config of the first transform of a type in a pipeline, at any depth; {} if none."""
     if isinstance(pipeline, dict):
-        kind = pipeline.get("type")
-        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
-        if kind.rpartition(".")[2] == name:
+        if type_name(pipeline) == name:
             return pipeline
         pipeline = list(pipeline.values())
     if isinstance(pipeline, list | tuple):
