@@ -5,7 +5,8 @@ everything between file and network: the pipeline, the order and mix of a batch,
 of whole batches, and mixup or CutMix (`model.train_cfg` of a classifier) with the shares of the
 mixed classes. Normalisation is undone. With --split val or test no augmentation is applied.
 
-Pictures are written as OUT_DIR/<number>_<path below the data's root>.jpg, or together into one picture with --grid.
+Pictures are written as OUT_DIR/<number>_<path below the data's root>.jpg, or together into one
+picture with --grid.
 
 Example: python tools/browse_dataset.py CONFIG --count 8 --grid batch.png
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -33,10 +34,10 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from vig_mm.apis.launch import add_config_options, load_config, run
+from vig_mm.checks.config import leaves
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard
 from vig_mm.errors import SampleError, UsageError
-from vig_mm.inspection.guard import guard
-from vig_mm.inspection.quick import check_data
-from vig_mm.preflight.config import leaves
 from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import as_picture, save
 from vig_mm.visualization.sample_pictures import TRUTH, sample_pictures, truth_frame
@@ -165,7 +166,8 @@ def write_all(cfg: Config, args: argparse.Namespace, folder: Path) -> list[Path]
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    check_data(cfg, (args.split,))
+    for line in prepare_data(cfg, (args.split,)):
+        print(line, file=sys.stderr)
     init_default_scope(cfg.default_scope)
     set_random_seed(args.seed)
     if args.grid is None:

@@ -7,7 +7,7 @@ CHECKPOINT may also be a public ViG file.
 # ruff: noqa: E402
 import argparse
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -16,15 +16,12 @@ from mmengine.evaluator import DumpResults
 
 from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.checks.config import check_folder, check_loop, leaves
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard_loaders
+from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.weights import bare_model, check_weights
 from vig_mm.errors import UsageError
-from vig_mm.inspection.guard import guard_loaders
-from vig_mm.inspection.quick import check_data
-from vig_mm.inspection.repairs import repair_annotations
-from vig_mm.preflight.config import leaves
-from vig_mm.preflight.model import check_channels, check_options
-from vig_mm.preflight.optimizer import check_loop
-from vig_mm.preflight.user_input import check_folder
-from vig_mm.preflight.weights import bare_model, check_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,17 +80,15 @@ def main() -> None:
     cfg.resume = False
     cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
     check_loop(cfg, "test")
-    lines = []
-    if not args.no_check:
-        with skippable():
-            lines = check_data(cfg, ("test",))
+    with skippable():
+        lines = prepare_data(cfg, ("test",), check=not args.no_check)
+        if not args.no_check:
             check_options(cfg)
     model_cfg = cfg.model
     if args.tta:
         use_tta(cfg)
     if args.show_dir is not None:
         draw_pictures(cfg, args.show_dir)
-    lines += repair_annotations(cfg, ("test",))
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

@@ -6,7 +6,7 @@ Example: python tools/train.py configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py
 # ruff: noqa: E402
 import argparse
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -17,15 +17,13 @@ from mmengine.runner import Runner
 
 from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.checks.config import check_loop, check_optimizer, seed
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard_loaders
+from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.weights import bare_model, check_initial_weights, check_weights
 from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
 from vig_mm.errors import UsageError
-from vig_mm.inspection.guard import guard_loaders
-from vig_mm.inspection.quick import check_data
-from vig_mm.inspection.repairs import repair_annotations
-from vig_mm.preflight.model import check_channels, check_options
-from vig_mm.preflight.optimizer import check_loop, check_optimizer
-from vig_mm.preflight.user_input import seed
-from vig_mm.preflight.weights import bare_model, check_initial_weights, check_weights
 from vig_mm.registry import type_name
 
 BF16_WRAPPER = "vig_mm.Bf16OptimWrapper"
@@ -84,13 +82,11 @@ def set_precision(cfg: Config, amp: str | None) -> None:
             wrapper.pop(option, None)
 
 
-def check_config(cfg: Config) -> list[str]:
-    """Check data and model before anything is built; what to log of the data."""
+def check_config(cfg: Config) -> None:
+    """Check optimizer and model before anything is built."""
     check_optimizer(cfg)
-    lines = check_data(cfg, ("train", "val"))
     check_options(cfg)
     check_initial_weights(cfg.model)
-    return lines
 
 
 def check_model(cfg: Config, runner: Runner) -> None:
@@ -132,11 +128,10 @@ def main() -> None:
     set_start(cfg, args.resume)
     if cfg.get("resume") and cfg.get("load_from"):
         take_seed(cfg)
-    lines = []
-    if not args.no_check:
-        with skippable():
-            lines = check_config(cfg)
-    lines += repair_annotations(cfg, ("val",))
+    with skippable():
+        lines = prepare_data(cfg, ("train", "val"), check=not args.no_check)
+        if not args.no_check:
+            check_config(cfg)
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -33,10 +33,10 @@ from rich.progress import track
 from vig_mm.apis.inference import Predictor, read_image
 from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.checks.config import leaves
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard
 from vig_mm.errors import SampleError, UsageError
-from vig_mm.inspection.guard import guard
-from vig_mm.inspection.quick import check_data
-from vig_mm.preflight.config import leaves
 from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import save
 from vig_mm.visualization.sample_pictures import (
@@ -227,7 +227,8 @@ def main() -> None:
     video = args.input is not None and Path(args.input).suffix.lower() in VIDEOS
     # everything that can be wrong with the pictures, before the model is built
     if args.dataset:
-        check_data(cfg, ("test",))
+        for line in prepare_data(cfg, ("test",)):
+            print(line, file=sys.stderr)
     else:
         sources = find_images(Path(args.input))
         if video:

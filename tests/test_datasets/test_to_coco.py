@@ -9,8 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from vig_mm.checks.data.coco_file import read_coco
 from vig_mm.datasets.to_coco import FormatError, convert
-from vig_mm.inspection.files.coco import read_coco
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (40, 20)

@@ -13,8 +13,7 @@ from known_cases import CLASSES, COLOURS, SCENES
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from vig_mm.inspection.findings import DataError
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import DataError, UsageError
 from vig_mm.visualization import pictures
 
 pytestmark = pytest.mark.usefixtures("default_scope")

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 
 from vig_mm.checkpoints.conversion import to_public
 from vig_mm.checkpoints.reading import CheckpointError
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 from vig_mm.visualization import pictures
 
 pytestmark = pytest.mark.usefixtures("default_scope")

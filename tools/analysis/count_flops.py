@@ -20,7 +20,7 @@ The model is built on the CPU and runs on torch's meta device: shapes only, noth
 import argparse
 from functools import partial
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -31,8 +31,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from vig_mm.apis.launch import load_config, run
+from vig_mm.checks.config import pipeline_of
 from vig_mm.errors import UsageError
-from vig_mm.preflight.config import pipeline_of
 from vig_mm.registry import type_name
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)
@@ -57,8 +57,8 @@ def input_size(cfg: Config) -> tuple[int, int]:
     crops = [step.crop_size for step in pipeline if type_name(step) == "CenterCrop"]
     if len(crops) != 1:
         raise UsageError(
-            f"the test pipeline has {len(crops)} CenterCrop steps, but one must say which image size "
-            "to count a classifier at"
+            f"the test pipeline has {len(crops)} CenterCrop steps, but one must say which image "
+            "size to count a classifier at"
         )
     return (crops[0], crops[0])
 

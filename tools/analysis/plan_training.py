@@ -29,7 +29,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -45,9 +45,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common import machine, markdown, write  # isort: skip
 
 from vig_mm.apis.launch import run
+from vig_mm.checks.config import pipeline_of, read_config
 from vig_mm.errors import UsageError
-from vig_mm.preflight.config import pipeline_of
-from vig_mm.preflight.user_input import read_config
 from vig_mm.registry import type_name
 
 TASKS = {"mmdet": "det", "mmseg": "seg", "mmpretrain": "cls"}

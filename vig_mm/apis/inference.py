@@ -11,9 +11,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 
 from vig_mm.checkpoints.reading import read_checkpoint
+from vig_mm.checks.data.images import FAULTS, file_fault
+from vig_mm.checks.weights import check_weights
 from vig_mm.errors import UsageError
-from vig_mm.inspection.files.images import FAULTS, file_fault
-from vig_mm.preflight.weights import check_weights
 
 from .launch import resolve_device
 
@@ -71,7 +71,7 @@ def read_image(path: Path) -> np.ndarray:
         UsageError: there is no such file, it is cut off, or it is not a picture.
     """
     if fault := file_fault(str(path)):
-        raise UsageError(f"{str(path)!r} {FAULTS[fault]} (seen from {str(Path.cwd())!r})")
+        raise UsageError(f"{str(path)!r} {FAULTS[fault][0]} (seen from {str(Path.cwd())!r})")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")

@@ -15,10 +15,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from vig_mm.checks.config import ConfigOptions, check_folder, read_config
+from vig_mm.checks.environment import SCOPES, require, tell_mmengine_of_forks
 from vig_mm.engine.distributed import prepare_distributed
 from vig_mm.errors import CheckpointError, DataError, ModelError, UsageError, VigError
-from vig_mm.preflight.environment import SCOPES, require, tell_mmengine_of_forks
-from vig_mm.preflight.user_input import ConfigOptions, check_folder, read_config, scope_of
 
 UNPROTECTED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Environment variable by which torch.load runs what a checkpoint asks for."""
@@ -133,12 +133,11 @@ def load_config(args: argparse.Namespace) -> Config:
             cfg.merge_from_dict(args.cfg_options)
         except (KeyError, TypeError) as error:  # an index that a list lacks, a key of a number
             raise UsageError(f"--cfg-options do not fit {args.config}: {error.args[0]}") from error
-    scope = scope_of(cfg)
+    scope = cfg.get("default_scope")
     if scope not in SCOPES:
         raise UsageError(
             f"{args.config}: default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}"
         )
-    cfg.default_scope = scope
     require(scope)
     if cfg.get("custom_imports"):
         import_modules_from_strings(**cfg.custom_imports)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vig_mm.preflight.config import leaves
+from vig_mm.checks.config import leaves
 
 
 def data_root(dataset: Any) -> Path:

@@ -161,7 +161,7 @@ class SegmentationPictures(SamplePictures):
 
 
 class ClassificationPictures(SamplePictures):
-    """The five highest scores beside the picture; its true classes over it where it stands alone."""
+    """The five highest scores beside the picture, or its true classes over it."""
 
     prediction = "pred_score"
 
@@ -170,8 +170,8 @@ class ClassificationPictures(SamplePictures):
         count = np.size(_array(sample.pred_score))
         if count != len(self.classes):
             raise UsageError(
-                f"this model cannot be drawn: it gives {count} scores for {len(self.classes)} classes, "
-                "as image retrieval gives one for each prototype"
+                f"this model cannot be drawn: it gives {count} scores for {len(self.classes)} "
+                "classes, as image retrieval gives one for each prototype"
             )
 
     def has_truth(self, sample: Any) -> bool:

@@ -19,9 +19,9 @@ FORMATS: dict[str, Callable[[Path, Path | None, str, bool], Reading]] = {
 OTHERS = {
     "labelme": "LabelMe: its own labelme2coco.py (github.com/wkentaro/labelme, "
     "examples/instance_segmentation) writes COCO, with polygons, masks and groups",
-    "via": "VIA (VGG Image Annotator): its menu Annotation > Export Annotations (COCO format) writes "
-    "COCO, with boxes and polygons",
-    "cvat": "CVAT: its menu Export > COCO 1.0 writes COCO, with boxes, polygons, masks and ellipses",
+    "via": "VIA (VGG Image Annotator): its menu Annotation > Export Annotations (COCO format) "
+    "writes COCO, with boxes and polygons",
+    "cvat": "CVAT: its menu Export > COCO 1.0 writes boxes, polygons, masks and ellipses",
 }
 """Formats that are not read here -> the program's own export, which is."""
 

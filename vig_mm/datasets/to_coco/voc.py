@@ -73,8 +73,8 @@ def read_voc(source: Path, images: Path | None, split: str, as_polygons: bool = 
         )
     if turned:
         notes.append(
-            "images that EXIF turns, in the size that they are loaded in; their boxes are taken for "
-            f"those of the turned picture (tools/browse_dataset.py shows them): {some(turned)}"
+            "images that EXIF turns, in the size that they are loaded in; their boxes are taken "
+            f"for those of the turned picture (tools/browse_dataset.py shows them): {some(turned)}"
         )
     used = {place for place, _ in found.values()}
     return Reading(pictures, [], used.pop() if len(used) == 1 else None, notes)
@@ -106,9 +106,9 @@ def _thing(path: Path, entry: ElementTree.Element) -> Thing:
     other += [one.tag for one in (() if box is None else box) if one.tag not in _CORNERS]
     if other:
         raise FormatError(
-            f"{str(path)!r}: an object {name!r} has {', '.join(f'<{tag}>' for tag in other)}: rotated "
-            "boxes, polygons, masks, keypoints and attributes are not converted: export COCO from the "
-            "program that made them, or take them out of the xml"
+            f"{str(path)!r}: an object {name!r} has {', '.join(f'<{tag}>' for tag in other)}: "
+            "rotated boxes, polygons, masks, keypoints and attributes are not converted: export "
+            "COCO from the program that made them, or take them out of the xml"
         )
     try:
         x1, y1, x2, y2 = (float(box.findtext(tag)) for tag in _CORNERS)  # type: ignore[union-attr,arg-type]
@@ -160,7 +160,7 @@ def _notes(roots: dict[Path, ElementTree.Element], things: dict[Path, list[Thing
 def _image(
     path: Path, folder: Path, places: list[Path], root: ElementTree.Element
 ) -> tuple[Path, Path] | None:
-    """The folder that an image was found in, and its file: by <filename>, else by the xml's name."""
+    """The folder that an image was found in, and its file, named as <filename> or the xml."""
     said = (root.findtext("filename") or "").strip().replace("\\", "/")
     stems = dict.fromkeys([said, os.path.splitext(said)[0], path.stem])
     for place in places:
@@ -199,12 +199,13 @@ def _size(
         if not swapped or said != size[::-1]:
             raise FormatError(
                 f"{str(path)!r} is of {said[0]}x{said[1]} pixels, and {str(image)!r} is loaded as "
-                f"{size[0]}x{size[1]}: the boxes do not fit it; give the pictures that were annotated"
+                f"{size[0]}x{size[1]}: the boxes do not fit it; give the pictures that were "
+                "annotated"
             )
         if not fits:
             raise FormatError(
-                f"{str(image)!r} is turned as its EXIF orientation says, and {str(path)!r} is of the "
-                "unturned picture: take the EXIF orientation out of the file"
+                f"{str(image)!r} is turned as its EXIF orientation says, and {str(path)!r} is of "
+                "the unturned picture: take the EXIF orientation out of the file"
             )
     return size
 

@@ -47,8 +47,8 @@ class _Line:
 def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool = False) -> Reading:
     """The images of a split: a folder, a `.txt` list of images, or several of these.
 
-    Lines are `class x y width height` (of the centre) or `class x1 y1 x2 y2 x3 y3 ...`, in shares of
-    the image's sides. An image without a file of labels, or with an empty one, has no objects.
+    Lines are `class x y width height` (of the centre) or `class x1 y1 x2 y2 x3 y3 ...`, in shares
+    of the image's sides. An image without a file of labels, or with an empty one, has no objects.
 
     Args:
         source: `data.yaml`.
@@ -93,7 +93,8 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
         pictures.append(Picture(path, size, [line.thing() for line in own]))
     if not lines:
         raise FormatError(
-            f"no object in {len(paths)} images: their labels are expected as {str(_labels(paths[0]))!r}"
+            f"no object in {len(paths)} images: their labels are expected as "
+            f"{str(_labels(paths[0]))!r}"
         )
     if not as_polygons:
         _refuse_other_corners(lines)
@@ -121,8 +122,9 @@ def _read_yaml(source: Path, split: str) -> tuple[dict[int, str], list[str], Pat
     if keypoints or content.get("task") in ("pose", "obb"):
         what = f"({', '.join(keypoints)})" if keypoints else f"(task: {content['task']})"
         raise FormatError(
-            f"{str(source)!r} is of keypoints or oriented boxes {what}, which are not converted: train "
-            "them in mmpose or mmrotate, or export boxes or polygons from the program that made them"
+            f"{str(source)!r} is of keypoints or oriented boxes {what}, which are not converted: "
+            "train them in mmpose or mmrotate, or export boxes or polygons from the program that "
+            "made them"
         )
     if content.get("nc") not in (None, len(by_number)):
         raise FormatError(f"{str(source)!r}: nc is {content['nc']}, and names are {len(by_number)}")
@@ -137,7 +139,8 @@ def _place(root: Path, entry: str) -> Path:
         if place.is_dir() or (place.suffix == ".txt" and place.is_file()):
             return place
     raise FormatError(
-        f"no folder and no .txt list {str(root / entry)!r} (of data.yaml): give the folder by --images"
+        f"no folder and no .txt list {str(root / entry)!r} (of data.yaml): give the folder by "
+        "--images"
     )
 
 
@@ -195,8 +198,8 @@ def _lines(path: Path, names: dict[int, str], size: tuple[int, int]) -> Iterator
             )
         if not all(math.isfinite(x) and -_BEYOND <= x <= 1 + _BEYOND for x in values):
             raise FormatError(
-                f"{where}: {line!r}: {_SHARES}; pixels, and keypoints with their visibility, are not "
-                "converted"
+                f"{where}: {line!r}: {_SHARES}; pixels, and keypoints with their visibility, are "
+                "not converted"
             )
         yield _Line(where, name, values, size)
 
@@ -213,8 +216,8 @@ def _refuse_other_corners(lines: list[_Line]) -> None:
     else:
         return
     raise FormatError(
-        f"{long[0].where}: every object looks like {what}, which COCO has no place for: train them in "
-        f"{where}; if they are polygons, or to take the corners for one, add --as-polygons"
+        f"{long[0].where}: every object looks like {what}, which COCO has no place for: train them "
+        f"in {where}; if they are polygons, or to take the corners for one, add --as-polygons"
     )
 
 

@@ -7,7 +7,7 @@ import cv2
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vig_mm.preflight.config import leaves
+from vig_mm.checks.config import leaves
 from vig_mm.registry import HOOKS
 from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import as_picture, save
