@@ -100,7 +100,8 @@ def test_heads_that_ignore_different_numbers(seg):
     cfg = seg([0, 1, 11], TEN)
     cfg.model.decode_head.ignore_index = 11
     declare(cfg, 11, heads=False)
-    (line,) = check_data(cfg)
+    padding, line = check_data(cfg)
+    assert "seg_pad_val=255 fills label maps up" in padding
     assert "holds the values 11, which a part of the config ignores and another does not" in line
 
 

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 
 from vig_mm.checkpoints.reading import read_checkpoint
+from vig_mm.checks.config import pipeline_of
 from vig_mm.checks.data.images import FAULTS, file_fault
 from vig_mm.checks.weights import check_weights
 from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 from .launch import resolve_device
 
@@ -86,6 +88,10 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     if cfg.default_scope == "mmseg":
         from mmseg.apis import MMSegInferencer
 
+        for step in pipeline_of(cfg, "test"):  # it looks for transforms by their text
+            name = type_name(step)
+            if TRANSFORMS.get(name) is step["type"]:
+                step["type"] = name
         return MMSegInferencer(cfg, checkpoint, device=device)
     from mmpretrain.apis import ImageClassificationInferencer
 
