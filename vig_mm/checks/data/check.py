@@ -25,8 +25,8 @@ _CHECKS = {
     "CustomDataset": (folders.check, ("load_data_list", "_find_samples")),
 }
 # Kinds of warnings that a run begins with: what the checks cannot decide, and what costs a day.
-_SAID = ("label", "two-values", "unused-class", "classes-differ", "num-classes", "empty-class",
-         "area", "rotated", "seg-pad")  # fmt: skip
+_SAID = ("label-undecided", "two-values", "unused-class", "classes-differ", "num-classes",
+         "empty-class", "area", "rotated", "seg-pad")  # fmt: skip
 _LABEL_MAPS = 20  # read of each loader: wrong numbering shows in most of them
 
 # `run(stage, function, items)`: the function's value for each item, in order. The function and the

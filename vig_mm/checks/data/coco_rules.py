@@ -137,27 +137,16 @@ SHAPES: Table = {
 
 @dataclass(frozen=True)
 class CocoUse:
-    """How a data set uses an annotation file.
+    """How a data set uses an annotation file."""
 
-    Attributes:
-        where: Key of the data set in its config.
-        ann_file: The file.
-        classes: Names of its classes.
-        masks: Whether its masks are loaded or scored.
-        filter_empty: `filter_empty_gt` of a data set that filters.
-        min_size: Shortest side of an image, in pixels; 0 for all.
-        evaluated: Whether it is scored on.
-        scores_masks: Whether the metric reads its masks.
-    """
-
-    where: str
+    where: str  # key of the data set in its config
     ann_file: str
     classes: tuple[str, ...]
-    masks: bool
-    filter_empty: bool = False
-    min_size: int = 0
-    evaluated: bool = False
-    scores_masks: bool = False
+    masks: bool  # whether its masks are loaded or scored
+    filter_empty: bool = False  # `filter_empty_gt` of a data set that filters
+    min_size: int = 0  # shortest side of an image, in pixels
+    evaluated: bool = False  # whether it is scored on
+    scores_masks: bool = False  # whether the metric reads its masks
 
 
 def annotation_cases(content: dict, use: CocoUse) -> dict[str, list[dict]]:

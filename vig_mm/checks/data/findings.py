@@ -22,24 +22,17 @@ a library leaves them out, the words for that behind their number."""
 class Finding:
     """One kind of fault in one data set.
 
-    Attributes:
-        severity: `error` if training would stop or learn wrong labels, `warning` if a library
-            leaves something out or changes it without a word, `note` if nothing is lost.
-        kind: A short fixed name.
-        where: Key of the data set in its config.
-        text: The whole message: where, how many of what, what comes of it, what to do.
-        count: How many files, annotations, images or classes.
-        names: All of them.
-        left_out: What the library leaves out, with the count; empty if nothing.
+    `error` if training would stop or learn wrong labels, `warning` if a library leaves something
+    out or changes it without a word, `note` if nothing is lost.
     """
 
     severity: str
-    kind: str
-    where: str
-    text: str
-    count: int = 1
-    names: tuple[str, ...] = ()
-    left_out: str = ""
+    kind: str  # a short fixed name
+    where: str  # key of the data set in its config
+    text: str  # the whole message: where, how many of what, what comes of it, what to do
+    count: int = 1  # of files, annotations, images or classes
+    names: tuple[str, ...] = ()  # all of them
+    left_out: str = ""  # what the library leaves out, with the count
 
 
 def finding(severity: str, kind: str, where: str, text: str, names: Sequence = ()) -> Finding:

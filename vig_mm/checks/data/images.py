@@ -74,33 +74,19 @@ _TABLE: Table = {
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What `image_facts` finds out.
-
-    Attributes:
-        path: The file.
-        digest: Hash of its bytes.
-        fault: A key of `FAULTS`, or None.
-        detail: The decoder's words for the fault.
-        format: PIL's name of the format ("JPEG"), "" where PIL does not know it.
-        mode: PIL's name of the channels ("RGB", "L", "CMYK").
-        bits: Bits of a channel.
-        size: (height, width) in the file, in pixels, before any EXIF rotation.
-        orientation: EXIF orientation, 1 (upright) to 8.
-        transparent: Whether a pixel is not opaque.
-        loaded: (height, width) that the data loader gets, in pixels.
-    """
+    """What `image_facts` finds out of one file; sizes are (height, width) in pixels."""
 
     path: str
-    digest: str = ""
-    fault: str | None = None
-    detail: str = ""
-    format: str = ""
-    mode: str = ""
-    bits: int = 8
-    size: tuple[int, int] = (0, 0)
-    orientation: int = 1
-    transparent: bool = False
-    loaded: tuple[int, int] = (0, 0)
+    digest: str = ""  # hash of its bytes
+    fault: str | None = None  # a key of `FAULTS`
+    detail: str = ""  # the decoder's words for the fault
+    format: str = ""  # PIL's name ("JPEG"), "" where PIL does not know it
+    mode: str = ""  # PIL's name of the channels ("RGB", "L", "CMYK")
+    bits: int = 8  # of a channel
+    size: tuple[int, int] = (0, 0)  # in the file, before any EXIF rotation
+    orientation: int = 1  # of EXIF, 1 (upright) to 8
+    transparent: bool = False  # whether a pixel is not opaque
+    loaded: tuple[int, int] = (0, 0)  # that the data loader gets
 
     @property
     def sides_swapped(self) -> bool:

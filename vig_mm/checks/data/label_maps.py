@@ -16,7 +16,7 @@ from vig_mm.datasets.transforms.map_labels import pack, unpack
 from vig_mm.registry import type_name
 
 from .findings import IMAGES, Finding, Table, files, finding, findings, hint, some
-from .images import FAULTS, FIX, ImageFacts, fault_of, file_fault, open_image
+from .images import FIX, ImageFacts, fault_of, file_fault, open_image
 from .labels import NO_LABEL, LabelUse, Value, cause, ignored_numbers, two_values
 from .options import Listing, has_own_transform, image_loader, label_mapping, option, transform
 from .report import Report
@@ -45,7 +45,8 @@ _TABLE: Table = {
     ),
     "label-undecided": (
         "warning", "hold values that no class has", "nothing to do if a transform of yours maps "
-        "them; else give heads, data sets and evaluators the same ignore_index",
+        "them; where one part of the config ignores them and another does not, set the same "
+        "ignore_index in data sets, heads and evaluators",
     ),
     "label-size": (
         "error", "are of another size than their image", "training stops, or the labels are "
@@ -60,33 +61,23 @@ _TABLE: Table = {
         "note", "have a palette", "the numbers count, not the colours; nothing to do",
     ),
 }  # fmt: skip
-_STRAY = ("label-colour", "label-range", "label-undecided")
+_BEFORE = ("label-unreadable", "label-colour", "label-16-bit", "label-range", "label-undecided",
+           "two-values")  # fmt: skip
+_STRAY = ("label-colour", "label-16-bit", "label-range", "label-undecided")
 
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """What `label_facts` finds out.
-
-    Attributes:
-        path: The file.
-        fault: A key of `images.FAULTS`, or None.
-        detail: The decoder's words for the fault.
-        format: PIL's name of the format ("PNG").
-        mode: PIL's name of the channels ("L"; "P" with a palette; "I;16" for 16 bits).
-        size: (height, width) in pixels.
-        channels: How many the data loader gets.
-        values: All that occur, as they stand in the file, in ascending order: numbers, or colours
-            (red, green, blue) of a map with channels.
-    """
+    """What `label_facts` finds out of one file."""
 
     path: str
-    fault: str | None = None
-    detail: str = ""
-    format: str = ""
-    mode: str = ""
-    size: tuple[int, int] = (0, 0)
-    channels: int = 1
-    values: tuple[Value, ...] = ()
+    fault: str | None = None  # a key of `images.FAULTS`
+    detail: str = ""  # the decoder's words for the fault
+    format: str = ""  # PIL's name ("PNG")
+    mode: str = ""  # PIL's name of the channels ("L"; "P" with a palette; "I;16" for 16 bits)
+    size: tuple[int, int] = (0, 0)  # (height, width) in pixels
+    channels: int = 1  # that the data loader gets
+    values: tuple[Value, ...] = ()  # all in the file, ascending; (r, g, b) of a map with channels
 
     def stray(self, use: LabelUse) -> list[Value]:
         """The values that stand neither for a class nor for no label."""
@@ -172,7 +163,9 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     if where.startswith("train"):
         _check_padding(found, where, dataset, use)
     if not gone and found.sample:
-        _check_labels(found, listing)
+        some_of = listing.labels[:: -(-len(pairs) // found.sample)]
+        judged, _ = _judge(listing, some_of, lambda _, function, items: map(function, items))
+        found.findings += [one for one in judged if one.kind in _BEFORE]
 
 
 def _check_classes(
@@ -300,125 +293,71 @@ def _pads(entry: Any) -> Iterator[tuple[str, Any]]:
             yield from _pads(value)
 
 
-def _check_labels(found: Report, listing: Listing) -> None:
-    """See that some label maps hold nothing but what the classes stand for."""
-    where, use = listing.where, listing.use
-    values: set[Value] = set()
-    strays: dict[str, LabelFacts] = {}
-    for name in listing.labels[:: -(-len(listing.labels) // found.sample)]:
-        path = os.path.join(listing.label_folder, name)
-        facts = label_facts(path, listing.label_backend)
-        values.update(facts.values)
-        if facts.fault:
-            why = facts.detail if facts.fault == "unreadable" else f"it {FAULTS[facts.fault][0]}"
-            text = f"{where}: label map {path!r} cannot be read: {why}; {FIX}"
-            found.error(where, "label", text, [name])
-            return
-        if facts.stray(use) or facts.channels == 2:
-            strays[name] = facts
-    if not strays:
-        if text := two_values(values, use, found.classes[where]):
-            text = f"{where}: label maps in {listing.label_folder!r}: {text}"
-            found.warning(where, "two-values", text)
-        return
-    certain = [
-        name
-        for name, facts in strays.items()
-        if not use.undecided and not all(map(use.is_tolerated, facts.stray(use)))
-    ]
-    name = next(iter(certain or strays))
-    path = os.path.join(listing.label_folder, name)
-    text = f"{where}: {_stray_text(path, strays[name], listing)}; {cause(values, use)}"
-    if certain:
-        found.error(where, "label", text, [name])
-        return
-    if use.undecided:
-        text += " (nothing to do if a transform of the pipeline, which is not known here, does it)"
-    found.findings.append(Finding("warning", "label", where, text, len(strays), (name,)))
-
-
-def _stray_text(path: str, facts: LabelFacts, listing: Listing) -> str:
-    """Which values of a label map stand for no class, in words."""
-    use, stray = listing.use, facts.stray(listing.use)
-    if facts.channels != 1 and use.mapping is None:
-        return (
-            f"{path!r} is a picture of {facts.channels} colour channels, but a "
-            "label map has one, whose values number the classes"
-        )
-    if all(map(use.is_tolerated, stray)):
-        return (
-            f"{path!r} holds the values {some(stray)}, which a part of the config ignores and "
-            "another does not: set the same ignore_index in data sets, heads and evaluators"
-        )
-    count, first = len(listing.classes), int(use.reduce_zero_label)
-    ignored = sorted(use.ignored | ({0} if first else set()))
-    mapped = " (before MapLabels)" if use.mapping is not None else ""
-    return (
-        f"{path!r} holds the values {some(stray)}, but with reduce_zero_label={bool(first)} its "
-        f"{count} classes are {first} to {count - 1 + first}{mapped} "
-        f"({' and '.join(map(str, ignored))}: no label): correct metainfo.classes, "
-        "reduce_zero_label or the label maps"
-    )
-
-
 def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> list[Finding]:
-    """What is wrong with the label maps of one data set."""
-    paths = [os.path.join(listing.label_folder, name) for name in listing.labels]
+    """What is wrong with the label maps of one data set, and which classes none of them has."""
+    found, there = _judge(listing, listing.labels, run, images)
+    # of a part of a data set's own classes the label maps have all
+    whole = replace(listing.use, label_map=None, num_classes=len(listing.classes))
+    numbers = {whole.loaded(value) for value in there}
+    if unused := [name for i, name in enumerate(listing.classes) if i not in numbers]:
+        training = listing.where.startswith("train")
+        severity = "warning" if training else "note"
+        text = (
+            f"{listing.where}: {len(unused)} of the {len(listing.classes)} classes occur in no "
+            f"label map of {listing.label_folder!r}: {some(unused)}: "
+            + ("nothing is learned of them" if training else "the mean IoU leaves them out")
+        )
+        found.append(finding(severity, "unused-class", listing.where, text, unused))
+    return found
+
+
+def _judge(
+    listing: Listing, names: Sequence[str], run: Callable, images: Sequence[ImageFacts] = ()
+) -> tuple[list[Finding], set[Value]]:
+    """What is wrong with some label maps, whose images may be known, and all values in them."""
+    where, folder, use = listing.where, listing.label_folder, listing.use
+    paths = [os.path.join(folder, name) for name in names]
     function = partial(label_facts, backend=listing.label_backend)
-    labels = list(run(f"labels of {listing.where}", function, paths))
     cases = defaultdict(list)
     there: set[Value] = set()
-    for name, facts, image in zip(listing.labels, labels, images, strict=True):
+    for i, facts in enumerate(run(f"labels of {where}", function, paths)):
         there.update(facts.values)
-        for kind, detail in _kinds(listing, facts, image):
-            cases[kind].append(f"{name}{detail}")
-    where, total, folder, use = (
-        listing.where,
-        len(listing.labels),
-        listing.label_folder,
-        listing.use,
-    )
-    found = list(findings(_TABLE, cases, where, folder, total, "label map"))
+        for kind, detail in _kinds(listing, facts, images[i] if images else None):
+            cases[kind].append(f"{names[i]}{detail}")
+    found = list(findings(_TABLE, cases, where, folder, len(names), "label map"))
     if any(not use.is_known(value) for value in there):
-        why = cause(there, use)
+        first = int(use.reduce_zero_label)
+        ignored = sorted(use.ignored | ({0} if first else set()))
+        why = (
+            f"with reduce_zero_label={bool(first)} the {len(listing.classes)} classes are {first} "
+            f"to {len(listing.classes) - 1 + first}{' (before MapLabels)' if use.mapping else ''} "
+            f"({' and '.join(map(str, ignored))}: no label); {cause(there, use)}"
+        )
         found = [
             replace(one, text=f"{one.text}; {why}") if one.kind in _STRAY else one for one in found
         ]
     elif trap := two_values(there, use, listing.classes):
-        found.append(
-            finding("warning", "two-values", where, f"{where}: label maps in {folder!r}: {trap}")
-        )
-    # of a part of a data set's own classes the label maps have all
-    whole = replace(use, label_map=None, num_classes=len(listing.classes))
-    numbers = {whole.loaded(value) for value in there}
-    if unused := [name for i, name in enumerate(listing.classes) if i not in numbers]:
-        training = where.startswith("train")
-        text = (
-            f"{where}: {len(unused)} of the {len(listing.classes)} classes occur in no label "
-            f"map of {folder!r}: {some(unused)}: "
-            + ("nothing is learned of them" if training else "the mean IoU leaves them out")
-        )
-        found.append(
-            finding("warning" if training else "note", "unused-class", where, text, unused)
-        )
-    return found
+        text = f"{where}: label maps in {folder!r}: {trap}"
+        found.append(finding("warning", "two-values", where, text))
+    return found, there
 
 
-def _kinds(listing: Listing, facts: LabelFacts, image: ImageFacts) -> list[tuple[str, str]]:
+def _kinds(listing: Listing, facts: LabelFacts, image: ImageFacts | None) -> list[tuple[str, str]]:
     """(kind, what to add to the name)"""
     if facts.fault:
         return [("label-unreadable", f" ({facts.detail or facts.fault})")]
     kinds = [("label-lossy", "")] if facts.format == "JPEG" else []
     use, stray = listing.use, facts.stray(listing.use)
     if facts.channels != 1 and (stray or not facts.values):
-        return [*kinds, ("label-colour", f" ({facts.mode})")]
+        kind = "label-undecided" if use.undecided else "label-colour"
+        return [*kinds, (kind, f" ({facts.mode})")]
     large = [value for value in facts.values if isinstance(value, int) and value >= TOO_LARGE]
     certain = not use.undecided and not all(map(use.is_tolerated, stray))
-    if large:
+    if large and not use.undecided:
         kinds.append(("label-16-bit", f" ({some(large)})"))
     elif stray:
         kinds.append(("label-range" if certain else "label-undecided", f" ({some(stray)})"))
-    if not image.fault and facts.size != image.loaded:
+    if image and not image.fault and facts.size != image.loaded:
         of = f" ({facts.size[1]}x{facts.size[0]}, the image is {image.loaded[1]}x{image.loaded[0]})"
         kinds.append(("label-size", of))
     if not any(map(use.is_class, facts.values)) and not stray:

@@ -17,27 +17,16 @@ Value = int | tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelUse:
-    """How a data set loads label maps, and what is ignored in them.
-
-    Attributes:
-        num_classes: Of the data set.
-        reduce_zero_label: Whether 0 becomes 255, and the others one less.
-        label_map: mmseg's, of a part of a data set's own classes.
-        mapping: Of `vig_mm.MapLabels`, which comes last; None without.
-        others: Of `vig_mm.MapLabels`.
-        ignored: Numbers that all heads, or all metrics, ignore.
-        tolerated: Numbers that something else is told to ignore.
-        undecided: Whether the pipeline has transforms that may change the numbers, unknown here.
-    """
+    """How a data set loads label maps, and what is ignored in them."""
 
     num_classes: int
-    reduce_zero_label: bool = False
-    label_map: Mapping[int, int] | None = None
-    mapping: Mapping[Value, int] | None = None
-    others: int | None = None
-    ignored: frozenset[int] = frozenset({NO_LABEL})
-    tolerated: frozenset[int] = frozenset()
-    undecided: bool = False
+    reduce_zero_label: bool = False  # whether 0 becomes 255, and the others one less
+    label_map: Mapping[int, int] | None = None  # mmseg's, of a part of a data set's own classes
+    mapping: Mapping[Value, int] | None = None  # of `vig_mm.MapLabels`, which comes last
+    others: int | None = None  # of `vig_mm.MapLabels`
+    ignored: frozenset[int] = frozenset({NO_LABEL})  # by all heads, or all metrics
+    tolerated: frozenset[int] = frozenset()  # by something else
+    undecided: bool = False  # whether unknown transforms may change the numbers
 
     def loaded(self, value: Value) -> int | None:
         """The number that a value of the file is when the model gets it; None for no number."""

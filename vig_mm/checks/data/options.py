@@ -15,33 +15,19 @@ _KEEP_NUMBERS = ("mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "vig_mm")
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set, as its config names them.
+    """The files of a data set, as its config names them; names are relative to their folder."""
 
-    Attributes:
-        where: Key of the data set in its config.
-        folder: Of the images.
-        names: Files of the images, relative to it.
-        flag: `color_type` of `LoadImageFromFile`.
-        backend: Its `imdecode_backend`.
-        use: What is asked of annotations or label maps: a `CocoUse` or a `LabelUse`.
-        classes: Folders: the class of each image. Label maps: what their numbers stand for.
-        content: Of a COCO file.
-        label_folder: Of the label maps.
-        labels: The file of each image's label map, relative to it.
-        label_backend: `imdecode_backend` of `LoadAnnotations`.
-    """
-
-    where: str
-    folder: str
-    names: tuple[str, ...]
-    flag: str = "color"
-    backend: str | None = "cv2"
-    use: Any = None
-    classes: tuple[str, ...] = ()
-    content: dict | None = None
+    where: str  # key of the data set in its config
+    folder: str  # of the images
+    names: tuple[str, ...]  # of the images
+    flag: str = "color"  # `color_type` of `LoadImageFromFile`
+    backend: str | None = "cv2"  # its `imdecode_backend`
+    use: Any = None  # of annotations or label maps: a `CocoUse` or a `LabelUse`
+    classes: tuple[str, ...] = ()  # of each image, or what the numbers in label maps stand for
+    content: dict | None = None  # of a COCO file
     label_folder: str = ""
-    labels: tuple[str, ...] = ()
-    label_backend: str = "pillow"
+    labels: tuple[str, ...] = ()  # of each image
+    label_backend: str = "pillow"  # `imdecode_backend` of `LoadAnnotations`
 
     @property
     def turns(self) -> bool:
