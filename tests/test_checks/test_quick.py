@@ -204,8 +204,8 @@ def test_coco_lists_no_image(coco, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        (dict(annotations=()), "2 have no annotation of the classes (filter_cfg.filter_empty_gt);"),
-        (dict(side=31), "2 have a side of fewer than 32 pixels (filter_cfg.min_size);"),
+        (dict(annotations=()), "2 have no annotation of the classes (filter_cfg.filter_empty_gt)"),
+        (dict(side=31), "2 have a side of fewer than 32 pixels (filter_cfg.min_size)"),
     ],
 )
 def test_coco_no_image_left(coco, tmp_path, changes, why):
@@ -215,7 +215,11 @@ def test_coco_no_image_left(coco, tmp_path, changes, why):
     write_coco(tmp_path / "annotations/train.json", images, **changes)
     write_coco(tmp_path / "annotations/val.json", **changes)  # scores leave no image out
     complaint(
-        coco, "leaves out all of 2 images in", "train.json', and nothing is left", why, count=1
+        coco,
+        "2 of 2 images in",
+        "train.json' are left out by mmdet, and nothing is left",
+        why,
+        count=1,
     )
     coco.train_dataloader.dataset.filter_cfg = None
     check_data(coco)
@@ -234,7 +238,7 @@ def test_coco_file_name_twice(coco, tmp_path):
     write_coco(path, images=("1.jpg", "./1.jpg"), annotations=annotations)
     (found,) = DataCheck(coco, ("train",)).findings
     assert (found.severity, found.kind, found.count) == ("warning", "file-name-twice", 1)
-    assert "1 file_name of 2 images" in found.text and "e.g. 1.jpg: " in found.text
+    assert "1 of 2 images" in found.text and "e.g. 1.jpg: " in found.text
 
 
 def test_coco_classes_the_file_does_not_have(coco, tmp_path):
@@ -242,7 +246,7 @@ def test_coco_classes_the_file_does_not_have(coco, tmp_path):
     complaint(
         coco,
         "train_dataloader.dataset.metainfo.classes",
-        "10 of the 10 classes",
+        "10 of 10 classes",
         "date, fig, hazelnut",
         "silently",
         count=1,
@@ -272,7 +276,7 @@ def test_coco_classes_in_one_loader_only(coco):
 def test_coco_annotation_without_category(coco, tmp_path):
     annotations = [dict(id=1, category_id=3), dict(id=2, category_id=77)]
     write_coco(tmp_path / "annotations/train.json", annotations=annotations)
-    complaint(coco, "1 annotations in", "e.g. 77", "silently leave them out", count=1)
+    complaint(coco, "1 of 2 annotations in", "e.g. 77", "silently leave them out", count=1)
 
 
 def test_coco_annotation_id_0(coco, tmp_path):

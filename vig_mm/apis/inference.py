@@ -88,10 +88,10 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     if cfg.default_scope == "mmseg":
         from mmseg.apis import MMSegInferencer
 
-        for step in pipeline_of(cfg, "test"):  # it looks for transforms by their text
-            name = type_name(step)
-            if TRANSFORMS.get(name) is step["type"]:
-                step["type"] = name
+        with TRANSFORMS.switch_scope_and_registry("mmseg") as registry:
+            for step in pipeline_of(cfg, "test"):  # it looks for transforms by their text
+                if registry.get(type_name(step)) is step["type"]:
+                    step["type"] = type_name(step)
         return MMSegInferencer(cfg, checkpoint, device=device)
     from mmpretrain.apis import ImageClassificationInferencer
 

@@ -20,7 +20,7 @@ from .coco_rules import (
     shape_faults,
     turned_by,
 )
-from .findings import IMAGES, Finding, Table, files, finding, findings, hint, number, some
+from .findings import IMAGES, Finding, Table, files, findings, hint, some
 from .images import ImageFacts
 from .options import Listing, class_of, image_loader, option, transform
 from .report import Report
@@ -66,7 +66,7 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     gone = found.absent(where, "data_prefix.img", names, path, folder) if folder_there else []
     use = _use(found, where, dataset, kind, path)
     if content.get("annotations"):
-        _check_classes(found, use, content)
+        found.findings += _classes(content, use)
     found.findings += _ids(content, use)
     cases = annotation_cases(content, use)
     found.findings += _annotations(content, use, cases)
@@ -157,93 +157,81 @@ def _use(found: Report, where: str, dataset: dict, kind: type, path: str) -> Coc
     )
 
 
-def _check_classes(found: Report, use: CocoUse, content: dict) -> None:
+def _classes(content: dict, use: CocoUse) -> Iterator[Finding]:
+    """Whether the file has the classes, each once, and in their order."""
     categories = [category["name"] for category in content["categories"]]
-    where = f"{use.where}.metainfo.classes"
-    twice = [name for name, count in Counter(categories).items() if count > 1]
-    if used := [name for name in twice if name in use.classes]:
-        found.error(
-            use.where,
-            "category-twice",
-            f"{use.where}.ann_file: {len(used)} names of categories in {use.ann_file!r} occur more "
-            f"than once ({some(used)}): mmdet counts each as a class of its own, and has more "
-            "labels than classes; give each its own name, or their annotations one category_id",
-            used,
-        )
-        return
     unknown = [name for name in use.classes if name not in categories]
     order = [name for name in categories if name in use.classes]
     trailing = list(use.classes[: len(use.classes) - len(unknown)]) == order
-    if unknown and trailing and not use.evaluated and len(unknown) < len(use.classes):
+    last = unknown and trailing and not use.evaluated and len(unknown) < len(use.classes)
+    twice = [name for name in dict.fromkeys(order) if order.count(name) > 1]
+    moved = not (twice or unknown) and order != list(use.classes)
+    where = f"{use.where}.metainfo.classes"
+    cases = {
+        "category-twice": twice,
         # the others keep their numbers
-        text = (
-            f"{where}: {some(unknown)} (the last of the {len(use.classes)} classes) are not among "
-            f"the categories of {use.ann_file!r}: nothing is learned of them"
-        )
-        found.findings.append(finding("warning", "unused-class", use.where, text, unknown))
-    elif unknown:
-        found.error(
-            use.where,
-            "absent-class",
-            f"{where}: {len(unknown)} of the {len(use.classes)} classes are not among the "
-            f"categories of {use.ann_file!r} ({some(categories)}): {some(unknown)}; mmdet would "
-            "silently leave them out",
-            unknown,
-        )
-    elif order != list(use.classes):
-        found.error(
-            use.where,
-            "class-order",
-            f"{where}: {some(use.classes)} are in another order in {use.ann_file!r} "
-            f"({some(order)}), and mmdet labels by the file's order: put the classes in that order",
-        )
+        "unused-class": unknown if last else (),
+        "absent-class": () if last else unknown,
+        "class-order": [order] if moved else (),
+    }
+    table: Table = {
+        "category-twice": (
+            "error", "are categories more than once", "mmdet counts each as a class of its own, "
+            "and has more labels than classes; give each its own name, or one category_id to all",
+        ),
+        "unused-class": (
+            "warning", "are not among the categories, and the last", "nothing is learned of them",
+        ),
+        "absent-class": (
+            "error", f"are not among the categories ({some(categories)})",
+            "mmdet would silently leave them out",
+        ),
+        "class-order": (
+            "error", f"({some(use.classes)}) is in another order than that of the categories",
+            "mmdet labels by the file's order: put the classes in that order",
+        ),
+    }  # fmt: skip
+    yield from findings(table, cases, where, use.ann_file, len(use.classes), "class")
 
 
 def _ids(content: dict, use: CocoUse) -> Iterator[Finding]:
     """Ids that occur twice, that pycocotools cannot score, and that the categories do not list."""
     where, annotations = f"{use.where}.ann_file", content.get("annotations", [])
-    lost = "all but one would be lost"  # pycocotools keeps the last of them
-    renumbered = "mmdet refuses them; tools/train.py and tools/test.py read a copy with other ids"
-    effects = {"images": lost, "annotations": renumbered, "categories": lost}
-    for key, effect in effects.items():
-        counts = Counter(one["id"] for one in content.get(key, []))
-        if twice := [one for one, count in counts.items() if count > 1]:
-            text = (
-                f"{where}: {number(len(twice), 'id')} of {key} in {use.ann_file!r} occur more than "
-                f"once, e.g. {some(twice)}: {effect}; give each an id of its own"
-            )
-            severity = "note" if effect is renumbered else "error"
-            yield finding(severity, f"{key}-id-twice", use.where, text, twice)
-    if same := repeated(annotations):
-        text = (
-            f"{where}: {number(len(same), 'annotation')} in {use.ann_file!r} are there more than "
-            f"once with all they say, e.g. id {some(same)}: one object or several is not to be "
-            "told; take the repetitions out"
-        )
-        yield finding("error", "annotation-twice", use.where, text, same)
-    listed = {category["id"] for category in content.get("categories", [])}
-    texts = set(map(str, listed))
-    unlisted = [
-        one
-        for one in annotations
-        if one["category_id"] not in listed and str(one["category_id"]) not in texts
-    ]
-    if unlisted:
-        text = (
-            f"{where}: {len(unlisted)} annotations in {use.ann_file!r} have a category_id that its "
-            f"categories do not list, e.g. {unlisted[0]['category_id']}; mmdet would silently "
-            "leave them out"
-        )
-        names = [f"id {one['id']}" for one in unlisted]
-        yield finding("error", "unlisted-category", use.where, text, names)
-    unscorable = [f"id {one['id']}" for one in annotations if not has_scorable_id(one)]
-    if use.evaluated and unscorable:
-        text = (
-            f"{where}: {use.ann_file!r} has an annotation with {unscorable[0]}, which pycocotools "
-            "cannot score (0 means 'not matched' to it): tools/train.py and tools/test.py score a "
-            "copy with other ids; for other tools number the annotations from 1"
-        )
-        yield finding("note", "id-0", use.where, text, unscorable)
+    copied = "tools/train.py and tools/test.py read a copy with other ids"
+    own = "give each an id of its own"
+    for key, severity, effect in (
+        ("images", "error", f"all but one would be lost; {own}"),
+        ("annotations", "note", f"mmdet refuses them; {copied}"),
+        ("categories", "error", f"all but one would be lost; {own}"),
+    ):
+        kind, listed = f"{key}-id-twice", content.get(key, [])
+        counts = Counter(one["id"] for one in listed)
+        cases = {kind: [str(one) for one, count in counts.items() if count > 1]}
+        table = {kind: (severity, f"are ids of several {key}", effect)}
+        yield from findings(table, cases, where, use.ann_file, len(counts), "id")
+    known = {str(category["id"]) for category in content.get("categories", [])}
+    unlisted = [one for one in annotations if str(one["category_id"]) not in known]
+    unscorable = [one for one in annotations if not has_scorable_id(one)]
+    cases = {
+        "annotation-twice": repeated(annotations),
+        "unlisted-category": [f"{one['category_id']} of id {one['id']}" for one in unlisted],
+        "id-0": [f"id {one['id']}" for one in unscorable] if use.evaluated else [],
+    }
+    table = {
+        "annotation-twice": (
+            "error", "are there more than once with all they say", "one object or several is not "
+            "to be told; take the repetitions out",
+        ),
+        "unlisted-category": (
+            "error", "have a category_id that the categories do not list", "mmdet would silently "
+            "leave them out; list the categories, or correct the ids",
+        ),
+        "id-0": (
+            "note", "have an id that pycocotools cannot score, 0 ('not matched' to it) or text",
+            f"{copied}; for other tools number the annotations from 1",
+        ),
+    }  # fmt: skip
+    yield from findings(table, cases, where, use.ann_file, len(annotations), "annotation")
 
 
 def repeated(annotations: list[dict]) -> list[str]:
@@ -307,32 +295,28 @@ def _images(content: dict, use: CocoUse, cases: dict[str, list]) -> Iterator[Fin
         if is_small:
             small.append(image["file_name"])
         remaining += not (is_small or (is_empty and use.filter_empty))
-    total = number(len(content["images"]), "image")
-    if content["images"] and wanted and not remaining:
-        # on a data set of no image mmengine stops with a message of numpy's
-        reasons = {
-            "have no annotation of the classes (filter_cfg.filter_empty_gt)": empty
-            if use.filter_empty
-            else [],
-            f"have a side of fewer than {use.min_size} pixels (filter_cfg.min_size)": small,
-        }
-        text = (
-            f"{use.where}.ann_file: mmdet leaves out all of {total} in {use.ann_file!r}, and "
-            f"nothing is left: {', '.join(f'{len(x)} {why}' for why, x in reasons.items() if x)}; "
-            "annotate them, or correct metainfo.classes or filter_cfg"
-        )
-        names = list(dict.fromkeys(name for x in reasons.values() for name in x))
-        yield finding("error", "no-image-left", use.where, text, names)
     counts = Counter(os.path.normpath(image["file_name"]) for image in content["images"])
-    if twice := [name for name, count in counts.items() if count > 1]:
-        text = (
-            f"{use.where}.ann_file: {number(len(twice), 'file_name')} of {total} in "
-            f"{use.ann_file!r} occur more than once, e.g. {some(twice, 3)}: each entry is an image "
-            "of its own, in which the objects of the others count as background; give all "
-            "annotations of a picture one image_id"
-        )
-        yield finding("warning", "file-name-twice", use.where, text, twice)
+    none_left = content["images"] and wanted and not remaining
+    out = dict.fromkeys([*(empty if use.filter_empty else ()), *small])
+    found = {
+        "no-image-left": list(out) if none_left else (),
+        "file-name-twice": [name for name, count in counts.items() if count > 1],
+        "no-annotation": empty,
+        "nothing-left": bare,
+        "min-size": small,
+    }
     table: Table = {
+        "no-image-left": (  # on a data set of no image mmengine stops with a message of numpy's
+            "error", f"are left out by mmdet, and nothing is left: {len(empty)} have no annotation "
+            f"of the classes (filter_cfg.filter_empty_gt), {len(small)} have a side of fewer than "
+            f"{use.min_size} pixels (filter_cfg.min_size)",
+            "annotate them, or correct metainfo.classes or filter_cfg",
+        ),
+        "file-name-twice": (
+            "warning", "are listed more than once", "each entry is an image of its own, in which "
+            "the objects of the others count as background; give all annotations of a picture one "
+            "image_id",
+        ),
         "no-annotation": (
             "warning", "have no annotation of the classes", "mmdet leaves them out "
             "(filter_cfg.filter_empty_gt); set it to False to learn that nothing is there",
@@ -349,7 +333,6 @@ def _images(content: dict, use: CocoUse, cases: dict[str, list]) -> Iterator[Fin
             f"with a side below {use.min_size} pixels",
         ),
     }  # fmt: skip
-    found = {"no-annotation": empty, "nothing-left": bare, "min-size": small}
     where, count = f"{use.where}.ann_file", len(content["images"])
     yield from findings(table, found, where, use.ann_file, count, "image")
 
@@ -385,20 +368,19 @@ def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> lis
 
     names = {one["id"]: one["name"] for one in content.get("categories", [])}
     there = {names[one["category_id"]] for one in kept}
-    if unused := [name for name in use.classes if name not in there]:
-        text = (
-            f"{use.where}: {len(unused)} of the {len(use.classes)} classes have no annotation in "
-            f"{use.ann_file!r}: {some(unused)}: "
-            + ("they have no score" if use.evaluated else "nothing is learned of them")
-        )
-        severity = "note" if use.evaluated else "warning"
-        found.append(finding(severity, "unused-class", use.where, text, unused))
+    lost = ("note", "have no score") if use.evaluated else ("warning", "nothing is learned of them")
+    table: Table = {
+        "unused-class": (lost[0], "have no annotation", lost[1]),
+        "unlisted-image": (
+            "note",
+            "are pictures in the folder that are not listed",
+            "they are not used",
+        ),
+    }
+    unused = {"unused-class": [name for name in use.classes if name not in there]}
+    found += findings(table, unused, use.where, use.ann_file, len(use.classes), "class")
     listed = {os.path.normpath(name) for name in by_name}
-    others = files(listing.folder, IMAGES, any_case=True)
-    if unlisted := sorted(name for name in others if name not in listed):
-        text = (
-            f"{listing.where}: {len(unlisted)} pictures in {listing.folder!r} are not listed in "
-            f"{use.ann_file!r}, e.g. {some(unlisted, 3)}: they are not used"
-        )
-        found.append(finding("note", "unlisted-image", listing.where, text, unlisted))
+    others = sorted(files(listing.folder, IMAGES, any_case=True))
+    unlisted = {"unlisted-image": [name for name in others if name not in listed]}
+    found += findings(table, unlisted, use.where, use.ann_file, len(others), "file")
     return found

@@ -49,7 +49,8 @@ def some(names: Iterable[Any], limit: int = 5) -> str:
 
 def number(count: int, noun: str) -> str:
     """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    several = f"{noun}es" if noun.endswith("ss") else f"{noun}s"
+    return f"{count} {noun if count == 1 else several}"
 
 
 def findings(
@@ -73,7 +74,7 @@ def findings(
                 f"e.g. {some(names, 3)}: {effect}"
             )
             dropped = f"{number(len(names), noun)} {left_out[0]}" if left_out else ""
-            where_of_set = where.removesuffix(".ann_file")
+            where_of_set = where.removesuffix(".ann_file").removesuffix(".metainfo.classes")
             yield Finding(severity, kind, where_of_set, text, len(names), tuple(names), dropped)
 
 
