@@ -8,7 +8,7 @@ from shapely import Polygon, make_valid
 
 from vig_mm.errors import FormatError
 
-from .pictures import Reading, Thing, common_folder, refuse_doubles, some
+from .pictures import Reading, Thing, refuse_doubles, some
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -63,7 +63,8 @@ def convert(
     foreign = [name for name in there if name not in names]
     if foreign:
         raise FormatError(f"objects of {some(foreign)}, which are no classes ({some(names)})")
-    folder = reading.folder or common_folder(picture.path for picture in reading.pictures)
+    inside = [os.path.dirname(os.path.abspath(one.path)) for one in reading.pictures]
+    folder = reading.folder or os.path.commonpath(inside)
     category = {name: i for i, name in enumerate(names, 1)}
     listed, annotations = [], []
     for number, picture in enumerate(reading.pictures, 1):

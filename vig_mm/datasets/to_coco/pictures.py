@@ -1,6 +1,5 @@
 """What a reader of another format gives: pictures with named boxes and polygons."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +16,13 @@ IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".w
 
 @dataclass
 class Thing:
-    """One object.
+    """One object, in pixels."""
 
-    Attributes:
-        name: Of its class.
-        box: (x1, y1, x2, y2) in pixels; None for that of the polygon.
-        polygon: [x1, y1, x2, y2, ...] in pixels, if the object has one.
-        crowd: Whether it is neither to be found nor to be missed.
-        attributes: What else the file says of it, kept as COCO's `attributes`.
-    """
-
-    name: str
-    box: Sequence[float] | None = None
-    polygon: list[float] | None = None
-    crowd: bool = False
-    attributes: dict[str, Any] = field(default_factory=dict)
+    name: str  # of its class
+    box: Sequence[float] | None = None  # (x1, y1, x2, y2); None for that of the polygon
+    polygon: list[float] | None = None  # [x1, y1, x2, y2, ...], if the object has one
+    crowd: bool = False  # whether it is neither to be found nor to be missed
+    attributes: dict[str, Any] = field(default_factory=dict)  # all else
 
 
 @dataclass
@@ -45,19 +36,12 @@ class Picture:
 
 @dataclass
 class Reading:
-    """All that a reader found.
+    """All that a reader found."""
 
-    Attributes:
-        pictures: In the order of the file names.
-        names: Of the classes where the format orders them, else none.
-        folder: That `file_name` is relative to; None: the one that all pictures have in common.
-        notes: What a user should know of what was read.
-    """
-
-    pictures: list[Picture]
-    names: list[str]
-    folder: Path | None
-    notes: list[str] = field(default_factory=list)
+    pictures: list[Picture]  # in the order of the file names
+    names: list[str]  # of the classes where the format orders them, else none
+    folder: Path | None  # that `file_name` is relative to; None: that all have in common
+    notes: list[str] = field(default_factory=list)  # what a user should know of it
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], bool]:
@@ -116,8 +100,3 @@ def refuse_doubles(names: Iterable[Any], what: str) -> None:
     twice = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
     if twice:
         raise FormatError(f"{what} more than once: {some(dict.fromkeys(twice))}; keep one of each")
-
-
-def common_folder(paths: Iterable[Path]) -> Path:
-    """The deepest folder that holds all files."""
-    return Path(os.path.commonpath([Path(os.path.abspath(path)).parent for path in paths]))

@@ -45,13 +45,6 @@ def read_voc(source: Path, images: Path | None, split: str, as_polygons: bool = 
     found = {path: _image(path, folder, places, root) for path, root in roots.items()}
     notes = _notes(roots, things)
     notes += _count_from_0([thing for own in things.values() for thing in own])
-    if not any(found.values()) and images is None:
-        pictures = [_unseen(path, roots[path], things[path]) for path in paths]
-        notes.append(
-            "no image was found: names and sizes are those of the xml; see them by --images"
-        )
-        refuse_doubles((one.path for one in pictures), "images are there")
-        return Reading(pictures, [], Path(), notes)
     gone = [path for path in paths if found[path] is None]
     if gone:
         raise FormatError(
@@ -175,16 +168,6 @@ def _image(
                         if image.is_file():
                             return place, image
     return None
-
-
-def _unseen(path: Path, root: ElementTree.Element, things: list[Thing]) -> Picture:
-    name = Path((root.findtext("filename") or "").strip().replace("\\", "/"))
-    size = _said_size(root)
-    if name.suffix.lower() not in IMAGES or size is None:
-        raise FormatError(
-            f"no image for {str(path)!r}, and it does not say the name and the size of one"
-        )
-    return Picture(name, size, things)
 
 
 def _size(
