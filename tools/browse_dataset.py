@@ -121,7 +121,9 @@ def to_picture(preprocessor: nn.Module, image: Tensor) -> np.ndarray:
     return picture if is_rgb else picture[..., ::-1]
 
 
-def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image.Image]]:
+def pictures(
+    cfg: Config, args: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, Image.Image]]:
     """Yield the name of each picture's file, without suffix, and the picture drawn."""
     training = args.split == "train"
     dataset, loader = batches(cfg, args.split, args.seed)
@@ -131,8 +133,7 @@ def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image
     key = f"{args.split}_dataloader.dataset"
     (_, leaf), *_ = leaves(key, cfg[f"{args.split}_dataloader"].dataset)
     root = data_root(cfg[f"{args.split}_dataloader"].dataset)
-    if args.out_dir is not None:
-        drawer.write_legend(Path(args.out_dir))
+    drawer.write_legend(args.grid.parent if args.grid else folder)
     count = 0
     for batch in loader:
         for image, sample in fed(preprocessor, batch, training):
@@ -154,7 +155,7 @@ def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image
 
 def write_all(cfg: Config, args: argparse.Namespace, folder: Path) -> list[Path]:
     paths = []
-    drawn = pictures(cfg, args)
+    drawn = pictures(cfg, args, folder)
     for name, picture in track(drawn, "drawing", args.count, console=Console(stderr=True)):
         paths.append(folder / f"{name}.jpg")
         save(picture, paths[-1])

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from torch import nn
 
+from vig_mm import HierViG
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.checkpoints.reading import read_checkpoint
 from vig_mm.checks.data import DataCheck, check_data, prepare_data, repair
@@ -271,7 +272,9 @@ def test_safetensors(tmp_path):
     copied = prepare_checkpoint(str(path), str(tmp_path / "work"))
     assert torch.load(copied)["state_dict"].keys() == model.state_dict().keys()
     given = dict(init_cfg=dict(type="Pretrained", checkpoint=str(path)))
-    check_initial_weights(dict(backbone=dict(type="vig_mm.HierViG", **given)))
+    own = type("OwnViG", (HierViG,), {})
+    for kind in ("vig_mm.HierViG", HierViG, own):
+        check_initial_weights(dict(backbone=dict(type=kind, **given)))
     with pytest.raises(CheckpointError, match="safetensors file, which mmengine does not read"):
         check_initial_weights(dict(backbone=dict(type="ResNet", **given)))
     renamed = path.rename(Path(tmp_path, "b.pth"))  # the bytes tell

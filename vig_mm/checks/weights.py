@@ -1,10 +1,12 @@
 """Checks that checkpoints can be read and fit the model of a config."""
 
 import copy
+import inspect
 from collections import Counter
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import MODELS
 from torch import nn
 
 from vig_mm.checkpoints.reading import (
@@ -50,11 +52,19 @@ def check_initial_weights(cfg: Any, ours: bool = False) -> None:
                     f"{path!r} is a safetensors file, which mmengine does not read: save it as "
                     "torch.save(safetensors.torch.load_file(FILE), 'FILE.pth')"
                 )
-        ours = "vig_mm" in str(cfg.get("type")) if "type" in cfg and not path else ours
+        ours = _is_ours(cfg["type"]) if "type" in cfg and not path else ours
         cfg = list(cfg.values())
     if isinstance(cfg, list | tuple):
         for value in cfg:
             check_initial_weights(value, ours)
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether a type is of a backbone of vig_mm, or of a user's that is built on one."""
+    name, registries = type_name(kind), (MODELS, *MODELS.children.values())
+    kinds = [x.module_dict.get(name) for x in registries] if isinstance(kind, str) else [kind]
+    built_on = any(inspect.isclass(one) and issubclass(one, ViGBackbone) for one in kinds)
+    return built_on or str(kind).startswith("vig_mm.")
 
 
 def check_weights(
