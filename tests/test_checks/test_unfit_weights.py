@@ -54,7 +54,7 @@ def test_message_names_the_file(model, tmp_path):
 
 
 def vit(size):
-    return pytest.importorskip("mmpretrain").models.VisionTransformer("deit-t", size)
+    return pytest.importorskip("mmpretrain.models").VisionTransformer("deit-t", size)
 
 
 def plain_vig(size):

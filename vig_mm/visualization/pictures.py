@@ -235,6 +235,7 @@ def _text_size(picture: Image.Image) -> int:
     return round(np.clip(min(picture.size) / 24, 14, 26))
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_FONT, size)
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask as rle_masks
-from shapely import Polygon, make_valid
 
 from .findings import Table
 
@@ -299,6 +297,9 @@ def shape_faults(annotation: dict, size: tuple[int, int], masks: bool) -> list[s
         size: (height, width) of its image, in pixels.
         masks: Whether masks are used.
     """
+    from pycocotools import mask as rle_masks  # as shapely, required by mmdet alone
+    from shapely import Polygon, make_valid
+
     x, y, width, height = annotation["bbox"]
     faults = ["beyond"] if max(-x, -y, x + width - size[1], y + height - size[0]) > _BEYOND else []
     mask = annotation.get("segmentation")

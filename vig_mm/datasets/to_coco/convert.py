@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from shapely import Polygon, make_valid
-
 from vig_mm.errors import FormatError
 
 from .pictures import Reading, Thing, refuse_doubles, some
@@ -92,6 +90,8 @@ def _shape(thing: Thing) -> dict:
     if thing.polygon is None:
         x1, y1, x2, y2 = thing.box or ()
         return dict(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
+    from shapely import Polygon, make_valid  # required by mmdet alone
+
     xs, ys = thing.polygon[::2], thing.polygon[1::2]
     box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     area = make_valid(Polygon(zip(xs, ys, strict=True))).area
