@@ -53,9 +53,7 @@ def use_tta(cfg: Config) -> None:
 
 def draw_pictures(cfg: Config, folder: str) -> None:
     """Add the hook that draws predictions, for every image."""
-    from vig_mm.engine.hooks.pictures_hook import PicturesHook
-
-    hook = dict(type=f"vig_mm.{PicturesHook.__name__}", out_dir=folder, scope=cfg.default_scope)
+    hook = dict(type="vig_mm.PicturesHook", out_dir=folder, scope=cfg.default_scope)
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
 
 

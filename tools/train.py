@@ -82,11 +82,15 @@ def set_precision(cfg: Config, amp: str | None) -> None:
             wrapper.pop(option, None)
 
 
-def check_config(cfg: Config) -> None:
-    """Check optimizer and model before anything is built."""
-    check_optimizer(cfg)
-    check_options(cfg)
-    check_initial_weights(cfg.model)
+def check_config(cfg: Config, check: bool) -> list[str]:
+    """Check optimizer, data and model before anything is built; repair the data; what to log."""
+    if check:
+        check_optimizer(cfg)
+    lines = prepare_data(cfg, ("train", "val"), check)
+    if check:
+        check_options(cfg)
+        check_initial_weights(cfg.model)
+    return lines
 
 
 def check_model(cfg: Config, runner: Runner) -> None:
@@ -129,9 +133,7 @@ def main() -> None:
     if cfg.get("resume") and cfg.get("load_from"):
         take_seed(cfg)
     with skippable():
-        lines = prepare_data(cfg, ("train", "val"), check=not args.no_check)
-        if not args.no_check:
-            check_config(cfg)
+        lines = check_config(cfg, check=not args.no_check)
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

@@ -33,7 +33,12 @@ OPTIM_WRAPPERS = Registry(
     scope="vig_mm",
     locations=["vig_mm.engine.optimizers"],
 )
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="vig_mm", locations=["vig_mm.engine.hooks"])
+HOOKS = Registry(
+    "hook",
+    parent=MMENGINE_HOOKS,
+    scope="vig_mm",
+    locations=["vig_mm.engine.hooks", "vig_mm.engine.hooks.pictures_hook"],
+)
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="vig_mm", locations=["vig_mm.engine.loops"])
 FUNCTIONS = Registry(
     "function", parent=MMENGINE_FUNCTIONS, scope="vig_mm", locations=["vig_mm.engine.strategies"]

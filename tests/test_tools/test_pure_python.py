@@ -171,8 +171,6 @@ def test_every_tool(scope, known, run_tool, tmp_path, capsys):
         "export_onnx", config, checkpoint, "m.onnx", "--size", 64, 64, *part
     )
     assert "FLOPs" in call("analysis/count_flops", config)
-    if scope == "mmdet":
-        return  # the others are made for two stages
     plan = ("--gpus", 1, "--images", 4, "--size", 64, 64, "--threads", 1)
     assert scope in call("analysis/plan_training", config, *plan)
     call("analysis/count_traffic", config)

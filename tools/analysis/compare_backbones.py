@@ -143,7 +143,8 @@ def make_batch(
             batch,
             image_shapes=[(3, *size)] * batch,
             num_items=[OBJECTS] * batch,
-            num_classes=model.roi_head.bbox_head.num_classes,
+            # an RPN has one
+            num_classes=max(getattr(part, "num_classes", 0) for part in model.modules()),
             with_mask=True,
         )
         with torch.no_grad():
