@@ -17,15 +17,15 @@ STANDARD = sys.stdlib_module_names
 # a package may import those of its own rank and of the ranks above it in this list
 RANKS = (
     ("vig_mm.ops",),  # serves mmcv, imports nothing of ours; the registry puts it in place
-    ("vig_mm", "vig_mm.version", "vig_mm.serialization", "vig_mm.registry"),  # known to all
+    # known to all
+    ("vig_mm", "vig_mm.version", "vig_mm.errors", "vig_mm.serialization", "vig_mm.registry"),
     ("vig_mm.kernels",),
     ("vig_mm.nets",),
     ("vig_mm.models",),
     ("vig_mm.checkpoints", "vig_mm.datasets"),
     (
         "vig_mm.engine",
-        "vig_mm.preflight",
-        "vig_mm.inspection",
+        "vig_mm.checks",
         "vig_mm.visualization",
         "vig_mm.export",
     ),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vig_mm.kernels import bidirectional_gla, cpu, dispatch, trace_time
+from vig_mm.kernels import bidirectional_gla, dispatch, trace_time
+from vig_mm.kernels.gla import cpu
 from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 
 pytest.importorskip("numba")

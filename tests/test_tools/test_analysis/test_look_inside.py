@@ -22,9 +22,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from pytorch_grad_cam import GradCAM
 
+from vig_mm.errors import UsageError
 from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 from vig_mm.models import HierViG, ViG, ViGAdapter
-from vig_mm.preflight.user_input import UsageError
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
