@@ -261,14 +261,14 @@ def gate_backward(
     dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     tensors = (grad, o, local, gate, g_weight, l_weight)
     do, dlocal, partial = _gradients(tensors, None, dgate, None, eps, act)
-    return do, dlocal, dgate, *_weight_gradients(partial, g_weight, l_weight)
+    weights = (p.sum((0, 1, 2)).to(w.dtype) for p, w in zip(partial, tensors[4:], strict=True))
+    return do, dlocal, dgate, *weights
 
 
 def _fake_backward_into(grad, o, local, gate, g_weight, l_weight, scale, dgate, eps, act):
     out = o.new_empty(o.shape, dtype=dgate.dtype)
-    dbias = o.new_empty(o.shape[2] * o.shape[3], dtype=SCRATCH)
-    weights = (torch.empty_like(w) for w in (g_weight, l_weight))
-    return out, o.new_empty(o.shape), local.new_empty(local.shape), dbias, *weights
+    sums = o.new_empty(3, *o.shape[2:], dtype=SCRATCH)
+    return out, o.new_empty(o.shape), local.new_empty(local.shape), sums
 
 
 @operator("locality_gate_backward_into", _fake_backward_into, mutates=["dgate"])
@@ -283,8 +283,9 @@ def gate_backward_into(
     dgate: Tensor,
     eps: float,
     act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output in dgate's dtype; gradients of o, local, the gate's bias ``[H D]``, both weights.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output in dgate's dtype; gradients of o and local; and ``[3, H, D]``: of both weights, by
+    heads, and of the gate's bias.
 
     That of the gate is written to ``dgate``, by its strides. All are times ``scale [B]``.
     """
@@ -293,14 +294,7 @@ def gate_backward_into(
     out = torch.empty(o.shape, dtype=dgate.dtype, device=o.device)
     tensors = (grad, o, local, gate, g_weight, l_weight)
     do, dlocal, partial = _gradients(tensors, scale, dgate, out, eps, act)
-    dbias = partial[2].sum((0, 2)).flatten()
-    return out, do, dlocal, dbias, *_weight_gradients(partial, g_weight, l_weight)
-
-
-def _weight_gradients(partial: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the first two of ``partial [3, B, H, instances, D]``."""
-    dg, dl = (p.sum((0, 1, 2)).to(w.dtype) for p, w in zip(partial, weights, strict=False))
-    return dg, dl
+    return out, do, dlocal, partial.sum((1, 3))
 
 
 def _gradients(

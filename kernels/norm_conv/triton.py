@@ -307,8 +307,7 @@ def conv(
 def _fake_conv_backward(
     grad, x, stats, norm_weight, norm_bias, weight, residual, height, width, act
 ):
-    like = (torch.empty_like(t) for t in (norm_weight, norm_weight))
-    return x.new_empty(x.shape), *like, weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), weight.new_empty(SUMS.value, x.shape[-1], dtype=SCRATCH)
 
 
 @operator("norm_conv_backward", _fake_conv_backward)
@@ -323,13 +322,13 @@ def conv_backward(
     height: int,
     width: int,
     act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (``residual`` added), the norm's weight and bias, and the weight."""
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x (``residual`` added), and ``[SUMS, C]``: of the taps, the norm's weight and
+    its bias."""
     hw = (height, width)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
-        zeros = torch.zeros_like(norm_weight)
-        return dx, zeros, zeros.clone(), torch.zeros_like(weight)
+        return dx, weight.new_zeros(SUMS.value, x.shape[-1], dtype=SCRATCH)
     x, taps, grad = x.contiguous(), _taps(weight), grad.contiguous()
     if act:
         du = torch.empty_like(grad)
@@ -343,7 +342,4 @@ def conv_backward(
             grad, x, stats, norm_weight, norm_bias, taps, residual.contiguous(), dx, partial,
             tiles, batch * tokens, *hw, channels, CENTER=norm_bias is not None, **sizes,
         )  # fmt: skip
-    sums = partial.sum(0)
-    dweight = sums[: TAPS.value].mT.reshape(weight.shape).to(weight.dtype).contiguous()
-    dnorm = sums[TAPS.value :].to(norm_weight.dtype)
-    return dx, dnorm[0].clone(), dnorm[1].clone(), dweight
+    return dx, partial.sum(0)

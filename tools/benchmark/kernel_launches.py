@@ -79,8 +79,8 @@ class Operators(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func is torch.ops.aten._foreach_copy_.default:
             # one launch for tensors alike, else torch copies them one by one
-            lists = [{(x.dtype, x.is_contiguous()) for x in tensors} for tensors in args]
-            alike = all(len(kinds) == 1 for kinds in lists) and lists[0] | lists[1]
+            alike = all(len({x.dtype for x in tensors}) == 1 for tensors in args[:2])
+            alike &= all(x.stride() == y.stride() for x, y in zip(*args[:2], strict=True))
             self.found += [name] * (1 if alike else len(args[0]))
         elif not (func.is_view or name in NO_LAUNCH or name.startswith(("empty", "new_empty"))):
             self.found.append(name)
@@ -98,6 +98,11 @@ def record_block(
         batch, hw: of the tokens.
         dtype: of autocast, None without.
     """
+    # all that have kernels
+    import vig_mm.kernels.feed_forward.triton
+    import vig_mm.kernels.gla.triton
+    import vig_mm.kernels.locality_gate.triton_projection
+    import vig_mm.kernels.norm_conv.triton  # noqa: F401
     from vig_mm.nets import attention, ffn
 
     channels = next(block.parameters()).shape[0]
@@ -120,7 +125,8 @@ def record_block(
         with torch.no_grad():
             inference = of(lambda: block(x, hw))[1]
         out, forward = of(lambda: block.train()(x, hw))
-        backward = of(lambda: out.backward(torch.empty_like(out)))[1]
+        grad, weights = torch.empty_like(out), list(block.parameters())
+        backward = of(lambda: out.backward(grad, inputs=weights))[1]
     return {"inference": inference, "forward": forward, "backward": backward}
 
 

@@ -59,8 +59,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``[B, h*w, C]`` -> ``[B, h*w, C]``."""
         norm, attn, norm2, mlp = (self._modules[name] for name in self.names)
-        x = attention(x, hw, norm, attn, self.drop_path)
-        return ffn(x, norm2, mlp, self.drop_path, attn.backend)
+        scale, scale2 = self.drop_path.draw(x, 2)
+        x = attention(x, hw, norm, attn, self.drop_path, scale)
+        return ffn(x, norm2, mlp, self.drop_path, scale2, attn.backend)
 
 
 class Network(nn.Module):
