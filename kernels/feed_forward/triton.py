@@ -58,10 +58,10 @@ def load_weight(base, rows, cols, height, width):
 
 
 @triton.jit
-def load_factor(scale, rows, M, rows_a_sample, SCALE: tl.constexpr):
+def load_factor(scale, rows, M, rows_a_sample):
     """``scale`` of each row's sample, ``[rows, 1]``, or 1."""
     factor = 1.0
-    if SCALE:
+    if scale is not None:
         factor = tl.load(scale + rows // rows_a_sample, mask=rows < M, other=0.0).to(ACC)[:, None]
     return factor
 
@@ -128,7 +128,6 @@ def feed_forward_kernel(
     eps,
     C: tl.constexpr,
     CENTER: tl.constexpr,
-    SCALE: tl.constexpr,
     CLAMP: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
@@ -155,7 +154,7 @@ def feed_forward_kernel(
         y = swiglu_product(a, u, CLAMP)
         w_y = load_weight(w_out, cols, block, C, width).to(DOT)
         total = product(y.to(DOT), tl.trans(w_y), total)
-    total *= load_factor(scale, start + rows, M, rows_a_sample, SCALE)
+    total *= load_factor(scale, start + rows, M, rows_a_sample)
     # read again, as registers are scarce in the loop
     total += load_tile(x, rows, cols, left, C, CP)
     store(out + start * C, total, rows, cols, C, left, C, CP)
@@ -181,7 +180,6 @@ def feed_forward_gradient_kernel(
     eps,
     C: tl.constexpr,
     CENTER: tl.constexpr,
-    SCALE: tl.constexpr,
     CLAMP: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
@@ -206,7 +204,7 @@ def feed_forward_gradient_kernel(
     n = n.to(DOT)
     grad += start * C
     g = load_tile(grad, rows, cols, left, C, CP).to(DOT)
-    factor = load_factor(scale, start + rows, M, rows_a_sample, SCALE)
+    factor = load_factor(scale, start + rows, M, rows_a_sample)
     hidden += start * width
     dinside += start * (2 * width)
     dn = tl.zeros([R, CP], tl.float32)
@@ -346,7 +344,7 @@ def fused(
         feed_forward_kernel[(instances,)](
             x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, out, len(x),
             w_out.shape[1], len(x) // samples, eps, CENTER=norm_b is not None,
-            SCALE=scale is not None, **sizes,
+            **sizes,
         )  # fmt: skip
     return out
 
@@ -388,6 +386,6 @@ def fused_backward(
         feed_forward_gradient_kernel[(instances,)](
             as_rows(grad), x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, dx,
             dinside, hidden, normed, partial, len(x), width, len(x) // samples, eps,
-            CENTER=norm_b is not None, SCALE=scale is not None, **sizes,
+            CENTER=norm_b is not None, **sizes,
         )  # fmt: skip
     return dx, dinside, hidden, normed, partial.sum(1)

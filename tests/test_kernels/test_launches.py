@@ -30,6 +30,7 @@ MAX_INFERENCE = 16
 SAVED_BY_ONE_KERNEL = 4
 MAX_MORE_IN_TRAINING = 2  # what stochastic depth draws
 MAX_BACKWARD = 36
+MAX_ARGUMENTS = 24
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2], ids=["", "drop path"])
@@ -68,3 +69,20 @@ def test_what_is_counted():
         torch._foreach_copy_([x, x], [x, x])
         torch._foreach_copy_([x, x], [x, torch.empty(6, 4, device="meta").mT])
     assert found == ["clone", "add", "_to_copy", *["_foreach_copy_"] * 3]
+
+
+def test_kernels_take_few_arguments():
+    """And read no constants of a module: Triton would compare them at every launch."""
+    import vig_mm.kernels
+
+    found = {}
+    for path, module in list(sys.modules.items()):
+        if path.startswith(vig_mm.kernels.__name__):
+            found |= {name: x for name, x in vars(module).items() if name.endswith("_kernel")}
+    assert len(found) > 15
+    for name, kernel in found.items():
+        assert len(kernel.arg_names) <= MAX_ARGUMENTS, name
+        if hasattr(kernel, "cache_key"):  # finds them; the interpreter's functions have none
+            assert kernel.cache_key
+            constants = {constant for constant, _ in kernel.used_global_vals}
+            assert constants <= {"ACC"}, name  # which a test exchanges

@@ -167,23 +167,26 @@ def record(
 def specialize(launch: Launch) -> tuple[dict, dict, dict]:
     """Signature, constants and attributes that Triton compiles a launch with."""
     signature, constants, attributes = {}, {}, {}
-    for i, (name, param) in enumerate(
-        zip(launch.kernel.arg_names, launch.kernel.params, strict=True)
-    ):
-        x = launch.named[name]
+
+    def kind(x: Any, place: tuple[int, ...], param: Any) -> Any:
         special = not param.do_not_specialize
+        if isinstance(x, tuple):
+            return tuple(kind(y, (*place, i), param) for i, y in enumerate(x))
         if isinstance(x, torch.Tensor):
-            signature[name] = TYPES[x.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif param.is_constexpr or x is None or (special and x == 1 and isinstance(x, int)):
-            signature[name] = "constexpr"
-            constants[(i,)] = x
-        elif isinstance(x, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if x < 2**31 else "i64"
-            if special and x % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+            attributes[place] = [["tt.divisibility", 16]]
+            return TYPES[x.dtype]
+        if param.is_constexpr or x is None or (special and x == 1 and isinstance(x, int)):
+            constants[place] = x
+            return "constexpr"
+        if isinstance(x, float):
+            return "fp32"
+        if special and x % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32" if x < 2**31 else "i64"
+
+    parameters = zip(launch.kernel.arg_names, launch.kernel.params, strict=True)
+    for i, (name, param) in enumerate(parameters):
+        signature[name] = kind(launch.named[name], (i,), param)
     return signature, constants, attributes
 
 
