@@ -85,6 +85,8 @@ def gate_projection_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of o, local, the gate's bias ``[H D]``, g_weight, l_weight and weight.
 
+    Those of weights may be in float32 where these are in half precision.
+
     Args:
         grad: ``[B, N, C]``, of the result.
         dgate: ``[B, N, H, D]``; the gradient of gate is written there, such as a part of a
@@ -97,10 +99,11 @@ def gate_projection_backward(
         from .triton import gate_backward_into
 
         dhidden = linear_input_gradient(dy, weight).view(o.shape)
-        y, *gradients = gate_backward_into(
+        y, do, dlocal, sums = gate_backward_into(
             dhidden, o, local, gate, g_weight, l_weight, scale, dgate, eps, act
         )
-        return *gradients, linear_weight_gradient(dy, y.flatten(0, 1).flatten(1), weight)
+        dweight = linear_weight_gradient(dy, y.flatten(0, 1).flatten(1), weight)
+        return do, dlocal, sums[2].flatten(), *sums[:2].sum(1), dweight
 
     def plain() -> tuple[Tensor, ...]:
         do, dlocal = torch.empty_like(o), torch.empty(o.shape, dtype=local.dtype, device=o.device)

@@ -31,8 +31,7 @@ from ..triton_rows import (
 )
 from ..triton_utils import SCRATCH, cdiv, device_of, power_of_2
 
-TAPS = tl.constexpr(9)
-SUMS = tl.constexpr(11)  # gradients of the taps, of the norm's weight, of its bias
+SUMS = 11  # gradients of nine taps, of the norm's weight, of its bias
 CHANNELS = 32
 TILE = 4096  # entries of the forward kernel's tile
 PER_THREAD = 32
@@ -121,7 +120,7 @@ def conv_kernel(
     if CENTER:
         b = tl.load(norm_bias + channel + cols, mask=inside, other=0.0).to(ACC)
     u = tl.zeros([R, BC], ACC)
-    for k in range(TAPS):  # unrolled, it would take all registers
+    for k in range(9):  # unrolled, it would take all registers
         exists = neighbour(row, col, height, width, k // 3 - 1, k % 3 - 1)
         shift = (k // 3 - 1) * width + k % 3 - 1
         base = x + origin + shift.to(tl.int64) * C
@@ -177,7 +176,7 @@ def conv_gradient_kernel(
     R: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """An instance owns STEPS tiles of R tokens; ``taps [9, C]``, ``partial [instances, SUMS, C]``.
+    """An instance owns STEPS tiles of R tokens; ``taps [9, C]``, ``partial [instances, 11, C]``.
 
     What is summed over tokens is kept for each place in the tile, and added up once at the end.
     """
@@ -222,7 +221,7 @@ def conv_gradient_kernel(
         d = into_norm(dn * w, normal, inverse, C, CENTER)
         d += tl.load(residual + start * C + offset, mask=mask, other=0.0).to(ACC)
         tl.store(dx + start * C + offset, d.to(dx.dtype.element_ty), mask=mask)
-    place = partial + tl.program_id(0).to(tl.int64) * SUMS * C + cols
+    place = partial + tl.program_id(0).to(tl.int64) * 11 * C + cols
     tl.store(place, tl.sum(s0, axis=0), mask=inside)
     tl.store(place + C, tl.sum(s1, axis=0), mask=inside)
     tl.store(place + 2 * C, tl.sum(s2, axis=0), mask=inside)
@@ -307,8 +306,7 @@ def conv(
 def _fake_conv_backward(
     grad, x, stats, norm_weight, norm_bias, weight, residual, height, width, act
 ):
-    like = (torch.empty_like(t) for t in (norm_weight, norm_weight))
-    return x.new_empty(x.shape), *like, weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), weight.new_empty(SUMS, x.shape[-1], dtype=SCRATCH)
 
 
 @operator("norm_conv_backward", _fake_conv_backward)
@@ -323,13 +321,13 @@ def conv_backward(
     height: int,
     width: int,
     act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (``residual`` added), the norm's weight and bias, and the weight."""
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x (``residual`` added), and ``[SUMS, C]``: of the taps, the norm's weight and
+    its bias."""
     hw = (height, width)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
-        zeros = torch.zeros_like(norm_weight)
-        return dx, zeros, zeros.clone(), torch.zeros_like(weight)
+        return dx, weight.new_zeros(SUMS, x.shape[-1], dtype=SCRATCH)
     x, taps, grad = x.contiguous(), _taps(weight), grad.contiguous()
     if act:
         du = torch.empty_like(grad)
@@ -337,13 +335,10 @@ def conv_backward(
         grad = du
     batch, tokens, channels = x.shape
     instances, tiles, sizes = gradient_sizes(batch, tokens, channels, GRADIENT_PER_THREAD)
-    partial = torch.empty(instances, SUMS.value, channels, dtype=SCRATCH, device=x.device)
+    partial = torch.empty(instances, SUMS, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         conv_gradient_kernel[(instances,)](
             grad, x, stats, norm_weight, norm_bias, taps, residual.contiguous(), dx, partial,
             tiles, batch * tokens, *hw, channels, CENTER=norm_bias is not None, **sizes,
         )  # fmt: skip
-    sums = partial.sum(0)
-    dweight = sums[: TAPS.value].mT.reshape(weight.shape).to(weight.dtype).contiguous()
-    dnorm = sums[TAPS.value :].to(norm_weight.dtype)
-    return dx, dnorm[0].clone(), dnorm[1].clone(), dweight
+    return dx, partial.sum(0)

@@ -54,17 +54,18 @@ def ffn(
     norm: nn.LayerNorm | RMSNorm,
     mlp: SwiGLU,
     drop_path: DropPath,
+    scale: Tensor | None,
     backend: str | None,
 ) -> Tensor:
-    """x + drop_path(mlp(norm(x))) of tokens ``[B, N, C]``: one operator, or the modules."""
+    """x + drop_path(mlp(norm(x)), scale) of tokens ``[B, N, C]``: one operator, or the modules."""
     w_in, w_out = mlp.layers()
     layers = ((norm, type(norm) is nn.LayerNorm), (w_in, False), (w_out, False))
     if type(mlp) is not SwiGLU or not fusable(x, backend, layers, (mlp, drop_path)):
-        return x + drop_path(mlp(norm(x)))
+        return x + drop_path(mlp(norm(x)), scale)
     if backend != "triton":
         backend = "torch" if backend else None
     return feed_forward(
-        x, norm.weight, norm.bias, w_in.weight, w_out.weight, drop_path.scale(x),
+        x, norm.weight, norm.bias, w_in.weight, w_out.weight, scale,
         eps=norm.eps, dtype=compute_dtype(x),
         backend=select_backend(backend, PLAIN_OR_TRITON, "torch", limit_widths=False, x=x),
     )  # fmt: skip

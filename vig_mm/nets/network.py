@@ -60,8 +60,9 @@ class Block(nn.Module):
         """``[B, h*w, C]`` -> ``[B, h*w, C]``."""
         parts: Any = (self._modules[name] for name in self.names)
         norm, attn, norm2, mlp = parts
-        x = attention(x, hw, norm, attn, self.drop_path)
-        return ffn(x, norm2, mlp, self.drop_path, attn.backend)
+        scale, scale2 = self.drop_path.draw(x, 2)
+        x = attention(x, hw, norm, attn, self.drop_path, scale)
+        return ffn(x, norm2, mlp, self.drop_path, scale2, attn.backend)
 
 
 class Network(nn.Module):
