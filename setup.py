@@ -12,6 +12,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = "vig_mm.kernels"
+EXTRAS = ("mm", "onedl", "cpu", "tools", "tests", "docs")
 MIM_FOLDERS = ("configs", "tools")
 MIM_FILES = ("model-index.yml", "dataset-index.yml")
 
@@ -73,7 +74,7 @@ setup(
     packages=[*find_packages(str(ROOT), include=["vig_mm", "vig_mm.*"]), *kernel_packages],
     package_dir={KERNELS: "kernels"},
     install_requires=requirements("core"),
-    extras_require={name: requirements(name) for name in ("mm", "onedl", "tools", "tests", "docs")},
+    extras_require={name: requirements(name) for name in EXTRAS},
     cmdclass={"build_py": BuildPy},
     zip_safe=False,
 )
