@@ -17,6 +17,7 @@ from .coco_rules import (
     TURNED,
     CocoUse,
     annotation_cases,
+    are_finite_box,
     shape_faults,
     turned_by,
 )
@@ -345,9 +346,10 @@ def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> lis
     boxes = defaultdict(list)
     cases: dict[str, list[str]] = defaultdict(list)
     kept = annotation_cases(content, use)["kept"]
-    for one in kept:
-        x, y, width, height = one["bbox"]
-        boxes[one["image_id"]].append((x, y, x + width, y + height))
+    for one in content.get("annotations", []):  # also those that mmdet takes to lie outside
+        if are_finite_box(one.get("bbox")):
+            x, y, width, height = one["bbox"]
+            boxes[one["image_id"]].append((x, y, x + width, y + height))
     for name, facts in zip(listing.names, images, strict=True):
         said = by_name[name]["width"], by_name[name]["height"]
         if not facts.fault and said != facts.loaded[::-1]:

@@ -201,7 +201,7 @@ def _box_case(annotation: dict, sizes: dict, is_scored: bool) -> str | None:
     box, area = annotation.get("bbox"), annotation.get("area")
     if box is None or area is None:
         return "incomplete"
-    if not (isinstance(box, list) and len(box) == 4 and _are_finite([*box, area])):
+    if not (are_finite_box(box) and _are_finite([area])):
         return "bad-box"
     if annotation.get("ignore"):
         return "ignored"
@@ -252,6 +252,11 @@ def _are_finite(values: list) -> bool:
     # whole numbers in json have no limit, and huge ones cannot be summed with floats
     is_small = -_LARGEST < min(values) and max(values) < _LARGEST
     return is_small and math.isfinite(sum(values))
+
+
+def are_finite_box(box: object) -> bool:
+    """Whether a `bbox` is four numbers that can be coordinates."""
+    return isinstance(box, list) and len(box) == 4 and _are_finite(box)
 
 
 def is_whole(rle: dict) -> bool:
