@@ -7,9 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton compares the globals that a kernel reads at every launch, half a microsecond each.
-# Constants are defaults of device functions instead, and literals: Triton's cache knows a kernel by
-# its text.
+# Triton compares the globals that a kernel reads at every launch, half a microsecond each, so that
+# constants are defaults of device functions; and literals, as its cache knows a kernel by its text.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 SCRATCH = torch.float32
 GRID_LIMIT = 65_535
