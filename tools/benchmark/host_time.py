@@ -2,10 +2,10 @@
 
     python tools/benchmark/host_time.py [OTHER CHECKOUT] [--rounds 20]
 
-Triton launches into a driver that does nothing (tests/test_kernels/stand_in_gpu.py), and torch's own
-operators run on the CPU, on few tokens: launches cost what they cost with a GPU, or a little more.
-This checkout and another one, such as of ``git worktree add FOLDER COMMIT``, take turns in processes
-of their own; the best of all rounds counts. Needs a C compiler.
+Triton launches into a driver that does nothing (tests/test_kernels/stand_in_gpu.py), and torch's
+operators run on the CPU, on few tokens: launches cost what they cost with a GPU, or a bit more.
+This checkout and another one, such as of ``git worktree add FOLDER COMMIT``, take turns, each in
+a process of its own; the best of all rounds counts. Needs a C compiler.
 """
 
 import argparse

@@ -528,9 +528,9 @@ def test_receptive_field_files(trained, tmp_path, run_tool):
     [
         (["--images", "nowhere"], "no folder"),
         (["--images", "."], "no picture"),
-        (["--size", "2", "2"], "refuses images of 2x2.*smaller than one patch"),
+        (["--size", "0", "2"], "refuses images of 0x2.*expected images"),
     ],
-    ids=["no folder", "empty folder", "too small"],
+    ids=["no folder", "empty folder", "no pixels"],
 )
 def test_receptive_field_says_what_is_wrong(tmp_path, run_tool, extra, message):
     with pytest.raises(UsageError, match=message):
