@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
 
 GPU = "cuda"  # device type the kernels run on
 AUTO = "auto"
@@ -173,7 +174,7 @@ def select_backend(
 
 
 def operator(
-    name: str, fake: Callable, mutates: Sequence[str] = ()
+    name: str, fake: Callable, mutates: Sequence[str] = (), flops: Callable[..., int] | None = None
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Register a function with torch as ``vig_mm::name``, one step for whoever counts or traces.
 
@@ -183,12 +184,17 @@ def operator(
         name: of the operator.
         fake: of the same arguments; returns empty tensors of the right shapes.
         mutates: arguments that are written to.
+        flops: of the same arguments, shapes in place of tensors, for torch's FLOP counter.
     """
 
     def register(function: Callable[P, Result]) -> Callable[P, Result]:
         LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=mutates))
         LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"vig_mm::{name}", fake, lib=LIBRARY)
+        if flops is not None:
+            register_flop_formula(getattr(torch.ops.vig_mm, name))(
+                lambda *args, out_shape=None: flops(*args)
+            )
         overload = getattr(torch.ops.vig_mm, name).default
         overload.__wrapped__ = function  # for those who record what it launches
         return overload

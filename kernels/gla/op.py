@@ -1,8 +1,10 @@
 """The public function: argument checks, choice of the backend, registration with torch."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..checks import check_shape, check_tokens
 from ..dispatch import LIBRARY, operator, run, select_backend
@@ -88,11 +90,24 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> N
         raise TypeError(f"gates must share a dtype, got {gate_f.dtype} and {gate_b.dtype}")
 
 
+def recurrence_flops(q_shape: torch.Size, k_shape: torch.Size, v_shape: torch.Size, *_: Any) -> int:
+    """FLOPs (2 per multiply-add) of the two products that define the operator, k v^T and q S.
+
+    8 B N H K V for both directions: what the recurrence needs, whatever a backend spends.
+    """
+    return 8 * math.prod(q_shape) * v_shape[-1]
+
+
+def _backward_flops(grad_shape: torch.Size, *shapes: torch.Size) -> int:
+    # dq, dk, dv and the states of both directions, recomputed: each product has two gradients
+    return 2 * recurrence_flops(*shapes)
+
+
 def _fake_forward(q, k, v, gate_f, gate_b, backend="chunked", out_dtype=None):
     return v.new_empty(v.shape, dtype=out_dtype)
 
 
-@operator("bidirectional_gla", _fake_forward)
+@operator("bidirectional_gla", _fake_forward, flops=recurrence_flops)
 def gla_forward(
     q: Tensor,
     k: Tensor,
@@ -128,7 +143,7 @@ def _fake_backward(grad, q, k, v, gate_f, gate_b, backend="chunked"):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, gate_f, gate_b))
 
 
-@operator("bidirectional_gla_backward", _fake_backward)
+@operator("bidirectional_gla_backward", _fake_backward, flops=_backward_flops)
 def gla_backward(
     grad: Tensor,
     q: Tensor,
@@ -153,6 +168,7 @@ def _fake_backward_into(*args):
     "bidirectional_gla_backward_into",
     _fake_backward_into,
     mutates=("dq", "dk", "dv", "dgate_f", "dgate_b"),
+    flops=_backward_flops,
 )
 def gla_backward_into(
     grad: Tensor,
@@ -207,28 +223,3 @@ def _backward(ctx, grad: Tensor):
 torch.library.register_autograd(
     "vig_mm::bidirectional_gla", _backward, setup_context=_setup_context, lib=LIBRARY
 )
-
-
-def recurrence_flops(q_shape: torch.Size, v_shape: torch.Size) -> int:
-    """FLOPs (2 per multiply-add) of the two products that define the operator, k v^T and q S.
-
-    8 B N H K V for both directions: what the recurrence needs, whatever a backend spends.
-    """
-    batch, num_tokens, heads, width = q_shape
-    return 8 * batch * num_tokens * heads * width * v_shape[-1]
-
-
-@register_flop_formula(torch.ops.vig_mm.bidirectional_gla)
-def _forward_flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    return recurrence_flops(q_shape, v_shape)
-
-
-@register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward)
-def _backward_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    # dq, dk, dv and the states of both directions, recomputed: each product has two gradients
-    return 2 * recurrence_flops(q_shape, v_shape)
-
-
-@register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward_into)
-def _backward_into_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    return 2 * recurrence_flops(q_shape, v_shape)

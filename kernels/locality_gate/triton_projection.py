@@ -76,7 +76,11 @@ def _fake(o, local, gate, g_weight, l_weight, weight, x, scale, eps, act):
     return x.new_empty(x.shape)
 
 
-@operator("gate_projection", _fake)
+def _flops(o_shape, local_shape, gate_shape, g_shape, l_shape, weight_shape, *_):
+    return 2 * o_shape[0] * o_shape[1] * weight_shape[0] * weight_shape[1]
+
+
+@operator("gate_projection", _fake, flops=_flops)
 def gate_projection(
     o: Tensor,
     local: Tensor,

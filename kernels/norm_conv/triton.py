@@ -12,6 +12,8 @@ of both is taken in one pass over du and x, which goes on through the norm and a
 of the residual branch. With SiLU, du is made first, by the forward kernel.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -283,7 +285,11 @@ def _fake_conv(x, stats, norm_weight, norm_bias, weight, height, width, act, dty
     return x.new_empty(x.shape, dtype=dtype)
 
 
-@operator("norm_conv", _fake_conv)
+def _flops(x_shape, *_):
+    return 2 * 9 * math.prod(x_shape)
+
+
+@operator("norm_conv", _fake_conv, flops=_flops)
 def conv(
     x: Tensor,
     stats: Tensor,
@@ -309,7 +315,11 @@ def _fake_conv_backward(
     return x.new_empty(x.shape), weight.new_empty(SUMS, x.shape[-1], dtype=SCRATCH)
 
 
-@operator("norm_conv_backward", _fake_conv_backward)
+def _backward_flops(grad_shape, *_):
+    return 2 * _flops(grad_shape)
+
+
+@operator("norm_conv_backward", _fake_conv_backward, flops=_backward_flops)
 def conv_backward(
     grad: Tensor,
     x: Tensor,
