@@ -7,6 +7,7 @@ compares it with plain PyTorch in float64. Exit status 1: a result is wrong.
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,18 +128,23 @@ def differentiated(function: Callable[..., Tensor]) -> Callable[..., list[Tensor
 
 def projected(backend: str, *tensors: Tensor) -> list[Tensor]:
     """The locality gate with the layer behind it."""
-    *gate, weight, x, scale, grad = tensors
-    dgate = torch.empty_like(gate[2])
-    settings = dict(eps=EPS, act=True, backend=backend)
-    out = gate_projection(*gate, weight, x, scale, **settings)
-    return [out, *gate_projection_backward(grad, *gate, weight, scale, dgate, **settings), dgate]
+    o, local, gate, g_weight, l_weight, weight, x, scale, grad = tensors
+    dgate = torch.empty_like(gate)
+    settings: Any = dict(eps=EPS, act=True, backend=backend)
+    out = gate_projection(o, local, gate, g_weight, l_weight, weight, x, scale, **settings)
+    gradients = gate_projection_backward(
+        grad, o, local, gate, g_weight, l_weight, weight, scale, dgate, **settings
+    )
+    return [out, *gradients, dgate]
 
 
 def convolved(backend: str, *tensors: Tensor) -> list[Tensor]:
-    *weights, x, residual, grad = tensors
-    settings = dict(eps=EPS, act=True, backend=backend)
-    out, stats = norm_conv(x, None, *weights, HW, dtype=x.dtype, **settings)
-    return [out, *norm_conv_backward(grad, x, stats, *weights, residual, HW, **settings)]
+    norm_w, norm_b, taps, x, residual, grad = tensors
+    settings: Any = dict(eps=EPS, act=True, backend=backend)
+    out, stats = norm_conv(x, None, norm_w, norm_b, taps, HW, dtype=x.dtype, **settings)
+    return [
+        out, *norm_conv_backward(grad, x, stats, norm_w, norm_b, taps, residual, HW, **settings)
+    ]  # fmt: skip
 
 
 @differentiated

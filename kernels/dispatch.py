@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
 
 GPU = "cuda"  # device type the kernels run on
 AUTO = "auto"
@@ -22,7 +24,9 @@ MAX_WIDTH = 128
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_CAPABILITY = (8, 0)  # what Triton supports
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-P, Result = ParamSpec("P"), TypeVar("Result")
+NUMBA_INSTALLED = importlib.util.find_spec("numba") is not None
+P = ParamSpec("P")
+Result = TypeVar("Result")
 LIBRARY = torch.library.Library("vig_mm", "FRAGMENT")
 _failed: set[tuple] = set()  # what `shape_class` gives of launches that failed
 
@@ -35,6 +39,30 @@ def unsupported(dtype: torch.dtype, widths: Mapping[str, int]) -> str | None:
         if width > MAX_WIDTH:
             return f"{name} is {width} wide, the Triton kernels take at most {MAX_WIDTH}"
     return None
+
+
+def cpu_unsupported(inputs: Mapping[str, Tensor]) -> str | None:
+    """Why the CPU kernels cannot take these inputs, or None."""
+    for name, x in inputs.items():
+        if x.device.type != "cpu":
+            return f"the CPU kernels need CPU tensors, {name} is on {x.device}"
+        if x.dtype not in TRITON_DTYPES:
+            return f"the CPU kernels take float32, bfloat16 and float16, {name} is {x.dtype}"
+        if x.shape[-1] > MAX_WIDTH:
+            return f"{name} is {x.shape[-1]} wide, the CPU kernels take at most {MAX_WIDTH}"
+    return None
+
+
+def choose_cpu(plain: str, inputs: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    """The default on a CPU, and why it is not the kernels where they should be."""
+    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if recording or not NUMBA_INSTALLED or cpu_unsupported(inputs):
+        return plain, None
+    if any(type(x) not in (Tensor, Parameter) for x in inputs.values()):
+        return plain, None  # fake tensors and others without memory
+    from .gla.cpu import problem
+
+    return (plain, reason) if (reason := problem()) else ("cpu", None)
 
 
 def choose_backend(
@@ -89,26 +117,30 @@ def select_backend(
 
     Raises:
         ValueError: the backend is unknown or does not take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
-        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
+        RuntimeError: an explicit backend that cannot work on this machine.
     """
     x = next(iter(inputs.values()))
     widths = {name: y.shape[-1] for name, y in inputs.items()} if limit_widths else {}
     if backend is None:
-        if x.device.type != GPU:
-            return plain
-        from .trace_time import compute_capability, is_exporting, triton_obstacle, warn_once
+        if x.device.type == GPU:
+            from .trace_time import compute_capability, is_exporting, triton_obstacle
 
-        capability = compute_capability(x.device.index)
-        backend, reason = choose_backend(
-            plain, x.device.type, capability, x.dtype, widths, is_exporting()
-        )
-        if backend == "triton":
-            reason = triton_obstacle()
-            backend = plain if reason else AUTO
+            capability = compute_capability(x.device.index)
+            backend, reason = choose_backend(
+                plain, x.device.type, capability, x.dtype, widths, is_exporting()
+            )
+            if backend == "triton":
+                reason = triton_obstacle()
+                backend = plain if reason else AUTO
+        else:
+            backend, reason = choose_cpu(plain, inputs) if "cpu" in backends else (plain, None)
         if reason is not None:
+            from .trace_time import warn_once
+
+            kernels = "Triton" if x.device.type == GPU else "CPU"
             warn_once(
-                f"vig_mm runs without its Triton kernels, slower: {reason}. "
+                f"vig_mm runs without its {kernels} kernels, slower: {reason}. "
                 f"backend={plain!r} chooses this without a warning."
             )
         return backend
@@ -127,11 +159,22 @@ def select_backend(
 
             if reason := triton_obstacle():
                 raise RuntimeError(f"backend='triton': {reason}")
+    if backend == "cpu":
+        if not NUMBA_INSTALLED:
+            raise ImportError(
+                "backend='cpu' needs the package numba: pip install numba, or leave backend out"
+            )
+        if reason := cpu_unsupported(inputs):
+            raise ValueError(f"backend='cpu': {reason}; leave backend out")
+        from .gla.cpu import problem
+
+        if not torch.compiler.is_compiling() and (reason := problem()):
+            raise RuntimeError(f"backend='cpu': {reason}; leave backend out")
     return backend
 
 
 def operator(
-    name: str, fake: Callable, mutates: Sequence[str] = ()
+    name: str, fake: Callable, mutates: Sequence[str] = (), flops: Callable[..., int] | None = None
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Register a function with torch as ``vig_mm::name``, one step for whoever counts or traces.
 
@@ -141,12 +184,17 @@ def operator(
         name: of the operator.
         fake: of the same arguments; returns empty tensors of the right shapes.
         mutates: arguments that are written to.
+        flops: of the same arguments, shapes in place of tensors, for torch's FLOP counter.
     """
 
     def register(function: Callable[P, Result]) -> Callable[P, Result]:
         LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=mutates))
         LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"vig_mm::{name}", fake, lib=LIBRARY)
+        if flops is not None:
+            register_flop_formula(getattr(torch.ops.vig_mm, name))(
+                lambda *args, out_shape=None: flops(*args)
+            )
         overload = getattr(torch.ops.vig_mm, name).default
         overload.__wrapped__ = function  # for those who record what it launches
         return overload

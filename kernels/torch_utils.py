@@ -6,12 +6,13 @@ caches.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_zeros: dict[tuple, Tensor] = {}
 BLOCK = 1024  # tokens
 MUCH = 2**22  # multiply-adds from which a convolution is faster than BLAS
 MANY_TOKENS = 512  # from which the gradient of a weight is
@@ -36,11 +37,11 @@ def add_up(sums: list[Tensor], *terms: Tensor) -> None:
 
 
 def add_scaled(x: Tensor, y: Tensor, scale: Tensor | None, out: Tensor) -> None:
-    """x + scale * y into ``out``; of rows, ``scale [M, 1]``."""
+    """x + scale * y into ``out``; scale broadcasts."""
     if scale is None:
         torch.add(x, y, out=out)
     else:
-        torch.addcmul(x, y.to(x.dtype), scale, out=out)
+        torch.addcmul(x, y, scale, out=out)
 
 
 def scale_of_rows(scale: Tensor | None, rows: int) -> Tensor | None:
@@ -141,12 +142,38 @@ def normalize_backward(
     return dx.to(x.dtype), dweight, torch.zeros_like(dweight)
 
 
-def like(gradients: Sequence[Tensor], weights: Sequence[Tensor | None]) -> list[Tensor | None]:
+def like(
+    gradients: Sequence[Tensor | None], weights: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """Gradients in the dtypes of the weights, in one launch; None for a weight that is None."""
-    pairs = list(zip(gradients, weights, strict=True))
-    cast = [(g, w) for g, w in pairs if w is not None and g.dtype != w.dtype]
-    done = [torch.empty(g.shape, dtype=w.dtype, device=g.device) for g, w in cast]
-    if cast:
-        torch._foreach_copy_(done, [g for g, _ in cast])
-    results = iter(done)
-    return [None if w is None else g if g.dtype == w.dtype else next(results) for g, w in pairs]
+    return _cast(gradients, [None if w is None else w.dtype for w in weights])
+
+
+def zeros(count: int, like: Tensor) -> Tensor:
+    """``[count]`` like another tensor, not to be written to: kept, and filled once a stream."""
+    cuda = like.device.type == "cuda"
+    if cuda and torch.cuda.is_current_stream_capturing():
+        return like.new_zeros(count)  # in the graph's own memory
+    stream = torch._C._cuda_getCurrentRawStream(like.device.index) if cuda else None
+    key = count, like.dtype, like.device, stream
+    if key not in _zeros:
+        _zeros[key] = like.new_zeros(count)
+    return _zeros[key]
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor) -> Sequence[Tensor]:
+    """Tensors in a dtype, in one launch; as they are if they have it."""
+    if all(x.dtype == dtype for x in tensors):
+        return tensors
+    return _cast(tensors, [dtype] * len(tensors))
+
+
+def _cast(tensors: Sequence[Any], dtypes: Sequence[torch.dtype | None]) -> list[Any]:
+    results = [None if t is None else x for x, t in zip(tensors, dtypes, strict=True)]
+    other = [i for i, x in enumerate(results) if x is not None and x.dtype != dtypes[i]]
+    if other:
+        done = [torch.empty_like(tensors[i], dtype=dtypes[i]) for i in other]
+        torch._foreach_copy_(done, [tensors[i] for i in other])
+        for i, x in zip(other, done, strict=True):
+            results[i] = x
+    return results

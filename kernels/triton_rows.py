@@ -5,16 +5,13 @@ gradients of weights need, are kept by an instance for all its tiles, written on
 added up by torch: the same in every run.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .triton_utils import cdiv, power_of_2
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-ACC = tl.constexpr(tl.float32)  # a test makes it float64
-SCRATCH = torch.float32
+ACC = tl.float32  # a test makes it float64
 TILE = 4096  # entries
 PER_THREAD = 16
 INSTANCES = 528  # four for each multiprocessor of an H100 or H200: more tiles an instance beyond
@@ -25,7 +22,7 @@ GRADIENT_STEPS = 32
 
 
 @triton.jit
-def sigmoid(x):
+def sigmoid(x, LOG2_E: tl.constexpr = 1.4426950408889634):
     return 1.0 / (1.0 + tl.exp2(-x * LOG2_E))
 
 

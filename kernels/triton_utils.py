@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-LOG2_E = tl.constexpr(1.4426950408889634)
+# Triton compares the globals that a kernel reads at every launch, half a microsecond each, so that
+# constants are defaults of device functions; and literals, as its cache knows a kernel by its text.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 SCRATCH = torch.float32
 GRID_LIMIT = 65_535
 
@@ -25,7 +26,7 @@ def block_index():
 
 
 @triton.jit
-def ex2(x):
+def ex2(x, INTERPRETED: tl.constexpr = INTERPRETED):
     """2^x in one instruction; Triton's own guards denormal numbers with three more."""
     if INTERPRETED:
         return tl.exp2(x)
@@ -35,7 +36,7 @@ def ex2(x):
 
 
 @triton.jit
-def lg2(x):
+def lg2(x, INTERPRETED: tl.constexpr = INTERPRETED):
     """log2(x) in one instruction."""
     if INTERPRETED:
         return tl.log2(x)
@@ -45,7 +46,7 @@ def lg2(x):
 
 
 @triton.jit
-def reciprocal(x):
+def reciprocal(x, INTERPRETED: tl.constexpr = INTERPRETED):
     """1 / x in one instruction."""
     if INTERPRETED:
         return 1.0 / x

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from vig_mm.preflight.environment import collect_nanobind, tell_mmengine_of_forks
+from vig_mm.checks.environment import collect_nanobind, tell_mmengine_of_forks
 
-gc.disable()  # until all tests are imported, see `vig_mm.preflight.environment.import_quickly`
+gc.disable()  # until all tests are imported, see `vig_mm.checks.environment.import_quickly`
 
 if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it

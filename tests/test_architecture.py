@@ -4,6 +4,7 @@ All that a syntax tree shows counts: imports inside functions and those for type
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -12,17 +13,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+STANDARD = sys.stdlib_module_names
 # a package may import those of its own rank and of the ranks above it in this list
 RANKS = (
     ("vig_mm.ops",),  # serves mmcv, imports nothing of ours; the registry puts it in place
-    ("vig_mm", "vig_mm.version", "vig_mm.serialization", "vig_mm.registry"),  # known to all
+    # known to all
+    ("vig_mm", "vig_mm.version", "vig_mm.errors", "vig_mm.serialization", "vig_mm.registry"),
     ("vig_mm.kernels",),
+    ("vig_mm.nets",),
     ("vig_mm.models",),
     ("vig_mm.checkpoints", "vig_mm.datasets"),
     (
         "vig_mm.engine",
-        "vig_mm.preflight",
-        "vig_mm.inspection",
+        "vig_mm.checks",
         "vig_mm.visualization",
         "vig_mm.export",
     ),
@@ -114,12 +117,16 @@ def test_imports_point_down():
     assert upwards == []
 
 
-def test_kernels_and_models_need_no_library_above_them():
+def test_what_kernels_networks_and_models_need():
     for name in FILES:
         needed = set(outside(name))
         if package(name) == "vig_mm.kernels":
             assert not {one for one in needed if one.startswith("mm")}, name
             assert {package(one) for one in imports_here(name)} <= {"vig_mm.kernels"}, name
+        elif package(name) == "vig_mm.nets":
+            assert needed <= STANDARD | {"torch"}, name
+            below = {"vig_mm.kernels", "vig_mm.nets"}
+            assert {package(one) for one in imports_here(name)} <= below, name
         # only mmdet's configs import the test-time augmentation
         elif package(name) == "vig_mm.models" and ".test_time_augs" not in name:
             assert not needed & {"mmdet", "mmseg", "mmpretrain"}, name

@@ -24,10 +24,10 @@ import onnxruntime
 from mmengine.registry import DefaultScope
 
 import vig_mm
+from vig_mm.errors import UsageError
 from vig_mm.export.onnx_export import ExportError, compare_onnx, export_onnx
 from vig_mm.export.onnx_ops import TRANSLATIONS
 from vig_mm.kernels import bidirectional_gla
-from vig_mm.preflight.user_input import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSIFIER = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"

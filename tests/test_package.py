@@ -62,6 +62,21 @@ def test_operator_needs_torch_alone() -> None:
     assert out.strip() == "(1, 5, 2, 3)"
 
 
+def test_networks_need_torch_alone() -> None:
+    """Forward and backward of both families."""
+    out = run_python(
+        "import torch\n"
+        "from vig_mm.nets import HierViG, ViG\n"
+        "for net in HierViG(depths=(1, 1, 1, 1), num_heads=(3, 6, 12, 24)), ViG(depth=1):\n"
+        "    maps = net(torch.randn(1, 3, 64, 96))\n"
+        "    sum(x.square().mean() for x in maps).backward()\n"
+        "    assert all(p.grad is not None for p in net.parameters())\n"
+        "    print([tuple(x.shape[1:]) for x in maps])\n"
+    )
+    expected = "[(96, 16, 24), (192, 8, 12), (384, 4, 6), (768, 2, 3)]\n[(192, 4, 6)]"
+    assert out.strip() == expected
+
+
 def test_what_runs_here_is_said_with_torch_alone() -> None:
     out = run_python("import runpy; runpy.run_module('vig_mm.kernels', run_name='__main__')")
     assert "triton        not installed" in out
@@ -184,7 +199,8 @@ def test_every_requirement_is_pinned(line: str, packages: str, constraints: str)
         found = (re.match(r"[\w.-]+", line) for line in lines)
         return {match[0].lower().replace("_", "-") for match in found if match}
 
-    shared = {"build.txt", "core.txt", "docs.txt", "mim.txt", "tests.txt", "tools.txt"}
+    shared = {"build.txt", "core.txt", "cpu.txt", "docs.txt", "mim.txt", "tests.txt", "tools.txt"}
+    shared |= {"timm.txt"} | ({"hosts.txt"} if line == "upstream" else set())
     pinned = names(constraints)
     assert set().union(*map(names, shared | {packages})) <= pinned
     assert ("onedl-mmcv" in pinned, "mmcv" in pinned) == (line == "onedl", line == "upstream")
@@ -287,7 +303,7 @@ def test_setup_without_a_compiler(tmp_path: Path) -> None:
     arguments = ("--venv", str(tmp_path / "env"))
     result = run_setup(*arguments, CXX="no-such-compiler")
     assert result.returncode == 1
-    assert "mmcv lite" in result.stdout and "[1/6] build tools" in result.stderr
+    assert "mmcv lite" in result.stdout and "[1/7] build tools" in result.stderr
 
     result = run_setup(*arguments, "--mmcv", "compiled", CXX="no-such-compiler")
     assert result.returncode == 1

@@ -5,19 +5,21 @@ everything between file and network: the pipeline, the order and mix of a batch,
 of whole batches, and mixup or CutMix (`model.train_cfg` of a classifier) with the shares of the
 mixed classes. Normalisation is undone. With --split val or test no augmentation is applied.
 
-Pictures are written as OUT_DIR/<number>_<name>.jpg, or together into one picture with --grid.
+Pictures are written as OUT_DIR/<number>_<path below the data's root>.jpg, or together into one
+picture with --grid.
 
 Example: python tools/browse_dataset.py CONFIG --count 8 --grid batch.png
 """
 
 # ruff: noqa: E402
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -32,8 +34,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from vig_mm.apis.launch import add_config_options, load_config, run
-from vig_mm.inspection.quick import check_data, leaves
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.checks.config import leaves
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard
+from vig_mm.errors import SampleError, UsageError
+from vig_mm.visualization.names import data_root, drawn_names
+from vig_mm.visualization.pictures import as_picture, save
 from vig_mm.visualization.sample_pictures import TRUTH, sample_pictures, truth_frame
 
 SPLITS = ("train", "val", "test")
@@ -64,7 +70,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def batches(cfg: Config, split: str, seed: int) -> tuple[Any, Iterator]:
-    """The data set of a split, and its batches as they come out of the data loader."""
+    """The data set of a split, and its batches as its data loader makes them.
+
+    A sample that cannot be read is named, and its batch goes on without it.
+    """
     loader = cfg.get(f"{split}_dataloader")
     if loader is None:
         raise UsageError(f"the config has no {split}_dataloader")
@@ -72,7 +81,20 @@ def batches(cfg: Config, split: str, seed: int) -> tuple[Any, Iterator]:
     loader = {**loader, "num_workers": 0, "persistent_workers": False}
     loader.pop("prefetch_factor", None)
     built = Runner.build_dataloader(loader, seed=seed)
-    return built.dataset, built
+    guard(built.dataset)
+
+    def sampled() -> Iterator:
+        for indices in built.batch_sampler:
+            samples = []
+            for i in indices:
+                try:
+                    samples.append(built.dataset[i])
+                except SampleError as error:
+                    print(f"skipped: {error}", file=sys.stderr)
+            if samples:
+                yield built.collate_fn(samples)
+
+    return built.dataset, sampled()
 
 
 def fed(preprocessor: nn.Module, batch: dict, training: bool) -> Iterator[tuple[np.ndarray, Any]]:
@@ -90,16 +112,18 @@ def to_picture(preprocessor: nn.Module, image: Tensor) -> np.ndarray:
     """A network's input ``[C, h, w]`` -> RGB ``[h, w, 3]`` (uint8)."""
     if hasattr(preprocessor, "mean"):
         image = image * preprocessor.std + preprocessor.mean
-    image = image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    if image.shape[2] != 3:  # grey, or the first bands of many, as they stand in the file
-        return image[..., [min(i, image.shape[2] - 1) for i in range(3)]]
+    picture = as_picture(image)
+    if len(image) != 3:  # grey, or the first bands of many, as they stand in the file
+        return picture
     # mmdet's, mmseg's and mmpretrain's name of "BGR files become RGB"
     names = ("_channel_conversion", "channel_conversion", "to_rgb")
     is_rgb = any(getattr(preprocessor, name, False) for name in names)
-    return image if is_rgb else image[..., ::-1]
+    return picture if is_rgb else picture[..., ::-1]
 
 
-def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image.Image]]:
+def pictures(
+    cfg: Config, args: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, Image.Image]]:
     """Yield the name of each picture's file, without suffix, and the picture drawn."""
     training = args.split == "train"
     dataset, loader = batches(cfg, args.split, args.seed)
@@ -108,6 +132,8 @@ def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image
     drawer = sample_pictures(cfg.default_scope, dataset.metainfo)
     key = f"{args.split}_dataloader.dataset"
     (_, leaf), *_ = leaves(key, cfg[f"{args.split}_dataloader"].dataset)
+    root = data_root(cfg[f"{args.split}_dataloader"].dataset)
+    drawer.write_legend(args.grid.parent if args.grid else folder)
     count = 0
     for batch in loader:
         for image, sample in fed(preprocessor, batch, training):
@@ -119,7 +145,8 @@ def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image
                 height, width = sample.img_shape[:2]
                 image = image[:height, :width]
                 frame = truth_frame(leaf.get("pipeline", []), sample)
-            name = f"{count:04d}_{Path(sample.img_path).stem}"
+            (inside,) = drawn_names([sample.img_path], root)
+            name = f"{count:04d}_{inside.with_suffix('').as_posix().replace('/', '_')}"
             yield name, drawer.draw(image, sample, (TRUTH,), frame)
             count += 1
             if count == args.count:
@@ -127,19 +154,21 @@ def pictures(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Image
 
 
 def write_all(cfg: Config, args: argparse.Namespace, folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    drawn = pictures(cfg, args)
+    drawn = pictures(cfg, args, folder)
     for name, picture in track(drawn, "drawing", args.count, console=Console(stderr=True)):
         paths.append(folder / f"{name}.jpg")
-        picture.save(paths[-1], quality=95, subsampling=0)
+        save(picture, paths[-1])
+    if not paths:
+        raise UsageError("no picture can be read")
     return paths
 
 
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    check_data(cfg, (args.split,))
+    for line in prepare_data(cfg, (args.split,)):
+        print(line, file=sys.stderr)
     init_default_scope(cfg.default_scope)
     set_random_seed(args.seed)
     if args.grid is None:

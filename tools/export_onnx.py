@@ -18,7 +18,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.checkpoints.reading import read_checkpoint, weights
-from vig_mm.preflight.user_input import UsageError
-from vig_mm.preflight.weights import check_weights
+from vig_mm.checks.weights import check_weights
+from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 TOLERANCE = 1e-4
 SMALLEST = 64  # pixels: two cells of stride 32, as torch takes a size of 1 for a constant
@@ -76,7 +77,7 @@ def _drop_pretrained(cfg: ConfigDict | list) -> None:
     """Take initial weights from files out of a model's config, at any depth."""
     if isinstance(cfg, dict):
         init = cfg.get("init_cfg")
-        if isinstance(init, dict) and init.get("type") == "Pretrained":
+        if isinstance(init, dict) and type_name(init) in ("Pretrained", "PretrainedInit"):
             cfg["init_cfg"] = None
         cfg = list(cfg.values())
     if isinstance(cfg, list | tuple):

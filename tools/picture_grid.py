@@ -1,33 +1,25 @@
 """Put the first pictures that `tools/test.py --show-dir` drew into one picture.
 
-Each of them shows ground truth on its left half and the prediction on its right half.
-
 Example: python tools/picture_grid.py work_dirs/demo/pictures work_dirs/demo/predictions.png
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-CAPTIONS = ("ground truth", "prediction")
 GAP = 12  # pixels between pictures
-TEXT_SIZE = 18
 
 
-def picture_grid(
-    paths: list[Path], columns: int, width: int, captions: Sequence[str] = ()
-) -> Image.Image:
+def picture_grid(paths: list[Path], columns: int, width: int) -> Image.Image:
     """Lay pictures out in rows.
 
     Args:
         paths: picture files, in reading order.
         columns: pictures beside each other.
         width: pixels; every picture is scaled to this width.
-        captions: written over every column, each over an equal share of its width.
     """
     pictures = []
     for path in paths:
@@ -38,17 +30,9 @@ def picture_grid(
             )
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     heights = [max(picture.height for picture in row) for row in rows]
-    header = TEXT_SIZE + GAP if captions else GAP
-    size = (columns * (width + GAP) + GAP, header + sum(height + GAP for height in heights) + GAP)
+    size = (columns * (width + GAP) + GAP, sum(height + GAP for height in heights) + GAP)
     grid = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(grid)
-    font = ImageFont.load_default(TEXT_SIZE)
-    for column in range(min(columns, len(pictures))):
-        for share, caption in enumerate(captions):
-            left = GAP + column * (width + GAP)
-            centre = left + (2 * share + 1) * width // (2 * len(captions))
-            draw.text((centre, header // 2), caption, fill="black", font=font, anchor="mm")
-    top = header
+    top = GAP
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
             grid.paste(picture, (GAP + column * (width + GAP), top))
@@ -77,7 +61,7 @@ def main() -> None:
             "tools/test.py --show-dir"
         )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(paths[: args.count], args.columns, args.width, CAPTIONS).save(args.out)
+    picture_grid(paths[: args.count], args.columns, args.width).save(args.out)
     print(f"{args.out}: {min(args.count, len(paths))} of {len(paths)} pictures")
 
 

@@ -14,13 +14,13 @@ Example: python tools/publish_model.py work_dirs/CONFIG/epoch_12.pth models/mask
 import argparse
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
 from vig_mm.apis.launch import run
 from vig_mm.checkpoints.publishing import publish
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 
 def main() -> None:

@@ -239,13 +239,17 @@ PY
 }
 
 # Images of containers often forbid Python to keep what it compiles: here it may, once, or every start
-# of a tool would compile 4000 modules again, in seven seconds.
+# of a tool would compile 4000 modules again, in seven seconds. The operator's machine code is kept, too.
 import_all() {
   env -u PYTHONDONTWRITEBYTECODE "$py" -c '
 import vig_mm.ops, mmcv.ops, vig_mm.kernels
 import mmdet.utils, mmpretrain.utils, mmseg.utils
 for library in mmdet, mmseg, mmpretrain:
     library.utils.register_all_modules(init_default_scope=False)
+import torch
+x = torch.randn(1, 20000, 1, 16, requires_grad=True)
+for tokens in 64, len(x[0]):
+    vig_mm.kernels.bidirectional_gla(*[x[:, :tokens]] * 5).sum().backward()
 '
 }
 
@@ -284,7 +288,7 @@ key=$({
   printf '%s\n' "$root" "$mmcv"
   [[ $mmcv == lite ]] ||
     printf '%s\n' "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
-  cat requirements/{build,core,tools,tests,docs,mim,hosts}.txt "$packages" "$constraints" setup.py
+  cat requirements/{build,core,cpu,tools,tests,docs,mim,hosts}.txt "$packages" "$constraints" setup.py
   cat tools/setup_env.sh
 } | sha256sum)
 if [[ $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
@@ -300,6 +304,7 @@ mkdir -p "$build_dir"
 export TMPDIR=$build_dir
 check_machine
 [[ $mmcv == lite ]] || ((++steps))
+[[ $line != upstream ]] || ((++steps))
 step 'build tools' pip_install -r requirements/build.txt
 has torch && note='there already' || note='about 2.7 GB to download'
 step "torch and torchvision ($note)" pip_install torch torchvision numpy
@@ -318,12 +323,9 @@ if [[ $mmcv == compiled ]]; then
   packages=$build_dir/packages.txt
 fi
 step 'mmengine, mmcv, mmdet, mmsegmentation, mmpretrain, tools, tests' \
-  pip_install -r "$packages" -r requirements/tools.txt -r requirements/tests.txt \
+  pip_install -r "$packages" -r requirements/cpu.txt -r requirements/tools.txt -r requirements/tests.txt \
   -r requirements/docs.txt -r requirements/mim.txt
-if [[ $line == upstream ]]; then
-  ((++steps))
-  step 'libraries that ViG is tried in, apart' install_hosts
-fi
+[[ $line != upstream ]] || step 'libraries that ViG is tried in, apart' install_hosts
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.

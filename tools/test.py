@@ -6,9 +6,8 @@ CHECKPOINT may also be a public ViG file.
 
 # ruff: noqa: E402
 import argparse
-import os
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -17,13 +16,12 @@ from mmengine.evaluator import DumpResults
 
 from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
-from vig_mm.inspection.guard import guard_loaders
-from vig_mm.inspection.quick import check_data, leaves
-from vig_mm.inspection.repairs import repair_annotations
-from vig_mm.preflight.model import check_channels, check_options
-from vig_mm.preflight.optimizer import check_loop
-from vig_mm.preflight.user_input import UsageError, check_folder
-from vig_mm.preflight.weights import bare_model, check_weights
+from vig_mm.checks.config import check_folder, check_loop, leaves
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard_loaders
+from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.weights import bare_model, check_weights
+from vig_mm.errors import UsageError
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,19 +52,9 @@ def use_tta(cfg: Config) -> None:
 
 
 def draw_pictures(cfg: Config, folder: str) -> None:
-    """Switch on the library's own hook that draws predictions, for every image."""
-    hook = cfg.setdefault("default_hooks", {}).get("visualization")
-    if hook is None:
-        raise UsageError("--show-dir: the config has no default_hooks.visualization")
-    if cfg.default_scope == "mmdet":
-        hook.update(draw=True, test_out_dir=folder)
-    elif cfg.default_scope == "mmseg":
-        hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = folder
-    else:
-        from vig_mm.engine.hooks.visualization_hook import ClassPicturesHook
-
-        hook.update(type=ClassPicturesHook.__name__, enable=True, out_dir=folder)
+    """Add the hook that draws predictions, for every image."""
+    hook = dict(type="vig_mm.PicturesHook", out_dir=folder, scope=cfg.default_scope)
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
 
 
 def dump_metric(scope: str, path: str) -> DumpResults:
@@ -90,18 +78,15 @@ def main() -> None:
     cfg.resume = False
     cfg.load_from = prepare_checkpoint(args.checkpoint, cfg.work_dir)
     check_loop(cfg, "test")
-    lines = []
-    if not args.no_check:
-        with skippable():
-            lines = check_data(cfg, ("test",))
+    with skippable():
+        lines = prepare_data(cfg, ("test",), check=not args.no_check)
+        if not args.no_check:
             check_options(cfg)
     model_cfg = cfg.model
     if args.tta:
         use_tta(cfg)
     if args.show_dir is not None:
-        # mmdet would put a relative folder under the work dir
-        draw_pictures(cfg, os.path.abspath(args.show_dir))
-    lines += repair_annotations(cfg, ("test",))
+        draw_pictures(cfg, args.show_dir)
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

@@ -6,7 +6,7 @@ Example: python tools/train.py configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py
 # ruff: noqa: E402
 import argparse
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -17,14 +17,14 @@ from mmengine.runner import Runner
 
 from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
 from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.checks.config import check_loop, check_optimizer, seed
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard_loaders
+from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.weights import bare_model, check_initial_weights, check_weights
 from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
-from vig_mm.inspection.guard import guard_loaders
-from vig_mm.inspection.quick import check_data
-from vig_mm.inspection.repairs import repair_annotations
-from vig_mm.preflight.model import check_channels, check_options
-from vig_mm.preflight.optimizer import check_loop, check_optimizer
-from vig_mm.preflight.user_input import UsageError, seed
-from vig_mm.preflight.weights import bare_model, check_initial_weights, check_weights
+from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 BF16_WRAPPER = "vig_mm.Bf16OptimWrapper"
 
@@ -60,13 +60,13 @@ def parse_args() -> argparse.Namespace:
 def set_precision(cfg: Config, amp: str | None) -> None:
     """Turn the mixed precision of `--amp` on, and fp16 off where there is no GPU for it."""
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get("type", "OptimWrapper")
+    kind = type_name(wrapper) or "OptimWrapper"
     on_gpu = is_cuda_available() or is_npu_available()
     if amp == "fp16" and not on_gpu:
         raise UsageError(
             "--amp (fp16) needs a GPU, and none is available: leave it out, or use --amp bf16"
         )
-    if amp and kind not in ("OptimWrapper", "AmpOptimWrapper", BF16_WRAPPER):
+    if amp and kind not in ("OptimWrapper", "AmpOptimWrapper", type_name(BF16_WRAPPER)):
         raise UsageError(
             f"--amp: optim_wrapper.type={kind!r} is not known to take it: leave --amp out, and set "
             "the precision in the config"
@@ -82,12 +82,14 @@ def set_precision(cfg: Config, amp: str | None) -> None:
             wrapper.pop(option, None)
 
 
-def check_config(cfg: Config) -> list[str]:
-    """Check data and model before anything is built; what to log of the data."""
-    check_optimizer(cfg)
-    lines = check_data(cfg, ("train", "val"))
-    check_options(cfg)
-    check_initial_weights(cfg.model)
+def check_config(cfg: Config, check: bool) -> list[str]:
+    """Check optimizer, data and model before anything is built; repair the data; what to log."""
+    if check:
+        check_optimizer(cfg)
+    lines = prepare_data(cfg, ("train", "val"), check)
+    if check:
+        check_options(cfg)
+        check_initial_weights(cfg.model)
     return lines
 
 
@@ -97,7 +99,8 @@ def check_model(cfg: Config, runner: Runner) -> None:
     check_channels(bare_model(runner.model), cfg.model)
     if cfg.get("load_from"):
         resume = bool(cfg.get("resume"))
-        check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume)
+        for line in check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume):
+            runner.logger.warning(line)
 
 
 def set_start(cfg: Config, resume: str | None) -> None:
@@ -129,11 +132,8 @@ def main() -> None:
     set_start(cfg, args.resume)
     if cfg.get("resume") and cfg.get("load_from"):
         take_seed(cfg)
-    lines = []
-    if not args.no_check:
-        with skippable():
-            lines = check_config(cfg)
-    lines += repair_annotations(cfg, ("val",))
+    with skippable():
+        lines = check_config(cfg, check=not args.no_check)
     runner = build_runner(cfg)
     for line in lines:
         runner.logger.warning(line)

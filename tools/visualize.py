@@ -15,11 +15,11 @@ CHECKPOINT may also be a public ViG file, for a classifier.
 
 # ruff: noqa: E402
 import argparse
-from collections import Counter
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -27,15 +27,18 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from vig_mm.apis.inference import Predictor, read_image
 from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
-from vig_mm.inspection.quick import check_data, leaves
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.checks.config import leaves
+from vig_mm.checks.data import prepare_data
+from vig_mm.checks.data.guard import guard
+from vig_mm.errors import SampleError, UsageError
+from vig_mm.visualization.names import data_root, drawn_names
+from vig_mm.visualization.pictures import save
 from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
@@ -107,48 +110,35 @@ def find_images(path: Path) -> list[Path]:
     return found
 
 
-def targets(sources: list[Path], names: list[Path], out_dir: Path) -> list[Path]:
-    """A file to write for each source.
-
-    Args:
-        sources: picture files.
-        names: the name of each in the folder of results, with subfolders.
+def check_targets(sources: list[Path], chosen: list[Path]) -> list[Path]:
+    """The files to write.
 
     Raises:
-        UsageError: a source would be overwritten.
+        UsageError: A source would be overwritten.
     """
-    stems = Counter(name.with_suffix("") for name in names)
-    chosen = []
-    for name in names:
-        same = stems[name.with_suffix("")] > 1  # a.jpg and a.png
-        stem = name.name.replace(".", "_") if same else name.stem
-        chosen.append(out_dir / name.with_name(f"{stem}.jpg"))
-    check_targets(sources, chosen)
-    return chosen
-
-
-def check_targets(sources: list[Path], chosen: list[Path]) -> None:
     inputs = {path.resolve() for path in sources}
     for path in chosen:
         if path.resolve() in inputs:
             raise UsageError(f"{str(path)!r} would be overwritten: choose another --out-dir")
+    return chosen
 
 
 # Drawing ---------------------------------------------------------------------------------------
 
 
-def write(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=95, subsampling=0)  # sharp text
-
-
 def draw_files(
     sources: list[Path], chosen: list[Path], predictor: Predictor, drawer: SamplePictures
-) -> None:
+) -> list[str]:
+    """Draw picture files; returns what is wrong with those that cannot be read."""
+    skipped = []
     for source, target in progress(zip(sources, chosen, strict=True), len(sources)):
-        image = read_image(source)
-        sample = predictor.predict(str(source))
-        write(drawer.draw(image[..., ::-1], sample), target)
+        try:
+            image = read_image(source)
+        except UsageError as error:
+            skipped.append(str(error))
+            continue
+        save(drawer.draw(image[..., ::-1], predictor.predict(str(source))), target)
+    return skipped
 
 
 def draw_video(source: Path, target: Path, predictor: Predictor, drawer: SamplePictures) -> int:
@@ -191,28 +181,35 @@ def draw_dataset(
     out_dir: Path,
     predictor: Predictor,
     drawer: SamplePictures,
-) -> int:
-    """Draw pictures of the test set beside their ground truth; returns how many."""
+) -> tuple[int, list[str]]:
+    """Draw pictures of the test set beside their ground truth, as far as it has one.
+
+    Returns:
+        How many, and what is wrong with those that cannot be read.
+    """
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    guard(dataset)
     indices = args.indices or range(min(args.count or 10, len(dataset)))
     beyond = [i for i in indices if not 0 <= i < len(dataset)]
     if beyond:
         raise UsageError(f"--indices {beyond[0]}: the test set has 0 to {len(dataset) - 1}")
     sources = [Path(dataset.get_data_info(i)["img_path"]) for i in indices]
-    chosen = targets(sources, [Path(path.parent.name, path.name) for path in sources], out_dir)
+    names = drawn_names(sources, data_root(cfg.test_dataloader.dataset))
+    chosen = check_targets(sources, [out_dir / name for name in names])
     (_, leaf), *_ = leaves("test_dataloader.dataset", cfg.test_dataloader.dataset)
+    skipped = []
     for i, source, target in progress(zip(indices, sources, chosen, strict=True), len(sources)):
-        sample = predictor.predict_item(dataset[i])
-        if not drawer.has_truth(sample):
-            raise UsageError(
-                "the test set has no ground truth: its pipeline or annotation file gives no labels "
-                "(give the pictures' folder as INPUT instead of --dataset)"
-            )
+        try:
+            item, image = dataset[i], read_image(source)[..., ::-1]
+        except (SampleError, UsageError) as error:
+            skipped.append(str(error))
+            continue
+        sample = predictor.predict_item(item)
+        sides = (TRUTH, PREDICTION) if drawer.has_truth(sample) else (PREDICTION,)
         frame = truth_frame(leaf.get("pipeline", []), sample)
-        image = read_image(source)[..., ::-1]
-        write(drawer.draw(image, sample, (TRUTH, PREDICTION), frame), target)
-    return len(sources)
+        save(drawer.draw(image, sample, sides, frame), target)
+    return len(sources) - len(skipped), skipped
 
 
 def progress(items: Iterable, total: int | None) -> Iterator:
@@ -230,29 +227,37 @@ def main() -> None:
     video = args.input is not None and Path(args.input).suffix.lower() in VIDEOS
     # everything that can be wrong with the pictures, before the model is built
     if args.dataset:
-        check_data(cfg, ("test",))
+        for line in prepare_data(cfg, ("test",)):
+            print(line, file=sys.stderr)
     else:
         sources = find_images(Path(args.input))
         if video:
-            chosen = [out_dir / f"{sources[0].stem}.mp4"]
-            check_targets(sources, chosen)
+            chosen = check_targets(sources, [out_dir / f"{sources[0].stem}.mp4"])
         else:
             root = Path(args.input) if Path(args.input).is_dir() else sources[0].parent
-            chosen = targets(sources, [path.relative_to(root) for path in sources], out_dir)
+            names = drawn_names(sources, root.absolute())
+            chosen = check_targets(sources, [out_dir / name for name in names])
 
     checkpoint = prepare_checkpoint(args.checkpoint, cfg.work_dir)
     predictor = Predictor(cfg, checkpoint, args.device)
     score_thr = 0.3 if args.score_thr is None else args.score_thr
     drawer = sample_pictures(cfg.default_scope, predictor.meta, score_thr)
-    if args.dataset:
-        count = draw_dataset(cfg, args, out_dir, predictor, drawer)
-        print(f"{count} pictures of the test set, ground truth and prediction, in {out_dir}")
-    elif video:
+    drawer.write_legend(out_dir)
+    if video:
         count = draw_video(sources[0], chosen[0], predictor, drawer)
         print(f"{chosen[0]}: {count} frames")
+        return
+    if args.dataset:
+        count, skipped = draw_dataset(cfg, args, out_dir, predictor, drawer)
+        print(f"{count} pictures of the test set, ground truth and prediction, in {out_dir}")
     else:
-        draw_files(sources, chosen, predictor, drawer)
-        print(f"{len(sources)} pictures in {out_dir}" if len(sources) > 1 else chosen[0])
+        skipped = draw_files(sources, chosen, predictor, drawer)
+        count = len(sources) - len(skipped)
+        print(chosen[0] if count == len(sources) == 1 else f"{count} pictures in {out_dir}")
+    for problem in skipped:
+        print(f"skipped: {problem}", file=sys.stderr)
+    if not count:
+        raise UsageError("no picture can be read")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 import what is registered on the first look-up: no ``custom_imports`` is needed.
 """
 
+from typing import Any
+
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
@@ -31,7 +33,12 @@ OPTIM_WRAPPERS = Registry(
     scope="vig_mm",
     locations=["vig_mm.engine.optimizers"],
 )
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="vig_mm", locations=["vig_mm.engine.hooks"])
+HOOKS = Registry(
+    "hook",
+    parent=MMENGINE_HOOKS,
+    scope="vig_mm",
+    locations=["vig_mm.engine.hooks", "vig_mm.engine.hooks.pictures_hook"],
+)
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="vig_mm", locations=["vig_mm.engine.loops"])
 FUNCTIONS = Registry(
     "function", parent=MMENGINE_FUNCTIONS, scope="vig_mm", locations=["vig_mm.engine.strategies"]
@@ -51,6 +58,20 @@ WEIGHT_INITIALIZERS = Registry(
     scope="vig_mm",
     locations=["vig_mm.checkpoints.pretrained"],
 )
+
+
+def type_name(kind: Any) -> str:
+    """The bare name of a type as configs write it, for comparison with text.
+
+    Args:
+        kind: A `type`, or the entry of a config that has one: ``"ViG"``, ``"vig_mm.ViG"``, the
+            class itself (mmengine's pure-Python configs), or nothing.
+    """
+    if isinstance(kind, dict):
+        kind = kind.get("type")
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    return name.rpartition(".")[2]
+
 
 # Here, because it also serves mmdet's, mmseg's and mim's own train and test tools.
 allow_mmengine_types()

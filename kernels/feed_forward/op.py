@@ -1,13 +1,13 @@
 """The function that a block calls, with its gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from ..dispatch import run
-from ..torch_utils import like, no_autocast
+from ..torch_utils import cast, like, no_autocast
 from .torch import torch_feed_forward, torch_feed_forward_backward
 
 
@@ -58,7 +58,7 @@ class _Settings(NamedTuple):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, settings: _Settings, x: Tensor, scale: Tensor | None, *weights: Tensor
+        ctx: Any, settings: _Settings, x: Tensor, scale: Tensor | None, *weights: Tensor
     ) -> Tensor:
         out, inside = _forward(settings, x, scale, *weights)
         ctx.save_for_backward(x, scale, inside, *weights)
@@ -67,7 +67,7 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inside, *weights = ctx.saved_tensors
         dx, *gradients = _backward(ctx.settings, grad.contiguous(), x, scale, inside, *weights)
         return None, dx, None, *like(gradients, weights)
@@ -83,7 +83,8 @@ def _forward(
     w_out: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """The result, and w_in's output ``[B N, 2I]`` where it is kept."""
-    rows, weights = x.flatten(0, 1), (norm_w, norm_b, w_in.to(s.dtype), w_out.to(s.dtype))
+    rows, (w_in, w_out) = x.flatten(0, 1), cast(s.dtype, w_in, w_out)
+    weights = (norm_w, norm_b, w_in, w_out)
 
     def kernels() -> tuple[Tensor, Tensor | None]:
         from .triton import triton_feed_forward
@@ -94,7 +95,7 @@ def _forward(
         with no_autocast(x):
             return torch_feed_forward(rows, *weights, scale, s.eps, s.keep)
 
-    out, inside = run("feed_forward", s.backend, kernels, plain, rows, weights[-1])
+    out, inside = run("feed_forward", s.backend, kernels, plain, rows, w_out)
     return out.view(x.shape), inside if s.keep else None
 
 
@@ -111,18 +112,19 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, of the norm's weight and bias, of both layers."""
     rows, rows_grad = x.flatten(0, 1), grad.flatten(0, 1)
-    weights = (norm_w, norm_b, w_in.to(s.dtype), w_out.to(s.dtype))
+    w_in, w_out = cast(s.dtype, w_in, w_out)
+    weights = (norm_w, norm_b, w_in, w_out)
 
     def kernels() -> tuple[Tensor, ...]:
         from .triton import triton_feed_forward_backward
 
-        return triton_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)
+        return triton_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)  # type: ignore[return-value]
 
     def plain() -> tuple[Tensor, ...]:
         with no_autocast(x):
             return torch_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)
 
     dx, *gradients = run(
-        "the gradient of feed_forward", s.backend, kernels, plain, rows, rows_grad, weights[-1]
+        "the gradient of feed_forward", s.backend, kernels, plain, rows, rows_grad, w_out
     )
     return dx.view(x.shape), *gradients

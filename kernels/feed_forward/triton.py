@@ -23,7 +23,6 @@ from ..torch_utils import (
     linear,
     linear_input_gradient,
     linear_weight_gradient,
-    scale_of_rows,
 )
 from ..triton_rows import ACC, as_rows, into_norm, load_channels, row_statistics
 from ..triton_utils import SCRATCH, cdiv, device_of, dot_dtype, load, power_of_2, store
@@ -59,10 +58,10 @@ def load_weight(base, rows, cols, height, width):
 
 
 @triton.jit
-def load_factor(scale, rows, M, rows_a_sample, SCALE: tl.constexpr):
+def load_factor(scale, rows, M, rows_a_sample):
     """``scale`` of each row's sample, ``[rows, 1]``, or 1."""
     factor = 1.0
-    if SCALE:
+    if scale is not None:
         factor = tl.load(scale + rows // rows_a_sample, mask=rows < M, other=0.0).to(ACC)[:, None]
     return factor
 
@@ -129,7 +128,6 @@ def feed_forward_kernel(
     eps,
     C: tl.constexpr,
     CENTER: tl.constexpr,
-    SCALE: tl.constexpr,
     CLAMP: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
@@ -156,7 +154,7 @@ def feed_forward_kernel(
         y = swiglu_product(a, u, CLAMP)
         w_y = load_weight(w_out, cols, block, C, width).to(DOT)
         total = product(y.to(DOT), tl.trans(w_y), total)
-    total *= load_factor(scale, start + rows, M, rows_a_sample, SCALE)
+    total *= load_factor(scale, start + rows, M, rows_a_sample)
     # read again, as registers are scarce in the loop
     total += load_tile(x, rows, cols, left, C, CP)
     store(out + start * C, total, rows, cols, C, left, C, CP)
@@ -182,7 +180,6 @@ def feed_forward_gradient_kernel(
     eps,
     C: tl.constexpr,
     CENTER: tl.constexpr,
-    SCALE: tl.constexpr,
     CLAMP: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
@@ -207,7 +204,7 @@ def feed_forward_gradient_kernel(
     n = n.to(DOT)
     grad += start * C
     g = load_tile(grad, rows, cols, left, C, CP).to(DOT)
-    factor = load_factor(scale, start + rows, M, rows_a_sample, SCALE)
+    factor = load_factor(scale, start + rows, M, rows_a_sample)
     hidden += start * width
     dinside += start * (2 * width)
     dn = tl.zeros([R, CP], tl.float32)
@@ -285,7 +282,10 @@ def triton_feed_forward(
         return fused(x, norm_w, norm_b, w_in, w_out, scale, eps), None
     inside = linear(norm(x, norm_w, norm_b, eps, w_in.dtype), w_in)
     out = torch.empty_like(x)
-    add_scaled(x, linear(swiglu(inside), w_out), scale_of_rows(scale, len(x)), out)
+    samples = (1 if scale is None else len(scale), -1, x.shape[1])
+    y = linear(swiglu(inside), w_out)
+    factor = None if scale is None else scale[:, None, None]
+    add_scaled(x.view(samples), y.view(samples), factor, out.view(samples))
     return out, inside
 
 
@@ -299,14 +299,14 @@ def triton_feed_forward_backward(
     scale: Tensor | None,
     inside: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``x [M, C]``, of the norm's weight and bias (or zeros), of w_in and w_out.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of ``x [M, C]``, of the norm's weight and bias, of w_in and w_out.
 
     The kernels give what both layers' gradients need beside the gradients that they compute.
     """
     dy = grad.to(w_in.dtype)
     if inside is None:
-        dx, dinside, hidden, normed, dnorm_w, dnorm_b = fused_backward(
+        dx, dinside, hidden, normed, dnorm = fused_backward(
             grad, x, norm_w, norm_b, w_in, w_out, scale, eps
         )
         dw_out = linear_weight_gradient(dy, hidden, w_out)
@@ -314,10 +314,11 @@ def triton_feed_forward_backward(
         dinside, hidden = swiglu_backward(linear_input_gradient(dy, w_out), inside, scale)
         dw_out = linear_weight_gradient(dy, hidden, w_out)
         del hidden
-        dx, normed, dnorm_w, dnorm_b = norm_backward(
+        dx, normed, dnorm = norm_backward(
             linear_input_gradient(dinside, w_in), x, norm_w, norm_b, grad, eps
         )
-    return dx, dnorm_w, dnorm_b, linear_weight_gradient(dinside, normed, w_in), dw_out
+    dnorm_b = None if norm_b is None else dnorm[1]
+    return dx, dnorm[0], dnorm_b, linear_weight_gradient(dinside, normed, w_in), dw_out
 
 
 def _fake(x, norm_w, norm_b, w_in, w_out, scale, eps):
@@ -343,7 +344,7 @@ def fused(
         feed_forward_kernel[(instances,)](
             x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, out, len(x),
             w_out.shape[1], len(x) // samples, eps, CENTER=norm_b is not None,
-            SCALE=scale is not None, **sizes,
+            **sizes,
         )  # fmt: skip
     return out
 
@@ -351,7 +352,8 @@ def fused(
 def _fake_backward(grad, x, norm_w, norm_b, w_in, w_out, scale, eps):
     channels, width = w_out.shape
     between = (w_in.new_empty(len(x), n) for n in (2 * width, width, channels))
-    return x.new_empty(x.shape), *between, torch.empty_like(norm_w), torch.empty_like(norm_w)
+    sums = norm_w.new_empty(1 if norm_b is None else 2, channels, dtype=SCRATCH)
+    return x.new_empty(x.shape), *between, sums
 
 
 @operator("feed_forward_backward", _fake_backward)
@@ -364,10 +366,11 @@ def fused_backward(
     w_out: Tensor,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and of what w_in gives, SwiGLU's and the norm's outputs, the norm's gradients.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and of what w_in gives, SwiGLU's and the norm's outputs.
 
-    What w_in gives, its gradient and SwiGLU's output are times ``scale [B]``.
+    And ``[1 or 2, C]``, gradients of the norm's weight and, if there is one, its bias. What w_in
+    gives, its gradient and SwiGLU's output are times ``scale [B]``.
     """
     x, (channels, width) = as_rows(x), w_out.shape
     dx = torch.empty_like(x)
@@ -377,13 +380,12 @@ def fused_backward(
     )
     instances, sizes = _sizes(x, w_in, True)
     samples = 1 if scale is None else len(scale)
-    partial = torch.empty(2, instances, channels, dtype=SCRATCH, device=x.device)
+    sums = 1 if norm_b is None else 2
+    partial = torch.empty(sums, instances, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         feed_forward_gradient_kernel[(instances,)](
             as_rows(grad), x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, dx,
             dinside, hidden, normed, partial, len(x), width, len(x) // samples, eps,
-            CENTER=norm_b is not None, SCALE=scale is not None, **sizes,
+            CENTER=norm_b is not None, **sizes,
         )  # fmt: skip
-    dnorm_w = partial[0].sum(0).to(norm_w.dtype)
-    dnorm_b = torch.zeros_like(norm_w) if norm_b is None else partial[1].sum(0).to(norm_b.dtype)
-    return dx, dinside, hidden, normed, dnorm_w, dnorm_b
+    return dx, dinside, hidden, normed, partial.sum(1)

@@ -78,7 +78,7 @@ def norm_gradient_kernel(
 ):
     """An instance owns STEPS tiles of R rows.
 
-    ``partial [2, instances, C]``: gradients of weight and bias.
+    ``partial [1 or 2, instances, C]``: gradients of weight and bias.
     """
     rows = tl.arange(0, R)
     cols = tl.arange(0, CP)
@@ -127,7 +127,8 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torc
 
 def _fake_norm_backward(grad, x, weight, bias, residual, eps):
     out = x.new_empty(x.shape, dtype=grad.dtype)
-    return x.new_empty(x.shape), out, torch.empty_like(weight), torch.empty_like(weight)
+    sums = weight.new_empty(1 if bias is None else 2, len(weight), dtype=SCRATCH)
+    return x.new_empty(x.shape), out, sums
 
 
 @operator("norm_backward", _fake_norm_backward)
@@ -138,21 +139,21 @@ def norm_backward(
     bias: Tensor | None,
     residual: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of x plus residual, the output in grad's dtype, gradients of weight and bias."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of x plus residual, the output in grad's dtype, and ``[1 or 2, C]``: gradients of
+    the weight and, if there is one, the bias."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     out = torch.empty(x.shape, dtype=grad.dtype, device=x.device)
+    sums = 1 if bias is None else 2
     if not x.numel():
-        return dx, out, torch.zeros_like(weight), torch.zeros_like(weight)
+        return dx, out, weight.new_zeros(sums, len(weight), dtype=SCRATCH)
     rows = as_rows(x)
     instances, _, sizes = gradient_sizes(1, *rows.shape, GRADIENT_PER_THREAD)
-    partial = torch.empty(2, instances, rows.shape[1], dtype=SCRATCH, device=x.device)
+    partial = torch.empty(sums, instances, rows.shape[1], dtype=SCRATCH, device=x.device)
     with device_of(x):
         norm_gradient_kernel[(instances,)](
             as_rows(grad), rows, weight, bias, None if residual is None else as_rows(residual),
             dx, out, partial, *rows.shape, eps,
             CENTER=bias is not None, RESIDUAL=residual is not None, **sizes,
         )  # fmt: skip
-    dweight = partial[0].sum(0).to(weight.dtype)
-    dbias = torch.zeros_like(weight) if bias is None else partial[1].sum(0).to(bias.dtype)
-    return dx, out, dweight, dbias
+    return dx, out, partial.sum(1)

@@ -18,7 +18,6 @@ from ..triton_utils import cdiv, device_of, larger, power_of_2, smaller
 COLUMNS = 256
 TILE = 2048
 PER_THREAD = 8
-FLOAT16_MAX = tl.constexpr(65504.0)
 
 
 @triton.jit
@@ -32,7 +31,7 @@ def place_tile(M, width, R: tl.constexpr, CI: tl.constexpr):
 
 
 @triton.jit
-def swiglu_product(gate, up, CLAMP: tl.constexpr):
+def swiglu_product(gate, up, CLAMP: tl.constexpr, FLOAT16_MAX: tl.constexpr = 65504.0):
     y = gate * sigmoid(gate) * up
     if CLAMP:
         y = smaller(larger(y, -FLOAT16_MAX), FLOAT16_MAX)
@@ -40,7 +39,9 @@ def swiglu_product(gate, up, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def swiglu_gradients(gate, up, dy, factor, CLAMP: tl.constexpr):
+def swiglu_gradients(
+    gate, up, dy, factor, CLAMP: tl.constexpr, FLOAT16_MAX: tl.constexpr = 65504.0
+):
     """Gradients of gate and up from that of the output, and the output; all times ``factor``."""
     share = sigmoid(gate)
     silu = gate * share

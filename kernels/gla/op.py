@@ -1,8 +1,10 @@
 """The public function: argument checks, choice of the backend, registration with torch."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..checks import check_shape, check_tokens
 from ..dispatch import LIBRARY, operator, run, select_backend
@@ -10,10 +12,11 @@ from ..torch_utils import no_autocast, upcast
 from .chunk import chunked_backward, chunked_forward
 from .naive import reference_bidirectional_gla
 
-BACKENDS = ("reference", "chunked", "triton")
-"""``reference``: the recurrence. ``chunked``: plain PyTorch, the default on a CPU and in exported
-graphs. ``triton``: the fused kernels, the default on a GPU. They have been tested in Triton's
-interpreter and compiled for three GPU architectures, but not yet run on a GPU."""
+BACKENDS = ("reference", "chunked", "cpu", "triton")
+"""``reference``: the recurrence. ``chunked``: plain PyTorch, for everything else and in exported
+graphs. ``cpu``: machine code by numba, the default on a CPU where numba is installed. ``triton``:
+the fused kernels, the default on a GPU. They have been tested in Triton's interpreter and compiled
+for three GPU architectures, but not yet run on a GPU."""
 
 
 def bidirectional_gla(
@@ -42,11 +45,13 @@ def bidirectional_gla(
             one projection) are read in place.
         v: ``[B, N, H, V]``, V the value width.
         gate_f, gate_b: ``[B, N, H, K]``, gate *logits* of the forward and the backward scan.
-        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors and ``chunked`` for all
-            others, in exported graphs (torch.export, ONNX, torch.jit.trace), and, with one warning
-            that says why, where Triton is missing, lacks a C compiler, does not take these inputs
-            (float64, K or V above 128, a GPU older than compute capability 8.0), or fails to
-            compile or launch a kernel. An explicit ``triton`` raises instead.
+        backend: one of `BACKENDS`. None takes ``triton`` for CUDA tensors, ``cpu`` on a CPU with
+            numba, and ``chunked`` for all others, in exported graphs (torch.export, ONNX,
+            torch.jit.trace), in graphs that torch.compile makes for a CPU, for float64 and for K or
+            V above 128; and, with one warning that says why, where Triton is missing, lacks a C
+            compiler, or fails to compile or launch a kernel, where the GPU is older than compute
+            capability 8.0, or numba cannot compile. An explicit ``triton`` or ``cpu`` raises
+            instead.
         out_dtype: of the result; None is that of ``v``. Sums over many tokens leave the range of
             float16 (65504) long before q, k and v do; float32 holds them.
 
@@ -58,14 +63,14 @@ def bidirectional_gla(
             ``out_dtype`` is not floating point.
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
-        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine. What it raises
-            while it compiles or launches a kernel passes as it is.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
+        RuntimeError: ``backend="triton"`` and Triton cannot work on this machine, or "cpu" and
+            numba cannot. What Triton raises while it compiles or launches a kernel passes as it is.
     """
     _check(q, k, v, gate_f, gate_b)
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise TypeError(f"out_dtype must be floating point, got {out_dtype}")
-    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v)
+    backend = select_backend(backend, BACKENDS, "chunked", q=q, v=v, gate_f=gate_f)
     if backend == "reference":
         return reference_bidirectional_gla(q, k, v, gate_f, gate_b, out_dtype)
     return gla_forward(q, k, v, gate_f, gate_b, backend, out_dtype)
@@ -85,11 +90,24 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> N
         raise TypeError(f"gates must share a dtype, got {gate_f.dtype} and {gate_b.dtype}")
 
 
+def recurrence_flops(q_shape: torch.Size, k_shape: torch.Size, v_shape: torch.Size, *_: Any) -> int:
+    """FLOPs (2 per multiply-add) of the two products that define the operator, k v^T and q S.
+
+    8 B N H K V for both directions: what the recurrence needs, whatever a backend spends.
+    """
+    return 8 * math.prod(q_shape) * v_shape[-1]
+
+
+def _backward_flops(grad_shape: torch.Size, *shapes: torch.Size) -> int:
+    # dq, dk, dv and the states of both directions, recomputed: each product has two gradients
+    return 2 * recurrence_flops(*shapes)
+
+
 def _fake_forward(q, k, v, gate_f, gate_b, backend="chunked", out_dtype=None):
     return v.new_empty(v.shape, dtype=out_dtype)
 
 
-@operator("bidirectional_gla", _fake_forward)
+@operator("bidirectional_gla", _fake_forward, flops=recurrence_flops)
 def gla_forward(
     q: Tensor,
     k: Tensor,
@@ -103,6 +121,11 @@ def gla_forward(
     out_dtype = out_dtype or v.dtype
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=out_dtype)
+    if backend == "cpu":
+        from .cpu import cpu_forward
+
+        out = v.new_empty(v.shape, dtype=out_dtype)
+        return cpu_forward(q, k, v, gate_f, gate_b, out=out)
 
     def kernels() -> Tensor:
         from .triton import triton_forward
@@ -120,7 +143,7 @@ def _fake_backward(grad, q, k, v, gate_f, gate_b, backend="chunked"):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, gate_f, gate_b))
 
 
-@operator("bidirectional_gla_backward", _fake_backward)
+@operator("bidirectional_gla_backward", _fake_backward, flops=_backward_flops)
 def gla_backward(
     grad: Tensor,
     q: Tensor,
@@ -133,8 +156,8 @@ def gla_backward(
     """Gradients of the five inputs, contiguous."""
     inputs = (q, k, v, gate_f, gate_b)
     grads = tuple(x.new_empty(x.shape) for x in inputs)
-    gla_backward_into(grad, *inputs, *grads, backend)
-    return grads
+    gla_backward_into(grad, *inputs, *grads, backend=backend)  # type: ignore[misc,arg-type]
+    return grads  # type: ignore[return-value]
 
 
 def _fake_backward_into(*args):
@@ -145,6 +168,7 @@ def _fake_backward_into(*args):
     "bidirectional_gla_backward_into",
     _fake_backward_into,
     mutates=("dq", "dk", "dv", "dgate_f", "dgate_b"),
+    flops=_backward_flops,
 )
 def gla_backward_into(
     grad: Tensor,
@@ -163,6 +187,11 @@ def gla_backward_into(
     """Write the gradients into tensors that exist, such as parts of a projection's gradient."""
     inputs, results = (q, k, v, gate_f, gate_b), (dq, dk, dv, dgate_f, dgate_b)
     if q.shape[0] == 0:
+        return
+    if backend == "cpu":
+        from .cpu import cpu_backward
+
+        cpu_backward(grad, *inputs, out=results)
         return
 
     def kernels() -> None:
@@ -187,34 +216,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    return *gla_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
+    gradients = gla_backward(grad, *ctx.saved_tensors, ctx.backend)  # type: ignore[call-arg]
+    return *gradients, None, None
 
 
 torch.library.register_autograd(
     "vig_mm::bidirectional_gla", _backward, setup_context=_setup_context, lib=LIBRARY
 )
-
-
-def recurrence_flops(q_shape: torch.Size, v_shape: torch.Size) -> int:
-    """FLOPs (2 per multiply-add) of the two products that define the operator, k v^T and q S.
-
-    8 B N H K V for both directions: what the recurrence needs, whatever a backend spends.
-    """
-    batch, num_tokens, heads, width = q_shape
-    return 8 * batch * num_tokens * heads * width * v_shape[-1]
-
-
-@register_flop_formula(torch.ops.vig_mm.bidirectional_gla)
-def _forward_flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    return recurrence_flops(q_shape, v_shape)
-
-
-@register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward)
-def _backward_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    # dq, dk, dv and the states of both directions, recomputed: each product has two gradients
-    return 2 * recurrence_flops(q_shape, v_shape)
-
-
-@register_flop_formula(torch.ops.vig_mm.bidirectional_gla_backward_into)
-def _backward_into_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    return 2 * recurrence_flops(q_shape, v_shape)

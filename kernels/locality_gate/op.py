@@ -51,7 +51,7 @@ def locality_gate(
     _check(o, local, gate, g_weight, l_weight)
     backend = select_backend(backend, GATE_BACKENDS, "torch", o=o)
     if backend == "torch":
-        return torch_locality_gate(o, local, gate, g_weight, l_weight, eps, act)
+        return torch_locality_gate(o, local, gate, g_weight, l_weight, eps=eps, act=act)
     return _gate(o, local, gate, g_weight, l_weight, eps, act, backend)
 
 
@@ -92,7 +92,7 @@ def _gate(
         return gate_forward(*tensors, eps, act)
 
     def plain() -> Tensor:
-        return torch_locality_gate(*tensors, eps, act)
+        return torch_locality_gate(*tensors, eps=eps, act=act)
 
     return run("locality_gate", backend, kernels, plain, *tensors)
 
@@ -122,10 +122,12 @@ def _gate_backward(
 
     def plain() -> tuple[Tensor, ...]:
         wide = (x.contiguous() for x in upcast(grad, *tensors))
-        _, *gradients = torch_locality_gate_backward(*wide, eps, act)
+        _, *gradients = torch_locality_gate_backward(*wide, eps=eps, act=act)
         return tuple(g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True))
 
-    return run("the gradient of locality_gate", backend, kernels, plain, *tensors, grad)
+    return run(  # type: ignore[return-value]
+        "the gradient of locality_gate", backend, kernels, plain, *tensors, grad
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -134,7 +136,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    gradients = _gate_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.act, ctx.backend)
+    settings = dict(eps=ctx.eps, act=ctx.act, backend=ctx.backend)
+    gradients = _gate_backward(grad, *ctx.saved_tensors, **settings)
     return *gradients, None, None, None
 
 

@@ -58,9 +58,9 @@ def gate_projection(
         rows = [t.flatten(0, 1) for t in (o, local, gate, x, out)]
         factor = scale_of_rows(scale, len(rows[0]))
         for r in token_blocks(rows[0]):
-            *inputs, x_r, out_r = (t[r] for t in rows)
+            o_r, local_r, gate_r, x_r, out_r = (t[r] for t in rows)
             with no_autocast(x):
-                y = torch_locality_gate(*inputs, g_weight, l_weight, eps, act)
+                y = torch_locality_gate(o_r, local_r, gate_r, g_weight, l_weight, eps=eps, act=act)
                 y = linear(y.flatten(1).to(weight.dtype), weight)
             add_scaled(x_r, y, None if factor is None else factor[r], out_r)
         return out
@@ -85,6 +85,8 @@ def gate_projection_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of o, local, the gate's bias ``[H D]``, g_weight, l_weight and weight.
 
+    Those of weights may be in float32 where these are in half precision.
+
     Args:
         grad: ``[B, N, C]``, of the result.
         dgate: ``[B, N, H, D]``; the gradient of gate is written there, such as a part of a
@@ -97,10 +99,11 @@ def gate_projection_backward(
         from .triton import gate_backward_into
 
         dhidden = linear_input_gradient(dy, weight).view(o.shape)
-        y, *gradients = gate_backward_into(
+        y, do, dlocal, sums = gate_backward_into(
             dhidden, o, local, gate, g_weight, l_weight, scale, dgate, eps, act
         )
-        return *gradients, linear_weight_gradient(dy, y.flatten(0, 1).flatten(1), weight)
+        dweight = linear_weight_gradient(dy, y.flatten(0, 1).flatten(1), weight)
+        return do, dlocal, sums[2].flatten(), *sums[:2].sum(1), dweight
 
     def plain() -> tuple[Tensor, ...]:
         do, dlocal = torch.empty_like(o), torch.empty(o.shape, dtype=local.dtype, device=o.device)
@@ -113,7 +116,9 @@ def gate_projection_backward(
             dhidden = linear_input_gradient(dy_r, weight).view(do_r.shape)
             wide = upcast(dhidden, *inputs, g_weight, l_weight)
             with no_autocast(o):
-                y, do_f, dlocal_f, dgate_f, *dnorms = torch_locality_gate_backward(*wide, eps, act)
+                y, do_f, dlocal_f, dgate_f, *dnorms = torch_locality_gate_backward(
+                    *wide, eps=eps, act=act
+                )
             for t, f in ((do_r, do_f), (dlocal_r, dlocal_f), (dgate_r, dgate_f)):
                 t.copy_(f)
             dbias = dgate_f.sum(0).flatten()
@@ -121,4 +126,6 @@ def gate_projection_backward(
             add_up(sums, dbias, *dnorms, dweight)
         return do, dlocal, *sums
 
-    return run("the gradient of gate_projection", backend, kernels, plain, o, grad)
+    return run(  # type: ignore[return-value]
+        "the gradient of gate_projection", backend, kernels, plain, o, grad
+    )

@@ -13,6 +13,7 @@ def torch_locality_gate(
     gate: Tensor,
     g_weight: Tensor,
     l_weight: Tensor,
+    *,
     eps: float,
     act: bool,
 ) -> Tensor:
@@ -31,6 +32,7 @@ def torch_locality_gate_backward(
     gate: Tensor,
     g_weight: Tensor,
     l_weight: Tensor,
+    *,
     eps: float,
     act: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..dispatch import operator
 from ..triton_rows import ACC
 from ..triton_utils import (
-    LOG2_E,
     SCRATCH,
     block_index,
     blocks,
@@ -44,7 +43,7 @@ def load_weight(weight, cols, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def sigmoid(x):
+def sigmoid(x, LOG2_E: tl.constexpr = 1.4426950408889634):
     return reciprocal(1.0 + ex2(x * -LOG2_E))
 
 
@@ -82,12 +81,7 @@ def blend_kernel(
     N,
     H,
     eps,
-    o_n,
-    o_h,
-    l_n,
-    l_h,
-    z_n,
-    z_h,
+    strides,
     D: tl.constexpr,
     ACT: tl.constexpr,
     R: tl.constexpr,
@@ -97,7 +91,9 @@ def blend_kernel(
     """Grid (B H, N / (R BLOCKS)); an instance owns BLOCKS times R tokens of one head, all channels.
 
     With its neighbours' tokens in one tensor, a batch entry's token n is row b N + n of all.
+    ``strides``: of tokens and of heads, for o, local and gate.
     """
+    o_n, o_h, l_n, l_h, z_n, z_h = strides
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
     rows = tl.arange(0, R)
@@ -133,16 +129,7 @@ def blend_gradient_kernel(
     N,
     H,
     eps,
-    g_n,
-    g_h,
-    o_n,
-    o_h,
-    l_n,
-    l_h,
-    z_n,
-    z_h,
-    dz_n,
-    dz_h,
+    strides,
     D: tl.constexpr,
     ACT: tl.constexpr,
     MIX: tl.constexpr,
@@ -154,8 +141,10 @@ def blend_gradient_kernel(
     """Grid and tiles of `blend_kernel`; ``dweights [3, instances, D]`` takes partial sums.
 
     `MIX`: ``out``, the output again, is written as well, and the third of these sums is dgate's.
-    `SCALE`: the gradient and ``out`` are multiplied by ``scale`` of the batch entry.
+    `SCALE`: the gradient and ``out`` are multiplied by ``scale`` of the batch entry. ``strides``:
+    of tokens and of heads, for grad, o, local, gate and dgate.
     """
+    g_n, g_h, o_n, o_h, l_n, l_h, z_n, z_h, dz_n, dz_h = strides
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
     rows = tl.arange(0, R)
@@ -242,7 +231,7 @@ def gate_forward(
     with device_of(o):
         blend_kernel[grid](
             *inputs, g_weight.contiguous(), l_weight.contiguous(), out, *o.shape[1:3], eps,
-            *strides(*inputs), ACT=act, **sizes,
+            strides(*inputs), ACT=act, **sizes,
         )  # fmt: skip
     return out
 
@@ -261,14 +250,14 @@ def gate_backward(
     dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     tensors = (grad, o, local, gate, g_weight, l_weight)
     do, dlocal, partial = _gradients(tensors, None, dgate, None, eps, act)
-    return do, dlocal, dgate, *_weight_gradients(partial, g_weight, l_weight)
+    weights = (p.sum((0, 1, 2)).to(w.dtype) for p, w in zip(partial, tensors[4:], strict=True))
+    return do, dlocal, dgate, *weights
 
 
 def _fake_backward_into(grad, o, local, gate, g_weight, l_weight, scale, dgate, eps, act):
     out = o.new_empty(o.shape, dtype=dgate.dtype)
-    dbias = o.new_empty(o.shape[2] * o.shape[3], dtype=SCRATCH)
-    weights = (torch.empty_like(w) for w in (g_weight, l_weight))
-    return out, o.new_empty(o.shape), local.new_empty(local.shape), dbias, *weights
+    sums = o.new_empty(3, *o.shape[2:], dtype=SCRATCH)
+    return out, o.new_empty(o.shape), local.new_empty(local.shape), sums
 
 
 @operator("locality_gate_backward_into", _fake_backward_into, mutates=["dgate"])
@@ -283,8 +272,9 @@ def gate_backward_into(
     dgate: Tensor,
     eps: float,
     act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output in dgate's dtype; gradients of o, local, the gate's bias ``[H D]``, both weights.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output in dgate's dtype; gradients of o and local; and ``[3, H, D]``: of both weights, by
+    heads, and of the gate's bias.
 
     That of the gate is written to ``dgate``, by its strides. All are times ``scale [B]``.
     """
@@ -293,14 +283,7 @@ def gate_backward_into(
     out = torch.empty(o.shape, dtype=dgate.dtype, device=o.device)
     tensors = (grad, o, local, gate, g_weight, l_weight)
     do, dlocal, partial = _gradients(tensors, scale, dgate, out, eps, act)
-    dbias = partial[2].sum((0, 2)).flatten()
-    return out, do, dlocal, dbias, *_weight_gradients(partial, g_weight, l_weight)
-
-
-def _weight_gradients(partial: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the first two of ``partial [3, B, H, instances, D]``."""
-    dg, dl = (p.sum((0, 1, 2)).to(w.dtype) for p, w in zip(partial, weights, strict=False))
-    return dg, dl
+    return out, do, dlocal, partial.sum((1, 3))
 
 
 def _gradients(
@@ -327,7 +310,7 @@ def _gradients(
     with device_of(o):
         blend_gradient_kernel[grid](
             *inputs, g_weight.contiguous(), l_weight.contiguous(), scale, do, dlocal, dgate, out,
-            partial, num_tokens, heads, eps, *strides(*inputs, dgate), ACT=act,
+            partial, num_tokens, heads, eps, strides(*inputs, dgate), ACT=act,
             MIX=out is not None, SCALE=scale is not None, **sizes,
         )  # fmt: skip
     return do, dlocal, partial

@@ -36,18 +36,17 @@ def gate_projection_kernel(
     C,
     rows_a_sample,
     eps,
-    o_n,
-    l_n,
-    z_n,
+    strides,
     D: tl.constexpr,
     ACT: tl.constexpr,
-    SCALE: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
     DP: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Grid (M / R, C / BN); heads are neighbours in all of o, local and gate ``[M, H D]``."""
+    """Grid (M / R, C / BN); heads are neighbours in o, local and gate ``[M, H D]``, whose rows
+    are ``strides`` apart."""
+    o_n, l_n, z_n = strides
     rows = tl.arange(0, R)
     cols = tl.arange(0, DP)
     channels = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -66,7 +65,7 @@ def gate_projection_kernel(
         y = blend(os, ls, zs, w_g, w_l, rows < left, eps, D, ACT)
         w = load(weight + h * D, channels, cols, H * D, C, D, DP, 0.0)
         total = product(y.to(DOT), tl.trans(w.to(DOT)), total)
-    total *= load_factor(scale, start + rows, M, rows_a_sample, SCALE)
+    total *= load_factor(scale, start + rows, M, rows_a_sample)
     mask = (rows < left)[:, None] & (channels < C)[None, :]
     at = rows[:, None] * C + channels[None, :]
     total += tl.load(x + start * C + at, mask=mask, other=0.0).to(ACC)
@@ -77,7 +76,11 @@ def _fake(o, local, gate, g_weight, l_weight, weight, x, scale, eps, act):
     return x.new_empty(x.shape)
 
 
-@operator("gate_projection", _fake)
+def _flops(o_shape, local_shape, gate_shape, g_shape, l_shape, weight_shape, *_):
+    return 2 * o_shape[0] * o_shape[1] * weight_shape[0] * weight_shape[1]
+
+
+@operator("gate_projection", _fake, flops=_flops)
 def gate_projection(
     o: Tensor,
     local: Tensor,
@@ -105,7 +108,7 @@ def gate_projection(
         gate_projection_kernel[(cdiv(rows, ROWS), cdiv(channels, block))](
             *inputs, g_weight.contiguous(), l_weight.contiguous(), weight.contiguous(),
             x.contiguous(), scale, out, rows, heads, channels, num_tokens, eps,
-            *(t.stride(1) for t in inputs), D=width, ACT=act, SCALE=scale is not None,
+            tuple(t.stride(1) for t in inputs), D=width, ACT=act,
             DOT=operand_dtype(weight.dtype), R=ROWS, DP=power_of_2(width), BN=block,
             num_warps=8 if block > 64 else 4, num_stages=1,
         )  # fmt: skip

@@ -66,7 +66,9 @@ def norm_conv_backward(
     act: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, of the norm's weight and bias (or zeros), of the convolution's weight.
+    """Gradients of x, of the norm's weight and bias, of the convolution's weight.
+
+    They may be in float32 for weights in half precision. The bias, where there is none, has zeros.
 
     Args:
         grad: ``[B, h*w, C]``, of the result.
@@ -78,7 +80,10 @@ def norm_conv_backward(
         from .triton import conv_backward, statistics
 
         known = statistics(x, norm_bias is not None, eps) if stats is None else stats
-        return conv_backward(grad, x, known, norm_weight, norm_bias, weight, residual, *hw, act)
+        dx, sums = conv_backward(grad, x, known, norm_weight, norm_bias, weight, residual, *hw, act)
+        dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        dweight.flatten(1).copy_(sums[:-2].mT)
+        return dx, sums[-2], sums[-1], dweight
 
     def plain() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return torch_norm_conv_backward(

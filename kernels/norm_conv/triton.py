@@ -12,6 +12,8 @@ of both is taken in one pass over du and x, which goes on through the norm and a
 of the residual branch. With SiLU, du is made first, by the forward kernel.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -31,8 +33,7 @@ from ..triton_rows import (
 )
 from ..triton_utils import SCRATCH, cdiv, device_of, power_of_2
 
-TAPS = tl.constexpr(9)
-SUMS = tl.constexpr(11)  # gradients of the taps, of the norm's weight, of its bias
+SUMS = 11  # gradients of nine taps, of the norm's weight, of its bias
 CHANNELS = 32
 TILE = 4096  # entries of the forward kernel's tile
 PER_THREAD = 32
@@ -121,7 +122,7 @@ def conv_kernel(
     if CENTER:
         b = tl.load(norm_bias + channel + cols, mask=inside, other=0.0).to(ACC)
     u = tl.zeros([R, BC], ACC)
-    for k in range(TAPS):  # unrolled, it would take all registers
+    for k in range(9):  # unrolled, it would take all registers
         exists = neighbour(row, col, height, width, k // 3 - 1, k % 3 - 1)
         shift = (k // 3 - 1) * width + k % 3 - 1
         base = x + origin + shift.to(tl.int64) * C
@@ -177,7 +178,7 @@ def conv_gradient_kernel(
     R: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """An instance owns STEPS tiles of R tokens; ``taps [9, C]``, ``partial [instances, SUMS, C]``.
+    """An instance owns STEPS tiles of R tokens; ``taps [9, C]``, ``partial [instances, 11, C]``.
 
     What is summed over tokens is kept for each place in the tile, and added up once at the end.
     """
@@ -222,7 +223,7 @@ def conv_gradient_kernel(
         d = into_norm(dn * w, normal, inverse, C, CENTER)
         d += tl.load(residual + start * C + offset, mask=mask, other=0.0).to(ACC)
         tl.store(dx + start * C + offset, d.to(dx.dtype.element_ty), mask=mask)
-    place = partial + tl.program_id(0).to(tl.int64) * SUMS * C + cols
+    place = partial + tl.program_id(0).to(tl.int64) * 11 * C + cols
     tl.store(place, tl.sum(s0, axis=0), mask=inside)
     tl.store(place + C, tl.sum(s1, axis=0), mask=inside)
     tl.store(place + 2 * C, tl.sum(s2, axis=0), mask=inside)
@@ -284,7 +285,11 @@ def _fake_conv(x, stats, norm_weight, norm_bias, weight, height, width, act, dty
     return x.new_empty(x.shape, dtype=dtype)
 
 
-@operator("norm_conv", _fake_conv)
+def _flops(x_shape, *_):
+    return 2 * 9 * math.prod(x_shape)
+
+
+@operator("norm_conv", _fake_conv, flops=_flops)
 def conv(
     x: Tensor,
     stats: Tensor,
@@ -307,11 +312,14 @@ def conv(
 def _fake_conv_backward(
     grad, x, stats, norm_weight, norm_bias, weight, residual, height, width, act
 ):
-    like = (torch.empty_like(t) for t in (norm_weight, norm_weight))
-    return x.new_empty(x.shape), *like, weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), weight.new_empty(SUMS, x.shape[-1], dtype=SCRATCH)
 
 
-@operator("norm_conv_backward", _fake_conv_backward)
+def _backward_flops(grad_shape, *_):
+    return 2 * _flops(grad_shape)
+
+
+@operator("norm_conv_backward", _fake_conv_backward, flops=_backward_flops)
 def conv_backward(
     grad: Tensor,
     x: Tensor,
@@ -323,13 +331,13 @@ def conv_backward(
     height: int,
     width: int,
     act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (``residual`` added), the norm's weight and bias, and the weight."""
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x (``residual`` added), and ``[SUMS, C]``: of the taps, the norm's weight and
+    its bias."""
     hw = (height, width)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
-        zeros = torch.zeros_like(norm_weight)
-        return dx, zeros, zeros.clone(), torch.zeros_like(weight)
+        return dx, weight.new_zeros(SUMS, x.shape[-1], dtype=SCRATCH)
     x, taps, grad = x.contiguous(), _taps(weight), grad.contiguous()
     if act:
         du = torch.empty_like(grad)
@@ -337,13 +345,10 @@ def conv_backward(
         grad = du
     batch, tokens, channels = x.shape
     instances, tiles, sizes = gradient_sizes(batch, tokens, channels, GRADIENT_PER_THREAD)
-    partial = torch.empty(instances, SUMS.value, channels, dtype=SCRATCH, device=x.device)
+    partial = torch.empty(instances, SUMS, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         conv_gradient_kernel[(instances,)](
             grad, x, stats, norm_weight, norm_bias, taps, residual.contiguous(), dx, partial,
             tiles, batch * tokens, *hw, channels, CENTER=norm_bias is not None, **sizes,
         )  # fmt: skip
-    sums = partial.sum(0)
-    dweight = sums[: TAPS.value].mT.reshape(weight.shape).to(weight.dtype).contiguous()
-    dnorm = sums[TAPS.value :].to(norm_weight.dtype)
-    return dx, dnorm[0].clone(), dnorm[1].clone(), dweight
+    return dx, partial.sum(0)

@@ -166,15 +166,16 @@ def blend(dtype, B, T, H, D, act=False, nan=None):
         found = named(names, out, *locality_gate.gate_backward(grad, *inputs, EPS, act))
         room = emulator.poisoned(torch.empty(B, T, 2 * H * D + 16, dtype=dtype))
         into = room[..., 8 : 8 + H * D].unflatten(-1, (H, D))
-        out, do, dlocal, dbias, dwg, dwl = locality_gate.gate_backward_into(
+        out, do, dlocal, sums = locality_gate.gate_backward_into(
             grad, *inputs, scale, into, EPS, act
         )
-        scaled = named(names, out, do, dlocal, into, dwg, dwl) | {"dbias": dbias[None]}
+        scaled = named(names, out, do, dlocal, into, *sums[:2].sum(1))
+        scaled["dbias"] = sums[2].flatten()[None]
         return found | {f"scaled {key}": x for key, x in scaled.items()}
 
     def reference() -> Results:
         def plain(*x):
-            return torch_locality_gate(*x, EPS, act)
+            return torch_locality_gate(*x, eps=EPS, act=act)
 
         def scaled(*x):
             return plain(*x) * scale.double()[:, None, None, None]
@@ -200,7 +201,7 @@ def projection(dtype, B, T, H, D, C, act=False, scaled=False, nan=None):
         return {"out": out}
 
     def reference() -> Results:
-        y = torch_locality_gate(*(t.double() for t in inputs), EPS, act)
+        y = torch_locality_gate(*(t.double() for t in inputs), eps=EPS, act=act)
         y = y.flatten(2) @ weight.double().mT
         return {"out": x.double() + (y * scale.double()[:, None, None] if scaled else y)}
 
@@ -215,8 +216,9 @@ def normed(dtype, M, C, center=True, nan=None):
 
     def run(_) -> Results:
         out = norm.norm(x, weight, bias, EPS, dtype)
-        dx, again, *dws = norm.norm_backward(grad, x, weight, bias, residual, EPS)
-        return named("out dx again dw db", out, dx, again, *(w[None] for w in dws))
+        dx, again, dws = norm.norm_backward(grad, x, weight, bias, residual, EPS)
+        names = "out dx again dw db" if center else "out dx again dw"
+        return named(names, out, dx, again, *dws[:, None])
 
     def reference() -> Results:
         inputs = (x, weight, bias) if center else (x, weight)
@@ -239,8 +241,9 @@ def convolved(dtype, B, hw, C, center=True, act=False, nan=None):
         stats = norm_conv.statistics(x, center, EPS)
         args = (x, stats, weight, bias, taps)
         out = norm_conv.conv(*args, *hw, act, dtype)
-        dx, *dws = norm_conv.conv_backward(grad, *args, residual, *hw, act)
-        return named("out dx dw db dtaps", out, dx, *(w[None] for w in dws))
+        dx, sums = norm_conv.conv_backward(grad, *args, residual, *hw, act)
+        dtaps = sums[:-2].mT.reshape(1, *taps.shape)
+        return named("out dx dw db dtaps", out, dx, *sums[-2:, None], dtaps)
 
     def reference() -> Results:
         def function(x, w, t, b=None):
@@ -289,13 +292,13 @@ def fused(dtype, M, C, width, center=True, scaled=False, nan=None):
     w_in, w_out = (w_in / C**0.5).to(dtype), (w_out / width**0.5).to(dtype)
     scale = torch.linspace(0.5, 1.5, 2 if M % 2 == 0 else 1) if scaled else None
     put_nan((x,), nan)
-    names = "out dx dinside hidden normed dw db"
+    names = "out dx dinside hidden normed dw" + (" db" if center else "")
 
     def run(_) -> Results:
         args = (x, norm_w, norm_b, w_in, w_out, scale, EPS)
         out = feed_forward.fused(*args)
-        *results, dw, db = feed_forward.fused_backward(grad, *args)
-        return named(names, out, *results, dw[None], db[None])
+        *results, dws = feed_forward.fused_backward(grad, *args)
+        return named(names, out, *results, *dws[:, None])
 
     def reference() -> Results:
         s = 1.0 if scale is None else scale.double().repeat_interleave(M // len(scale))[:, None]

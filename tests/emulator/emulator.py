@@ -139,6 +139,15 @@ class _Driver:
         return GPUTarget("cuda", self.capability, 32)
 
 
+def passed(kinds, values):
+    """What reaches the compiled kernel of the values of a signature, out of tuples."""
+    for kind, x in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from passed(kind, x)
+        elif kind != "constexpr":
+            yield x
+
+
 class Emulator:
     """Runs launches of Triton's kernels while it is `installed`.
 
@@ -204,7 +213,7 @@ class Emulator:
                 compiled = plain_run(kernel, *args, grid=grid, warmup=True, **options)
                 named = dict(zip(kernel.arg_names, args, strict=False)) | options
                 signature = compiled.src.signature
-                values = [named[name] for name, kind in signature.items() if kind != "constexpr"]
+                values = list(passed(tuple(signature.values()), [named[n] for n in signature]))
                 grid = grid(named) if callable(grid) else grid
                 self.launch(compiled, (*grid, 1, 1)[:3], values)
             except Exception as error:  # whoever called may have another way

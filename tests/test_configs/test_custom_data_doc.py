@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from vig_mm.inspection.quick import check_data
+from vig_mm.checks.data import check_data
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "./vig-h-t_upernet_8xb2-160k_ade20k-512x512.py"

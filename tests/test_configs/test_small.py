@@ -19,7 +19,7 @@ from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from vig_mm.inspection.quick import leaves
+from vig_mm.checks.config import leaves
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("mm*/*.py"))

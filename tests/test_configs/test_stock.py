@@ -24,14 +24,14 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
+from vig_mm.checks.config import check_loop, check_optimizer
+from vig_mm.checks.data import DataCheck
+from vig_mm.checks.data.findings import Finding
+from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.weights import check_initial_weights
 from vig_mm.engine.distributed import _fit_to_cpu, prepare_distributed
 from vig_mm.engine.loops.resume import make_resumable
-from vig_mm.inspection.findings import Finding
-from vig_mm.inspection.quick import DataCheck
-from vig_mm.preflight.model import check_channels, check_options
-from vig_mm.preflight.optimizer import check_loop, check_optimizer
-from vig_mm.preflight.user_input import UsageError
-from vig_mm.preflight.weights import check_initial_weights
+from vig_mm.errors import UsageError
 
 LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
 ROOT = Path(__file__).resolve().parents[2]

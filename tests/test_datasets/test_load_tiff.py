@@ -15,10 +15,11 @@ import tifffile
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
+from vig_mm.checks.data.guard import GuardedPipeline
+from vig_mm.checks.data.images import file_fault, image_facts
 from vig_mm.datasets import make_digits
 from vig_mm.datasets.transforms import LoadTiff
-from vig_mm.inspection.files.images import file_fault, image_facts
-from vig_mm.inspection.guard import GuardedPipeline, SampleError
+from vig_mm.errors import SampleError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits-4bands.py"

@@ -1,16 +1,18 @@
-"""Other formats become COCO: the same pictures and objects, written by hand in each of them."""
+"""YOLO and Pascal VOC become COCO, and what has no place there is named."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 from PIL import Image
 
-from vig_mm.datasets.to_coco import FormatError, convert
-from vig_mm.inspection.files.coco import read_coco
+from vig_mm.checks.data.coco_file import read_coco
+from vig_mm.datasets.to_coco import FORMATS, OTHERS, convert
+from vig_mm.errors import FormatError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (40, 20)
@@ -21,19 +23,32 @@ NAMES = ["a class, ünusual", "b"]
 TRUTH = {"1.png": [(0, POLYGON), (1, BOX)], "2.png": [], "3 3.png": [(1, BOX)]}
 
 
-def pairs(polygon):
-    return [polygon[i : i + 2] for i in range(0, len(polygon), 2)]
+def photo(path, orientation=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags = Image.Exif()
+    if orientation:
+        tags[0x0112] = orientation
+    Image.new("RGB", SIZE).save(path, exif=tags)
 
 
-def images(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in TRUTH:
-        Image.new("RGB", SIZE).save(folder / name)
+def write(path, text, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def yolo(root, labels, more=None, images=None):
+    """`data.yaml` of `train/images`; `labels`: text by the image's name, None for no file."""
+    for name, text in labels.items():
+        photo(root / "train/images" / name)
+        if text is not None:
+            write((root / "train/labels" / name).with_suffix(".txt"), text)
+    content = dict(names=NAMES, train=images or "../train/images", **(more or {}))
+    return write(root / "data.yaml", yaml.safe_dump(content, allow_unicode=True))
 
 
 def write_yolo(root):
-    images(root / "train/images")
-    (root / "train/labels").mkdir()
+    labels = {}
     for name, things in TRUTH.items():
         lines = []
         for label, shape in things:
@@ -42,100 +57,43 @@ def write_yolo(root):
                 shape = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
             values = [value / SIZE[i % 2] for i, value in enumerate(shape)]
             lines.append(" ".join(map(str, [label, *values])))
-        if things:  # an image without objects may have no file
-            (root / "train/labels" / name.replace(".png", ".txt")).write_text("\n".join(lines))
-    content = dict(names=NAMES, nc=2, train="../train/images")
-    (root / "data.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
-    return root / "data.yaml"
+        labels[name] = "\n".join(lines) if things else None
+    return yolo(root, labels, dict(nc=2))
+
+
+def voc(path, objects, filename="1.png", size=SIZE, encoding="utf-8"):
+    sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
+    head = f'<?xml version="1.0" encoding="{encoding}"?>\n<annotation><filename>{filename}'
+    return write(path, f"{head}</filename>{sides}{objects}</annotation>", encoding)
+
+
+def thing(name, box, more=""):
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+    return f"<object><name>{name}</name><bndbox>{corners}</bndbox>{more}</object>"
+
+
+ONE = thing("a", (11, 6, 31, 16))
 
 
 def write_voc(root):
-    (root / "Annotations").mkdir(parents=True)
     for name, things in TRUTH.items():
+        photo(root / "JPEGImages" / name)
         objects = ""
         for label, shape in things:
             if len(shape) > 4:  # VOC has no polygons
                 shape = [min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2])]
-            tags = ("xmin", "ymin", "xmax", "ymax")
-            corners = "".join(f"<{t}>{v + 1}</{t}>" for t, v in zip(tags, shape, strict=True))
-            objects += f"<object><name>{NAMES[label]}</name><bndbox>{corners}</bndbox></object>"
-        size = f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height></size>"
-        text = f"<annotation><filename>{name}</filename>{size}{objects}</annotation>"
-        (root / "Annotations" / name.replace(".png", ".xml")).write_text(text, encoding="utf-8")
+            objects += thing(NAMES[label], [v + 1 for v in shape])
+        voc(root / "Annotations" / name.replace(".png", ".xml"), objects, name)
     return root / "Annotations"
 
 
-def write_labelme(root):
-    root.mkdir(parents=True, exist_ok=True)
-    for name, things in TRUTH.items():
-        shapes = [
-            dict(
-                label=NAMES[label],
-                shape_type="rectangle" if len(shape) == 4 else "polygon",
-                points=pairs(shape),
-                group_id=None,
-            )
-            for label, shape in things
-        ]
-        shapes.append(dict(label="x", shape_type="point", points=[[1, 1]]))
-        content = dict(shapes=shapes, imagePath=f"..\\{name}", imageWidth=40, imageHeight=20)
-        (root / name.replace(".png", ".json")).write_text(json.dumps(content))
-    return root
+WRITERS = {"yolo": write_yolo, "voc": write_voc}
 
 
-def write_via(root):
-    images(root)
-    entries = {}
-    for name, things in TRUTH.items():
-        regions = []
-        for label, shape in things:
-            if len(shape) == 4:
-                x1, y1, x2, y2 = shape
-                attributes = dict(name="rect", x=x1, y=y1, width=x2 - x1, height=y2 - y1)
-            else:
-                attributes = dict(name="polygon", all_points_x=shape[::2], all_points_y=shape[1::2])
-            value = NAMES[label] if label else {NAMES[0]: True, NAMES[1]: False}
-            regions.append(dict(shape_attributes=attributes, region_attributes={"kind": value}))
-        entries[f"{name}99"] = dict(filename=name, size=99, regions=regions)
-    (root / "via.json").write_text(json.dumps({"_via_img_metadata": entries}))
-    return root / "via.json"
-
-
-def write_cvat(root):
-    root.mkdir(parents=True, exist_ok=True)
-    text = "<meta><task><labels>"
-    text += "".join(f"<label><name>{name}</name></label>" for name in NAMES)
-    text += "</labels></task></meta>"
-    for i, (name, things) in enumerate(TRUTH.items()):
-        text += f'<image id="{i}" name="{name}" width="40" height="20">'
-        for label, shape in things:
-            if len(shape) == 4:
-                tags = zip(("xtl", "ytl", "xbr", "ybr"), shape, strict=True)
-                corners = " ".join(f'{tag}="{value}"' for tag, value in tags)
-                text += f'<box label="{NAMES[label]}" {corners}/>'
-            else:
-                points = ";".join(f"{x},{y}" for x, y in pairs(shape))
-                text += f'<polygon label="{NAMES[label]}" points="{points}"/>'
-        text += "</image>"
-    path = root / "annotations.xml"
-    path.write_text(f"<?xml version='1.0'?>\n<annotations>{text}</annotations>", encoding="utf-8")
-    return path
-
-
-WRITERS = {
-    "yolo": write_yolo,
-    "voc": write_voc,
-    "labelme": write_labelme,
-    "via": write_via,
-    "cvat": write_cvat,
-}
-
-
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_same_objects(kind, tmp_path):
-    source = WRITERS[kind](tmp_path / "my data")
-    content, skipped = convert(kind, source)
-    assert skipped == (3 if kind == "labelme" else 0)
+    content, _ = convert(kind, WRITERS[kind](tmp_path / "my data"))
     assert [one["name"] for one in content["categories"]] == NAMES
     pictures = {one["id"]: one for one in content["images"]}
     assert sorted(one["file_name"] for one in pictures.values()) == sorted(TRUTH)
@@ -144,7 +102,6 @@ def test_same_objects(kind, tmp_path):
     for one in content["annotations"]:
         got[pictures[one["image_id"]]["file_name"]].append(one)
     for name, things in TRUTH.items():
-        assert len(got[name]) == len(things)
         for one, (label, shape) in zip(got[name], things, strict=True):
             assert one["category_id"] == label + 1 and one["iscrowd"] == 0
             if len(shape) == 4:
@@ -158,54 +115,245 @@ def test_same_objects(kind, tmp_path):
     assert [one["id"] for one in content["annotations"]] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+OTHER_FILES = {
+    "labelme": ("1.json", json.dumps(dict(shapes=[], imagePath="1.png"))),
+    "via": ("via.json", json.dumps({"1.png9": dict(filename="1.png", regions=[])})),
+    "cvat": ("a.xml", "<?xml version='1.0'?>\n<annotations></annotations>"),
+}
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, *OTHERS])
 def test_named_where_coco_is_expected(kind, tmp_path):
-    """Given for a COCO file, each is told by its name, with the command that converts it."""
-    source = WRITERS[kind](tmp_path / "data")
-    said = read_coco(str(source))
-    assert f"python tools/data/convert.py --from {kind} " in said
-    if kind in ("voc", "labelme"):  # one of its files, too
-        assert f"--from {kind} {source}" in read_coco(str(next(iter(sorted(source.glob("*"))))))
+    """Given for a COCO file, each is told by its name, with the way to COCO."""
+    if kind in FORMATS:
+        said = read_coco(str(WRITERS[kind](tmp_path)))
+        assert f"python tools/data/convert.py --from {kind} " in said
+        return
+    source = write(tmp_path / OTHER_FILES[kind][0], OTHER_FILES[kind][1])
+    assert OTHERS[kind] in read_coco(str(source))
+    if kind == "labelme":
+        assert OTHERS[kind] in read_coco(str(tmp_path))
+    with pytest.raises(FormatError, match=f"{kind} is not read here; .*writes") as error:
+        convert(kind, source)
+    assert OTHERS[kind] in str(error.value)
 
 
 def test_command(tmp_path):
     source = write_yolo(tmp_path)
-    (tmp_path / "val").mkdir()
     command = [sys.executable, ROOT / "tools/data/convert.py", "--from", "yolo", source]
     target = tmp_path / "out/train.json"
     done = subprocess.run([*command, target], capture_output=True, text=True)
-    assert done.stdout.endswith("3 images, 2 categories, 3 annotations\n"), done.stderr
+    assert "3 images, 2 categories, 3 annotations\n" in done.stdout, done.stderr
+    assert f"file_name is relative to '{tmp_path}/train/images'" in done.stdout
+    assert "1 images have no file of labels" in done.stdout and "2.png" in done.stdout
     assert isinstance(read_coco(str(target)), dict)
+    target.unlink()
     done = subprocess.run([*command, target, "--split", "val"], capture_output=True, text=True)
     assert done.returncode == 1 and "no data.yaml of YOLO with names and val" in done.stderr
+    assert not target.exists()
 
 
-def test_parts_of_one_object(tmp_path):
-    """Shapes of one group and label in LabelMe; a crowd in VOC."""
-    shapes = [dict(label="a", points=pairs(POLYGON), group_id=1) for _ in range(2)]
-    shapes.append(dict(label="b", points=pairs(POLYGON), group_id=1))
-    content = dict(shapes=shapes, imagePath="1.png", imageWidth=40, imageHeight=20)
-    (tmp_path / "1.json").write_text(json.dumps(content))
-    one, other = convert("labelme", tmp_path)[0]["annotations"]
-    assert one["segmentation"] == [POLYGON, POLYGON] and other["segmentation"] == [POLYGON]
+# labels of one image, changes of data.yaml, words of the error
+POSE = "0 0.5 0.5 0.4 0.4 " + " ".join(["0.4 0.45", "0.5 0.55", "0.6 0.6"])
+TURNED = "0 0.5 0.1 0.75 0.6 0.5 1.0 0.3 0.6"
+UNFIT_YOLO = {
+    "keypoints that are said": ("0 .5 .5 .2 .4", dict(kpt_shape=[4, 3]), "keypoints.*kpt_shape"),
+    "oriented boxes that are said": ("0 .5 .5 .2 .4", dict(task="obb"), "oriented boxes"),
+    "keypoints with visibility": ("0 .5 .5 .4 .4 .4 .4 2 .5 .5 2", {}, "keypoints"),
+    "keypoints without": (f"{POSE}\n{POSE}", {}, "looks like a box and keypoints.*mmpose"),
+    "oriented boxes": ("0 .3 .2 .5 .6 .3 1 .1 .6", {}, r"oriented \(rotated\) box.*--as-polygons"),
+    "scores": ("0 .5 .5 .2 .4 .9", {}, "has 5 numbers .*a fifth may be a score"),
+    "pixels": ("0 20 10 5 5", {}, "shares of the picture's width and height"),
+    "too few": ("0 1 .2 .3", {}, "line 1 of '.*1.txt' has 3 numbers behind the class"),
+    "no number": ("0 .5 .5 .2 x", {}, "line 1 of '.*1.txt'.* is no object"),
+    "class of no name": ("7 0 0 1 1", {}, "no object of 2 classes"),
+    "half a class": ("0.5 .5 .5 .2 .4", {}, "no object of 2 classes"),
+    "no object": ("", {}, "no object in 1 images: their labels are expected"),
+    "no labels": (None, {}, "no object in 1 images: their labels are expected"),
+    "other count": ("0 .5 .5 .2 .4", dict(nc=3), "nc is 3, and names are 2"),
+    "not there": ("0 .5 .5 .2 .4", dict(train="val.txt"), "give the folder by --images"),
+}
 
-    folder = write_voc(tmp_path / "voc")
-    path = folder / "3 3.xml"
-    path.write_text(path.read_text().replace("</object>", "<difficult>1</difficult></object>"))
-    crowds = [one["iscrowd"] for one in convert("voc", folder)[0]["annotations"]]
-    assert crowds == [0, 0, 1]
+
+@pytest.mark.parametrize("what", UNFIT_YOLO)
+def test_yolo_that_is_not_converted(what, tmp_path):
+    labels, more, words = UNFIT_YOLO[what]
+    source = yolo(tmp_path, {"1.png": labels}, {k: v for k, v in more.items() if k != "train"},
+                  more.get("train"))  # fmt: skip
+    with pytest.raises(FormatError, match=words):
+        convert("yolo", source)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-    source = write_yolo(tmp_path / "yolo")
-    labels = tmp_path / "yolo/train/labels/1.txt"
-    for line, words in (("0 1 2 3", "has 3 numbers behind the class"), ("7 0 0 1 1", "no object")):
-        labels.write_text(line)
-        with pytest.raises(FormatError, match=f"line 1 of '.*1.txt'.*{words}"):
+def test_corners_as_polygons(tmp_path):
+    source = yolo(tmp_path, {"1.png": UNFIT_YOLO["oriented boxes"][0]})
+    (one,) = convert("yolo", source, as_polygons=True)[0]["annotations"]
+    assert one["segmentation"] == [pytest.approx([12, 4, 20, 12, 12, 20, 4, 12])]
+    # four corners of no rectangle are a polygon, and upright ones are what their box is
+    for line in ("0 .1 .1 .9 .2 .6 .9 .2 .8", "0 .1 .1 .5 .1 .5 .9 .1 .9"):
+        convert("yolo", yolo(tmp_path, {"1.png": line}))
+
+
+def test_names_and_files_of_yolo(tmp_path):
+    good = "0 .5 .5 .2 .4"
+    source = yolo(tmp_path / "twice", {"1.png": good, "1.jpg": good})
+    with pytest.raises(FormatError, match="share labels, more than once: .*1.txt"):
+        convert("yolo", source)
+    source = yolo(tmp_path / "alone", {"1.png": good})
+    write(tmp_path / "alone/train/labels/2.txt", good)
+    write(tmp_path / "alone/train/labels/classes.txt", "cat\ndog")
+    with pytest.raises(FormatError, match="labels without an image .*2.txt'$"):
+        convert("yolo", source)
+    source = yolo(tmp_path / "none", {})
+    (tmp_path / "none/train/images").mkdir(parents=True)
+    with pytest.raises(FormatError, match="no image in"):
+        convert("yolo", source)
+    source = yolo(tmp_path / "broken", {"1.png": good})
+    (tmp_path / "broken/train/images/1.png").write_text("no picture")
+    with pytest.raises(FormatError, match="picture '.*1.png' cannot be read"):
+        convert("yolo", source)
+    for names in (["a", "a"], None):
+        content = dict(names=names, train="train/images")
+        write(source, yaml.safe_dump(content))
+        with pytest.raises(FormatError, match="classes of one name|no data.yaml"):
             convert("yolo", source)
-    with pytest.raises(FormatError, match="begins with <annotation>"):
-        convert("cvat", write_voc(tmp_path / "voc") / "1.xml")
-    with pytest.raises(FormatError, match="is not there"):
-        convert("via", tmp_path / "nowhere.json")
+
+
+def test_lists_and_several_folders(tmp_path):
+    for split in ("s1", "s2"):
+        photo(tmp_path / split / "images/1.jpg")
+        write(tmp_path / split / "labels/1.txt", "0 .5 .5 .2 .4")
+    write(tmp_path / "list.txt", "./s1/images/1.jpg\n\ns2\\images\\1.jpg\n")
+    for entry in ("list.txt", ["s1/images", "s2/images"]):
+        content = dict(path=".", names={0: "a"}, train=entry)
+        source = write(tmp_path / "data.yaml", yaml.safe_dump(content))
+        found, notes = convert("yolo", source)
+        names = [one["file_name"] for one in found["images"]]
+        assert names == ["s1/images/1.jpg", "s2/images/1.jpg"]
+        assert f"relative to '{tmp_path}'" in notes[0]
+    for lines, words in (("s1/images/7.jpg", "lists images that are not there: 's1/images/7.jpg'"),
+                         ("s1/images/1.jpg\n./s1/images/1.jpg", "images are there more than once"),
+                         ("", "no image in")):  # fmt: skip
+        write(tmp_path / "list.txt", lines)
+        source.write_text("names: [a]\ntrain: list.txt\n")
+        with pytest.raises(FormatError, match=words):
+            convert("yolo", source)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_pictures_that_exif_turns(orientation, suffix, tmp_path):
+    """Their size is that of the loader."""
+    source = yolo(tmp_path, {f"1{suffix}": "0 .5 .5 .5 .5"})
+    path = tmp_path / f"train/images/1{suffix}"
+    photo(path, orientation)
+    (one,) = convert("yolo", source)[0]["images"]
+    assert (one["height"], one["width"]) == cv2.imread(str(path)).shape[:2]
+
+
+# Pascal VOC --------------------------------------------------------------------------------------
+
+UNFIT_VOC = {
+    "rotated": (thing("a", (1, 1, 9, 9), "<robndbox><cx>5</cx></robndbox>"), "<robndbox>: rotated"),
+    "polygon": (thing("a", (1, 1, 9, 9), "<polygon><x1>5</x1></polygon>"), "<polygon>"),
+    "angle": (ONE.replace("</bndbox>", "<angle>3</angle></bndbox>"), "<angle>"),
+    "attributes": (
+        thing("a", (1, 1, 9, 9), "<attributes><attribute><name>rotation</name><value>9</value>"
+              "</attribute></attributes>"), "<attributes>",
+    ),
+    "unknown key": (thing("a", (1, 1, 9, 9), "<track_id>5</track_id>"), "<track_id>"),
+    "no box": ("<object><name>a</name></object>", "no bndbox of four numbers"),
+    "no name": (thing("", (1, 1, 9, 9)), "has no name"),
+    "corners the other way": (thing("a", (9, 9, 1, 1)), "corners in another order"),
+    "no object": ("", "no object in 1 xml files"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNFIT_VOC)
+def test_voc_that_is_not_converted(what, tmp_path):
+    photo(tmp_path / "1.png")
+    voc(tmp_path / "1.xml", UNFIT_VOC[what][0])
+    with pytest.raises(FormatError, match=UNFIT_VOC[what][1]):
+        convert("voc", tmp_path)
+
+
+def test_what_voc_says_besides(tmp_path):
+    photo(tmp_path / "1.png")
+    empty = (
+        "<attributes><attribute><name>rotation</name><value>0.0</value></attribute></attributes>"
+    )
+    part = thing("head", (12, 7, 14, 9)).replace("object>", "part>")
+    kept = f"<pose>Left</pose><truncated>1</truncated><difficult>1</difficult>{empty}{part}"
+    voc(tmp_path / "1.xml", thing("a", (11, 6, 31, 16), kept))
+    content, notes = convert("voc", tmp_path)
+    (one,) = content["annotations"]
+    assert one["iscrowd"] == 1 and one["bbox"] == [10, 5, 20, 10]
+    assert one["attributes"]["truncated"] == "1" and one["attributes"]["pose"] == "Left"
+    assert one["attributes"]["part"][0]["name"] == "head"
+    assert any("1 objects are difficult" in note for note in notes)
+    assert any("part, pose, truncated" in note for note in notes)
+
+
+@pytest.mark.parametrize("said, there, note", [
+    ("1", "1.JPG", ""), ("old name.png", "1.png", "1.png for old name.png"),
+    ("sub\\1.png", "sub/1.png", ""), ("1.png", "../JPEGImages/1.png", ""),
+])  # fmt: skip
+def test_names_of_voc(said, there, note, tmp_path):
+    photo(tmp_path / "Annotations" / there)
+    voc(tmp_path / "Annotations/1.xml", ONE, said)
+    content, notes = convert("voc", tmp_path / "Annotations")
+    assert content["images"][0]["file_name"] == there.removeprefix("../JPEGImages/")
+    assert note in str(notes)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb2312", "shift_jis", "utf-16", "latin-1"])
+def test_encodings_of_voc(encoding, tmp_path):
+    photo(tmp_path / "1.png")
+    name = "ü" if encoding == "latin-1" else "人"
+    voc(tmp_path / "1.xml", thing(name, (1, 1, 9, 9)), encoding=encoding)
+    assert convert("voc", tmp_path)[0]["categories"][0]["name"] == name
+    for text in ("", "<a", "<?xml version='1.0' encoding='nothing'?><annotation/>", "<a/>"):
+        write(tmp_path / "1.xml", text)
+        with pytest.raises(FormatError, match="1.xml' (cannot be read as xml|begins with <a>)"):
+            convert("voc", tmp_path)
+
+
+def test_images_of_voc(tmp_path):
+    voc(tmp_path / "a/1.xml", ONE)
+    for images in (None, tmp_path):
+        with pytest.raises(FormatError, match="no image in .* for '.*1.xml': give their folder"):
+            convert("voc", tmp_path / "a", images)
+    voc(tmp_path / "a/2.xml", ONE)
+    photo(tmp_path / "a/1.png")
+    with pytest.raises(FormatError, match="images have an xml more than once"):
+        convert("voc", tmp_path / "a")
+    photo(tmp_path / "b/1.png")
+    voc(tmp_path / "b/1.xml", ONE, size=(20, 20))
+    with pytest.raises(FormatError, match="of 20x20 pixels, and '.*' is loaded as 40x20"):
+        convert("voc", tmp_path / "b")
+    voc(tmp_path / "b/1.xml", thing("a", (0, 0, 9, 9)), size=None)
+    content, notes = convert("voc", tmp_path / "b")
+    assert content["annotations"][0]["bbox"] == [0, 0, 9, 9] and "count from 0" in str(notes)
+
+
+@pytest.mark.parametrize("box, error", [((11, 6, 16, 36), None), ((11, 6, 36, 16), "unturned")])
+def test_voc_that_exif_turns(box, error, tmp_path):
+    """Written in the size of the file; the boxes tell whether they are of the turned picture."""
+    photo(tmp_path / "1.jpg", 6)
+    voc(tmp_path / "1.xml", thing("a", box), "1.jpg")
+    if error:
+        with pytest.raises(FormatError, match=error):
+            convert("voc", tmp_path)
+        return
+    content, notes = convert("voc", tmp_path)
+    assert (content["images"][0]["width"], content["images"][0]["height"]) == SIZE[::-1]
+    assert "1.jpg (20x40)" in str(notes)
+
+
+def test_classes_that_are_given(tmp_path):
+    source = write_voc(tmp_path)
+    content, _ = convert("voc", source, classes=NAMES[::-1])
+    assert [one["name"] for one in content["categories"]] == NAMES[::-1]
     with pytest.raises(FormatError, match="objects of 'b', which are no classes"):
-        convert("cvat", write_cvat(tmp_path / "cvat"), classes=[NAMES[0]])
+        convert("voc", source, classes=[NAMES[0]])
+    with pytest.raises(FormatError, match="is not there"):
+        convert("voc", tmp_path / "nowhere")

@@ -35,6 +35,9 @@ FEW_TOKENS = st.one_of(st.integers(1, 40), st.integers(1, 140))  # the interpret
 # anchor: a unit in the last place of x is that many times eps of the decay, and x is itself a sum.
 CHUNKED_STEPS = {torch.float32: 2 * 80, torch.float64: 2 * 800}
 CHUNKED_FLOOR = {torch.float32: -80 / 3, torch.float64: -800 / 3}
+# A state goes through all tokens one by one, but every factor is at most 1 and most are below.
+CPU_STEPS = 64
+CPU_FLOOR = -126.0
 # The kernels' trees of pairs add up to 64 tokens' log-gates, but no factor is above 1.
 TRITON_STEPS = 64
 
@@ -78,6 +81,13 @@ def test_chunked(call):
     double = torch.float64 in (call.dtype, call.gate_dtype)
     dtype = torch.float64 if double else torch.float32
     check(call, "chunked", torch.finfo(dtype).eps, CHUNKED_STEPS[dtype], CHUNKED_FLOOR[dtype])
+
+
+@pytest.mark.skipif(find_spec("numba") is None, reason="needs numba")
+@times(1)
+@given(calls(TOKENS, rows=4, width=33, dtypes=(torch.float32, *HALF)))
+def test_cpu(call):
+    check(call, "cpu", torch.finfo(torch.float32).eps, CPU_STEPS, CPU_FLOOR)
 
 
 @interpreted

@@ -1,5 +1,7 @@
 """Fixtures of the tests of the Triton kernels."""
 
+import functools
+
 import pytest
 import torch
 
@@ -25,7 +27,9 @@ def double_kernels(monkeypatch):
 
     for module in (backward, exact, forward, locality_gate, states, tile):
         monkeypatch.setattr(module, "ACC", tl.float64)
-    monkeypatch.setattr(tile, "SERIES_TERMS", tl.constexpr(14))
+    for module in (backward, exact, forward, states):
+        more_terms = functools.partial(module.gate_bits, TERMS=14)
+        monkeypatch.setattr(module, "gate_bits", more_terms)
     for module in (launch, locality_gate):
         monkeypatch.setattr(module, "SCRATCH", torch.float64)
     monkeypatch.setattr(launch, "dot_dtype", lambda dtype: tl.float64)

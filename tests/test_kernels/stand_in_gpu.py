@@ -44,13 +44,10 @@ def build_driver(folder: Path) -> None:
     (folder / "libcuda.so").symlink_to(out)  # what Triton 3.5 links
 
 
-def pretend(folder: Path) -> ctypes.CDLL:
-    """Take the CPU for a GPU with the driver in ``folder``, which is returned."""
+def install_driver(folder: Path) -> ctypes.CDLL:
+    """Have Triton launch into the driver in ``folder``, which is returned."""
     import triton
     from triton.backends.nvidia.driver import CudaDriver
-
-    from vig_mm.kernels import dispatch, readiness, trace_time
-    from vig_mm.kernels.locality_gate import triton as kernels
 
     driver = ctypes.CDLL(str(folder / "libcuda.so.1"))
     triton.knobs.nvidia.libcuda_path = str(folder)
@@ -63,6 +60,15 @@ def pretend(folder: Path) -> ctypes.CDLL:
             self.get_device_capability = lambda device: (9, 0)
 
     type(triton.runtime.driver).default = property(lambda self: StandIn())
+    return driver
+
+
+def pretend(folder: Path) -> ctypes.CDLL:
+    """Take the CPU for a GPU with the driver in ``folder``, which is returned."""
+    from vig_mm.kernels import dispatch, readiness, trace_time
+    from vig_mm.kernels.locality_gate import triton as kernels
+
+    driver = install_driver(folder)
     kernels.device_of = lambda x: contextlib.nullcontext()
     dispatch.GPU = "cpu"
     trace_time.compute_capability = lambda index: (9, 0)

@@ -186,14 +186,15 @@ def test_opcheck():
 def test_compile_fullgraph_and_export():
     inputs = cast(make_inputs(tokens=70), torch.float32)
     compiled = torch.compile(bidirectional_gla, fullgraph=True, backend="aot_eager", dynamic=True)
-    assert torch.equal(compiled(*inputs), bidirectional_gla(*inputs))
+    expected = bidirectional_gla(*inputs, backend="chunked")
+    assert torch.equal(compiled(*inputs), expected)
 
     class Module(torch.nn.Module):
         def forward(self, *args):
             return bidirectional_gla(*args)
 
     program = torch.export.export(Module(), tuple(inputs))
-    assert torch.equal(program.module()(*inputs), bidirectional_gla(*inputs))
+    assert torch.equal(program.module()(*inputs), expected)
 
 
 def test_flop_counter_sees_the_operator():

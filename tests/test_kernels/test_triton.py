@@ -146,8 +146,8 @@ def test_chunks_of_both_kinds_are_flagged():
     plan = launch.make_plan(q, v)
     with triton_utils.device_of(q):
         flags = launch._states(k, v, gates, plan, 1.0).flags
-    expected = torch.ones(2, plan.M, 1, dtype=torch.int32)
-    expected[1, 128 // plan.C : 192 // plan.C] = 0
+    expected = torch.ones(2, plan.NT, 1, dtype=torch.int32)
+    expected[1, 128 // plan.BT : 192 // plan.BT] = 0
     assert torch.equal(flags.cpu(), expected)
 
 
@@ -323,9 +323,9 @@ def test_a_run_of_segments_covers_every_chunk():
         for heads in (1, 3, 24, 65_536):
             q = torch.empty(1, tokens, heads, 16, device="meta")
             plan = launch.make_plan(q, q)
-            assert plan.C * (plan.M - 1) < tokens <= plan.C * plan.M
-            assert plan.per_segment * (plan.segments - 1) < plan.M
-            assert plan.M <= plan.per_segment * plan.segments
+            assert plan.BT * (plan.NT - 1) < tokens <= plan.BT * plan.NT
+            assert plan.per_segment * (plan.segments - 1) < plan.NT
+            assert plan.NT <= plan.per_segment * plan.segments
             assert plan.segments == 1 or (plan.segments - 1) * 2 * heads < launch.MIN_PROGRAMS
 
 

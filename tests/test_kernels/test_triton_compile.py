@@ -178,7 +178,7 @@ def test_grids_of_long_sequences(tokens, width, dtype):
         assert grid[0] < 2**31 and max(grid[1:]) < 2**16, (name, grid)
         if name in ("segment_kernel", "scan_kernel"):
             continue  # by segments, of which there are few
-        size = x["R"] * x["BLOCKS"] if name.startswith("blend") else x["C"] * x.get("N", 1)
+        size = x["R"] * x["BLOCKS"] if name.startswith("blend") else x["BT"] * x.get("N", 1)
         needed = -(-tokens // size)
         assert needed > 2**16 or name == "exact_gradient_kernel", name
         assert needed <= grid[1] * grid[2] < needed + grid[2], (name, grid)

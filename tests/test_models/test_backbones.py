@@ -263,11 +263,19 @@ def test_bad_arguments(family, kwargs, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_smaller_than_a_patch_is_padded_with_zeros(family):
+    backbone = build(family).eval()
+    x = torch.randn(2, 3, 1, 40)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, backbone.patch_size - 1))
+    for a, b in zip(backbone(x), backbone(padded), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     "family, shape, words",
     [
-        ("ViG", (1, 3, 15, 64), ["15x64", "16x16"]),
-        ("HierViG", (1, 3, 64, 3), ["64x3", "4x4"]),
+        ("ViG", (1, 3, 0, 64), ["[B, 3, H, W]", "(1, 3, 0, 64)"]),
         ("ViG", (1, 1, 64, 64), ["[B, 3, H, W]", "(1, 1, 64, 64)"]),
         ("HierViG", (3, 64, 64), ["(3, 64, 64)"]),
     ],

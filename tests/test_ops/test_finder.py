@@ -69,7 +69,7 @@ def test_torchvision_serves_an_mmcv_without_operators(tmp_path: Path) -> None:
     assert found == f"{STAND_IN} mmcv._ext True"
 
 
-@pytest.mark.parametrize("first", ["vig_mm.ops", "vig_mm.registry", "vig_mm.preflight.environment"])
+@pytest.mark.parametrize("first", ["vig_mm.ops", "vig_mm.registry", "vig_mm.checks.environment"])
 def test_it_is_put_in_place_once(first: str) -> None:
     pytest.importorskip("mmengine")
     code = (

@@ -34,14 +34,13 @@ def rel(x: Tensor, expected: Tensor) -> float:
 
 
 def available(backend: str) -> str:
-    if backend == "triton":
-        pytest.importorskip("triton")
+    pytest.importorskip({"cpu": "numba", "triton": "triton"}.get(backend, "torch"))
     return backend
 
 
 @DTYPES
 @pytest.mark.parametrize("gate", [1.0, LARGE], ids="gates {}".format)
-@pytest.mark.parametrize("backend", ["chunked", "triton"])
+@pytest.mark.parametrize("backend", ["chunked", "cpu", "triton"])
 def test_operator(backend, gate, dtype, device):
     """Also its gradients through the norm that follows it, against float64."""
     available(backend)

@@ -7,7 +7,7 @@ pytest.importorskip("mmpretrain")
 
 from known_cases import ROOT
 
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"

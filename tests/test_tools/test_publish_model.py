@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from vig_mm import HierViG
 from vig_mm.apis.inference import Predictor
 from vig_mm.checkpoints.reading import CheckpointError
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 

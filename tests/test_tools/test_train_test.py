@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 
 from vig_mm.checkpoints.conversion import to_public
 from vig_mm.datasets import make_digits
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")

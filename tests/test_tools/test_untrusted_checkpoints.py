@@ -21,8 +21,8 @@ import vig_mm
 from vig_mm.apis.launch import UNPROTECTED, run
 from vig_mm.checkpoints.publishing import clean_config
 from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint
+from vig_mm.checks.weights import check_initial_weights
 from vig_mm.datasets import make_digits
-from vig_mm.preflight.weights import check_initial_weights
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"

@@ -1,5 +1,7 @@
 """tools/visualize.py: what is drawn lies where it belongs, and the right files are written."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from mmengine.registry import MODELS
 
 from vig_mm.checkpoints.conversion import to_public
 from vig_mm.checkpoints.reading import CheckpointError
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 from vig_mm.visualization import pictures
+from vig_mm.visualization.names import data_root, drawn_names
+from vig_mm.visualization.sample_pictures import PREDICTION, TRUTH, ClassificationPictures
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 SCOPES = list(CONFIGS)
@@ -99,7 +103,7 @@ def test_legend_names_what_is_there():
 
 @pytest.mark.parametrize("truth", [2, 0])
 def test_score_bars(truth):
-    panel = pictures.score_panel(320, np.array([0.1, 0.3, 0.6]), CLASSES, truth)
+    panel = pictures.score_panel(320, np.array([0.1, 0.3, 0.6]), CLASSES, [truth])
     image = np.asarray(panel)
     full = near(image, (225, 225, 225), 4)
     widths = [(~full[row] & ~near(image, (255, 255, 255), 4)[row]).sum() for row in range(320)]
@@ -258,7 +262,7 @@ def test_bad_input(known, run_tool, tmp_path):
     both = (case.config, case.checkpoint)
     refused(UsageError, "no file or folder 'nowhere.jpg'", "nowhere.jpg", *both)
     refused(UsageError, "no picture .* in the folder 'empty'", "empty", *both)
-    refused(UsageError, "'text.jpg' is not a picture", "text.jpg", *both)
+    refused(UsageError, "no picture can be read", "text.jpg", *both)
     refused(UsageError, "'text.mp4' is not a video", "text.mp4", *both)
     refused(CheckpointError, "'none.pth' is not a file", case.data, case.config, "none.pth")
     refused(UsageError, "test set has 0 to 1", *both, "--dataset", "--indices", "1", "7")
@@ -274,9 +278,104 @@ def test_bad_input(known, run_tool, tmp_path):
         with pytest.raises(SystemExit):
             run_tool("visualize", *wrong, cwd=tmp_path)
 
+    # without ground truth, the prediction alone
     unlabelled = "test_dataloader.dataset.pipeline"
     steps = Config.fromfile(other.config).test_dataloader.dataset.pipeline
     cfg = Config.fromfile(other.config)
     cfg.merge_from_dict({unlabelled: [s for s in steps if s.type != "LoadAnnotations"]})
     cfg.dump(tmp_path / "unlabelled.py")
-    refused(UsageError, "no ground truth", "unlabelled.py", other.checkpoint, "--dataset")
+    args = ("unlabelled.py", other.checkpoint, "--dataset", "--out-dir", "out", "--device", "cpu")
+    run_tool("visualize", *args, cwd=tmp_path)
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == len(SCENES)
+
+
+# Names and samples -----------------------------------------------------------------------------
+
+
+def test_names_of_pictures(tmp_path):
+    """By the path below the data's root; what lies elsewhere keeps its own."""
+    root = tmp_path / "data"
+    paths = [root / name for name in ("a/1.jpg", "b/1.png", "b/1.bmp", "2.tif")] + ["/other/1.jpg"]
+    names = [str(name) for name in drawn_names(paths, root)]
+    assert names == ["a/1.jpg", "b/1_png.jpg", "b/1_bmp.jpg", "2.jpg", "other/1.jpg"]
+    parts = [dict(data_root=str(root / "x")), dict(data_root=str(root / "y"))]
+    assert data_root(dict(type="ConcatDataset", datasets=parts)) == root
+
+
+@pytest.mark.parametrize("name", ["Jürgen", "Жук", "ψάρι", "車", "भारत"])
+def test_letters_of_any_script(name, tmp_path):
+    """Two names never look the same: those without letters in the font are numbers, with a list."""
+    classes = [name, name[::-1] + "x"]
+    drawer = ClassificationPictures(classes)
+    grey = Image.new("RGB", (320, 320))
+    drawn = [
+        np.asarray(pictures.draw_instances(grey, np.array([[9.0, 99, 300, 300]]), [x], [(9, 9, 9)]))
+        for x in drawer.classes
+    ]
+    assert not np.array_equal(*drawn)
+    drawer.write_legend(tmp_path)
+    unreadable = name in ("車", "भारत")
+    assert (tmp_path / "classes.txt").exists() == unreadable == (drawer.classes[0] == "class 0")
+    if unreadable:
+        assert f"class 0: {name}\n" in (tmp_path / "classes.txt").read_text()
+
+
+def classified(**values):
+    from mmpretrain.structures import DataSample
+
+    sample = DataSample()
+    for key, value in values.items():
+        sample.set_field(torch.tensor(value), key)
+    return sample
+
+
+def test_several_labels_and_none():
+    drawer, image = ClassificationPictures(CLASSES), np.zeros((320, 320, 3), np.uint8)
+    scores = dict(pred_score=[0.2, 0.7, 0.6])
+    drawn = []
+    for labels in ([1], [1, 2], []):
+        sample = classified(gt_label=labels, **scores)
+        drawn.append(np.asarray(drawer.draw(image, sample, (TRUTH, PREDICTION))))
+        green = near(drawn[-1], (0, 130, 60), 8).sum()
+        assert (green > 200) == bool(labels)
+        assert drawer._truth(sample) == (", ".join(CLASSES[i] for i in labels) or "no label")
+    assert not np.array_equal(drawn[0], drawn[1])
+    # as the preprocessor hands them on
+    sample = classified(gt_label=[1, 2], gt_score=[0.0, 1.0, 1.0])
+    assert drawer._truth(sample) == "leaf, pond"
+
+
+@pytest.mark.parametrize("values, words", [
+    (dict(pred_score=[0.1] * 16), "16 scores for 3 classes, as image retrieval"),
+    (dict(pred_caption=1), "predicts pred_caption, and pred_score is needed"),
+    ({}, "predicts nothing, and pred_score"),
+])  # fmt: skip
+def test_predictions_of_another_kind(values, words):
+    with pytest.raises(UsageError, match=words):
+        ClassificationPictures(CLASSES).draw(np.zeros((32, 32, 3), np.uint8), classified(**values))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_cannot_be_read_is_skipped_by_name(scope, known, run_tool, tmp_path):
+    case = known[scope]
+    data = shutil.copytree(case.data, tmp_path / "data")
+    cfg = Config.fromfile(case.config)
+    for split in ("val", "test"):
+        cfg[f"{split}_dataloader"].dataset.data_root = str(data)
+    if scope == "mmdet":
+        cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(data / "truth.json")
+    cfg.dump(tmp_path / "bad.py")
+    bad = sorted(path for path in data.rglob("*0.*") if path.parent.name != "labels")[0]
+    bad.write_bytes(bad.read_bytes()[:-30])
+    count = 6 if scope == "mmpretrain" else 2
+
+    def drawn(name, *args):
+        tool = "browse_dataset" if name == "fed" else "visualize"
+        run_tool(tool, *args, "--out-dir", name, cwd=tmp_path)
+        return len(list((tmp_path / name).rglob("*.jpg")))
+
+    both = ("bad.py", case.checkpoint, "--device", "cpu")
+    assert drawn("seen", *both, "--dataset") == count - 1
+    assert drawn("fed", "bad.py", "--split", "val") == count - 1
+    folder = bad.parent.parent if scope == "mmpretrain" else bad.parent
+    assert drawn("files", folder, *both) == count - 1

@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -37,7 +37,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from vig_mm.apis.launch import run
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 from vig_mm.visualization.pictures import beside, fitted
 
 GRAD, HIRES, EIGEN = "Grad-CAM", "HiResCAM", "Eigen-CAM"

@@ -8,7 +8,7 @@ from inside import Subject
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 
 class ClassScores(NamedTuple):

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -44,7 +44,7 @@ from traffic import backbone_traffic
 from common import machine, markdown, write  # isort: skip
 
 from vig_mm.apis.launch import load_config, run
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REFERENCE = "vig-h-t"
@@ -143,7 +143,8 @@ def make_batch(
             batch,
             image_shapes=[(3, *size)] * batch,
             num_items=[OBJECTS] * batch,
-            num_classes=model.roi_head.bbox_head.num_classes,
+            # an RPN has one
+            num_classes=max(getattr(part, "num_classes", 0) for part in model.modules()),
             with_mask=True,
         )
         with torch.no_grad():

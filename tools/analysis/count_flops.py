@@ -20,7 +20,7 @@ The model is built on the CPU and runs on torch's meta device: shapes only, noth
 import argparse
 from functools import partial
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -31,7 +31,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from vig_mm.apis.launch import load_config, run
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.checks.config import pipeline_of
+from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)
 PROPOSALS, MASKED_BOXES = 1000, 100
@@ -43,20 +45,20 @@ def input_size(cfg: Config) -> tuple[int, int]:
     Raises:
         UsageError: a classifier whose test pipeline does not crop.
     """
-    preprocessor, pipeline = cfg.model.get("data_preprocessor", {}), cfg.get("test_pipeline", [])
+    preprocessor, pipeline = cfg.model.get("data_preprocessor", {}), pipeline_of(cfg, "test")
     if cfg.default_scope == "mmdet":
-        scales = [step.scale for step in pipeline if step.type == "Resize"]
+        scales = [step.scale for step in pipeline if type_name(step) == "Resize"]
         square = len(scales) == 1 and scales[0][0] == scales[0][1]
         divisor = preprocessor.get("pad_size_divisor", 1)
         size = scales[0] if square else DETECTION_SIZE
         return tuple(-(-side // divisor) * divisor for side in size)
     if cfg.default_scope == "mmseg":
         return tuple(preprocessor.get("test_cfg", {}).get("size", SEGMENTATION_SIZE))
-    crops = [step.crop_size for step in pipeline if step.type == "CenterCrop"]
+    crops = [step.crop_size for step in pipeline if type_name(step) == "CenterCrop"]
     if len(crops) != 1:
         raise UsageError(
-            f"test_pipeline has {len(crops)} CenterCrop steps, but one must say which image size "
-            "to count a classifier at"
+            f"the test pipeline has {len(crops)} CenterCrop steps, but one must say which image "
+            "size to count a classifier at"
         )
     return (crops[0], crops[0])
 

@@ -25,7 +25,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 

@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -36,9 +36,9 @@ from inside import Subject, add_image_arguments, check_png, load_subject
 from torch import Tensor, nn
 
 from vig_mm.apis.launch import run
+from vig_mm.errors import UsageError
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER
 from vig_mm.nets import GatedLinearAttention2d
-from vig_mm.preflight.user_input import UsageError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

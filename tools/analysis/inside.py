@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vig_mm.apis.inference import Predictor, read_image
 from vig_mm.apis.launch import add_config_options, load_config
 from vig_mm.checkpoints.conversion import prepare_checkpoint
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 
 @dataclass

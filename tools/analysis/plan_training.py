@@ -29,7 +29,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -45,7 +45,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common import machine, markdown, write  # isort: skip
 
 from vig_mm.apis.launch import run
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.checks.config import pipeline_of, read_config
+from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 TASKS = {"mmdet": "det", "mmseg": "seg", "mmpretrain": "cls"}
 # Images that one epoch trains on; of COCO train2017 those that have annotations.
@@ -59,7 +61,7 @@ def training_size(cfg: Config) -> tuple[int, int]:
     Raises:
         UsageError: the pipeline does not say.
     """
-    steps = {step.type: step for step in cfg.get("train_pipeline", [])}
+    steps = {type_name(step): step for step in pipeline_of(cfg, "train")}
     preprocessor = cfg.model.get("data_preprocessor", {})
     if cfg.default_scope == "mmseg" and preprocessor.get("size"):
         return tuple(preprocessor.size)
@@ -73,7 +75,7 @@ def training_size(cfg: Config) -> tuple[int, int]:
         if scale is not None:
             divisor = preprocessor.get("pad_size_divisor", 1)
             return tuple(-(-side // divisor) * divisor for side in scale)
-    raise UsageError("the train_pipeline does not say how large images are: give --size H W")
+    raise UsageError("the training pipeline does not say how large images are: give --size H W")
 
 
 def measure(path: Path, size: tuple[int, int], batches: list[int]) -> dict:
@@ -145,11 +147,11 @@ def plan(path: Path, gpus: int, batch: int | None, images: int | None, measured:
     Raises:
         UsageError: the config has no ``base_batch_size``, or ``images`` is needed.
     """
-    cfg = Config.fromfile(path)
+    cfg = read_config(str(path))
     base = cfg.get("auto_scale_lr", {}).get("base_batch_size")
     if base is None:
         raise UsageError(f"{path}: no auto_scale_lr.base_batch_size, which its rate belongs to")
-    images = images or TRAINING_IMAGES.get(cfg.train_dataloader.dataset.type)
+    images = images or TRAINING_IMAGES.get(type_name(cfg.train_dataloader.dataset))
     if images is None:
         raise UsageError(f"{path}: give --images, the number of its training images")
     batch = batch or cfg.train_dataloader.batch_size
@@ -160,7 +162,7 @@ def plan(path: Path, gpus: int, batch: int | None, images: int | None, measured:
     warm_up = sum(
         s.end * (epoch if s.get("by_epoch", True) else 1)
         for s in cfg.param_scheduler
-        if s.type == "LinearLR"
+        if type_name(s) == "LinearLR"
     )
     entry = {
         "config": path.stem,
@@ -185,7 +187,7 @@ def plan(path: Path, gpus: int, batch: int | None, images: int | None, measured:
             "epochs": round(its * total / images, 1),
             "iterations_for_the_same_images": round(its * base / total),
         }
-    averaged = any(hook["type"] == "EMAHook" for hook in cfg.get("custom_hooks", []))
+    averaged = any(type_name(hook) == "EMAHook" for hook in cfg.get("custom_hooks", []))
     step = step_bytes(measured["step"], batch)
     memory = {
         "held": measured["weights"] * (1 + averaged) + measured["optimizer"],
@@ -279,7 +281,7 @@ def main() -> None:
     limit_memory()
     plans = []
     for path in args.configs:
-        size = tuple(args.size or training_size(Config.fromfile(path)))
+        size = tuple(args.size or training_size(read_config(str(path))))
         found = measured.get(path.stem, {})
         if found.get("size") != list(size) or "missing" in found:
             print(f"measuring {path.stem} at {size[0]}x{size[1]} ...", flush=True)

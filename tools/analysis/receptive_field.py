@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from vig_mm.apis.inference import read_image
 from vig_mm.apis.launch import load_config, resolve_device, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
-from vig_mm.preflight.user_input import UsageError
-from vig_mm.preflight.weights import check_weights
+from vig_mm.checks.weights import check_weights
+from vig_mm.errors import UsageError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

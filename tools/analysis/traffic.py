@@ -91,7 +91,7 @@ def backbone(cfg: Config, device: str) -> nn.Module:
     """A config's backbone, or its whole model if that is none of several parts, in train mode."""
     settings = cfg.model.get("backbone", cfg.model)
     settings = {key: value for key, value in settings.items() if key != "init_cfg"}
-    if settings["type"].startswith("vig_mm.") and device == "meta":
+    if "vig_mm" in str(settings["type"]) and device == "meta":
         settings["backend"] = "triton"
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         model = revert_sync_batchnorm(registry.build(settings))

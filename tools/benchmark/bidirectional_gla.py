@@ -1,18 +1,20 @@
 """Time the operator, forward and forward plus backward, against what it replaces.
 
-On a CPU: float32, against two flipped passes of a one-directional version. On a GPU (the default
-where there is one): bf16, the Triton kernels over the shapes of all six models, against the
-recurrence and softmax attention, or flash-linear-attention, and the device's own copy bandwidth.
-Inputs are the strided views that the mixer hands over; rivals run in turn.
+On a CPU: plain PyTorch in float32, against two flipped passes of a one-directional version; or,
+with --backends, the machine code against plain PyTorch, over the shapes of all six models. On a GPU
+(the default where there is one): bf16, the Triton kernels over the shapes of all six models,
+against the recurrence and softmax attention, or flash-linear-attention, and the device's own copy
+bandwidth. Inputs are the strided views that the mixer hands over; rivals run in turn.
 """
 
 import argparse
+import functools
 import sys
 
 import torch
 from common import Budget, machine, milliseconds, report, time_interleaved
 from one_directional_gla import two_pass_gla
-from shapes import Shape, all_shapes
+from shapes import MODELS, Shape, all_shapes, model_shapes
 from torch import Tensor
 
 from vig_mm.kernels import bidirectional_gla
@@ -25,6 +27,13 @@ CPU_SHAPES = (
     Shape(1, 16700, 3, 16, 32),  # ViG-H-T stage 2 at 1333x800
     Shape(1, 66800, 3, 16, 32),  # ViG-H-T stage 1 at 1333x800
 )
+FLOORS = {  # how many times as fast the machine code is at least, forward and backward
+    Shape(1, 65536, 3, 16, 32): (6, 4),
+    Shape(1, 16384, 6, 16, 32): (6, 4),
+    Shape(1, 4096, 12, 16, 32): (6, 4),
+    Shape(1, 4096, 3, 32, 64): (4, 2.8),
+}
+PLAIN = functools.partial(bidirectional_gla, backend="chunked")
 
 
 def make_inputs(batch: int, tokens: int, heads: int, width: int, v_width: int) -> list[Tensor]:
@@ -53,7 +62,7 @@ def cpu(shapes: list[Shape], repeats: int, out: str) -> None:
         for mode, run in (("forward", forward), ("forward_backward", train)):
             stats = time_interleaved(
                 {
-                    "ours": lambda run=run: run(bidirectional_gla),
+                    "ours": lambda run=run: run(PLAIN),
                     "two_pass": lambda run=run: run(two_pass_gla),
                 },
                 repeats,
@@ -71,6 +80,45 @@ def cpu(shapes: list[Shape], repeats: int, out: str) -> None:
     )  # fmt: skip
 
 
+def backends(shapes: list[Shape], repeats: int, out: str) -> bool:
+    """Forward and backward pass, float32 and bfloat16. Returns whether every floor is met."""
+    rows, results, met = [], [], True
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in shapes:
+            inputs = [x.to(dtype) for x in make_inputs(*shape)]
+            grad = torch.randn(shape.B, shape.N, shape.H, shape.V).to(dtype)
+            result = {"dtype": str(dtype)[6:], "shape": shape._asdict()}
+            row = [f"{shape} {result['dtype']}"]
+            passes = (
+                ("forward", torch.ops.vig_mm.bidirectional_gla, inputs),
+                ("backward", torch.ops.vig_mm.bidirectional_gla_backward, [grad, *inputs]),
+            )
+            for (name, function, tensors), floor in zip(
+                passes, FLOORS.get(shape, (1, 1)), strict=True
+            ):
+                with torch.inference_mode():
+                    rivals = {
+                        backend: functools.partial(function, *tensors, backend)
+                        for backend in ("cpu", "chunked")
+                    }
+                    stats = time_interleaved(rivals, repeats)
+                best = [1e3 * stats[backend]["min"] for backend in rivals]
+                ratio = best[1] / best[0]
+                met &= ratio >= floor
+                result[name] = {**stats, "ratio": ratio, "floor": floor}
+                row += [f"{best[0]:.2f}", f"{best[1]:.2f}", f"{ratio:.1f}"]
+                row.append(f"{floor} {'met' if ratio >= floor else 'MISSED'}")
+            rows.append(row)
+            results.append(result)
+            print("measured:", *row, flush=True)
+    columns = ["shape"]
+    for name in ("forward", "backward"):
+        columns += [f"{name} ms", "plain PyTorch", "ratio", "at least"]
+    title = f"Bidirectional GLA in machine code, {machine()['threads']} CPU threads: best of"
+    report(f"{title} {repeats}", columns, rows, {"results": results}, out)
+    return met
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -82,6 +130,9 @@ def main() -> int:
         "--shape", type=int, nargs=5, action="append", metavar=tuple("BNHKV"),
         help="instead of the built-in shapes; may be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--backends", action="store_true", help="CPU: machine code against plain PyTorch"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU: threads (default 2)")
     parser.add_argument("--repeats", type=int, default=15, help="CPU: runs per figure (default 15)")
     parser.add_argument("--minutes", type=float, help="GPU: start no shape after this time")
@@ -93,7 +144,7 @@ def main() -> int:
         help="GPU: against flash-linear-attention only; its autotuning takes minutes",
     )  # fmt: skip
     parser.add_argument(
-        "--out", help="default: work_dirs/benchmark/bidirectional_gla[_gpu[_fla]].json"
+        "--out", help="default: work_dirs/benchmark/bidirectional_gla[_backends|_gpu[_fla]].json"
     )
     args = parser.parse_args()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +152,12 @@ def main() -> int:
     torch.manual_seed(0)
     if device == "cpu":
         torch.set_num_threads(args.threads)
-        out = args.out or "work_dirs/benchmark/bidirectional_gla.json"
+        stem = "bidirectional_gla_backends" if args.backends else "bidirectional_gla"
+        out = args.out or f"work_dirs/benchmark/{stem}.json"
+        if args.backends:
+            sizes = ((side, side) for side in (224, 512, 1024, 2048))
+            models = [shape for size in sizes for m in MODELS for shape in model_shapes(m, size, 1)]
+            return 0 if backends(shapes or sorted({*FLOORS, *models}), args.repeats, out) else 1
         cpu(shapes or list(CPU_SHAPES), args.repeats, out)
         return 0
     if not torch.cuda.is_available():

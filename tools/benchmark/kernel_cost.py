@@ -56,8 +56,8 @@ def trips(launch: Launch) -> int:
     if launch.kernel.__name__.startswith("blend"):
         return programs * -(-x["N"] // x["R"])
     if launch.kernel.__name__ in ("segment_kernel", "scan_kernel"):
-        return programs * 2 * launch.grid[2] * x["M"]
-    return programs * x["M"]
+        return programs * 2 * launch.grid[2] * x["NT"]
+    return programs * x["NT"]
 
 
 def moved(launch: Launch) -> int:
@@ -66,11 +66,13 @@ def moved(launch: Launch) -> int:
     seldom = SELDOM.get(name, ())
     if seldom is None:
         return 0
-    tensors = {
-        n: x for n, x in launch.named.items() if isinstance(x, torch.Tensor) and n not in seldom
-    }
     twice = TWICE.get(name, ())
-    return sum(x.numel() * x.element_size() * (1 + (n in twice)) for n, x in tensors.items())
+    return sum(
+        y.numel() * y.element_size() * (1 + (n in twice))
+        for n, x in launch.named.items()
+        for y in (x if isinstance(x, tuple) else (x,))
+        if isinstance(y, torch.Tensor) and n not in seldom
+    )
 
 
 def cost(launch: Launch, token_heads: int, target: int, cache: dict[str, Code]) -> Cost:

@@ -3,12 +3,18 @@
 As `meta` tensors hold no values, this also shows that no launch depends on one.
 """
 
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+PACKAGE = "vig_mm.kernels"
+NO_LAUNCH = ("detach", "alias", "_unsafe_view", "lift_fresh", "set_")
 SETTINGS = ("num_warps", "num_stages", "maxnreg")
 TYPES = {
     torch.float32: "*fp32",
@@ -44,6 +50,86 @@ class Recorder:
         )
 
 
+@contextmanager
+def recorded(found: list[Launch]) -> Iterator[None]:
+    """Kernels of all modules that are imported note their launches in ``found``."""
+    with ExitStack() as stack:
+        for path, module in list(sys.modules.items()):
+            for name, value in list(vars(module).items()) if path.startswith(PACKAGE) else ():
+                # of Triton's compiler or of its interpreter
+                if name.endswith("_kernel") and hasattr(value, "arg_names"):
+                    stack.enter_context(mock.patch.object(module, name, Recorder(value, found)))
+        yield
+
+
+class Operators(TorchDispatchMode):
+    """Notes torch's operators that launch a kernel, and runs this package's on `meta` tensors."""
+
+    def __init__(self, found: list) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if hasattr(func, "__wrapped__"):  # by `kernels.dispatch.operator`
+            with self:
+                return func.__wrapped__(*args, **(kwargs or {}))
+        if func._can_decompose():  # composite ones arrive whole from inside of the above
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if func is torch.ops.aten._foreach_copy_.default:
+            # one launch for tensors alike, else torch copies them one by one
+            alike = all(len({x.dtype for x in tensors}) == 1 for tensors in args[:2])
+            alike &= all(x.stride() == y.stride() for x, y in zip(*args[:2], strict=True))
+            self.found += [name] * (1 if alike else len(args[0]))
+        elif not (func.is_view or name in NO_LAUNCH or name.startswith(("empty", "new_empty"))):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def record_block(
+    block: nn.Module, batch: int, hw: tuple[int, int], dtype: torch.dtype | None = None
+) -> dict[str, list[str]]:
+    """Names of all that a block launches, Triton's kernels and torch's: in inference, in a
+    training's forward pass, in its backward pass.
+
+    Args:
+        block: on the `meta` device, with ``backend="triton"``; trains in the dtype that it has.
+        batch, hw: of the tokens.
+        dtype: of autocast, None without.
+    """
+    # all that have kernels
+    import vig_mm.kernels.feed_forward.triton
+    import vig_mm.kernels.gla.triton
+    import vig_mm.kernels.locality_gate.triton_projection
+    import vig_mm.kernels.norm_conv.triton  # noqa: F401
+    from vig_mm.nets import attention, ffn
+
+    channels = next(block.parameters()).shape[0]
+    x = torch.empty(batch, hw[0] * hw[1], channels, dtype=next(block.parameters()).dtype,
+                    device="meta", requires_grad=True)  # fmt: skip
+    with ExitStack() as stack:
+        if dtype is not None:  # there is no autocast of meta tensors
+            for module in (attention, ffn):
+                stack.enter_context(mock.patch.object(module, "compute_dtype", lambda x: dtype))
+        found: list = []
+        stack.enter_context(recorded(found))
+        stack.enter_context(Operators(found))
+
+        def of(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+            found.clear()
+            result = call()
+            return result, [x.kernel.__name__ if isinstance(x, Launch) else x for x in found]
+
+        block.eval()
+        with torch.no_grad():
+            inference = of(lambda: block(x, hw))[1]
+        out, forward = of(lambda: block.train()(x, hw))
+        grad, weights = torch.empty_like(out), list(block.parameters())
+        backward = of(lambda: out.backward(grad, inputs=weights))[1]
+    return {"inference": inference, "forward": forward, "backward": backward}
+
+
 def record(
     batch: int, tokens: int, heads: int, width: int, v_width: int, dtype: torch.dtype
 ) -> dict[str, list[Launch]]:
@@ -55,12 +141,7 @@ def record(
         name: [] for name in ("forward", "backward", "gate forward", "gate backward")
     }
     current: list[Launch] = []
-    with ExitStack() as stack:
-        for module in (launch, locality_gate):
-            for name, value in list(vars(module).items()):
-                # of Triton's compiler or of its interpreter
-                if name.endswith("_kernel") and hasattr(value, "arg_names"):
-                    stack.enter_context(mock.patch.object(module, name, Recorder(value, current)))
+    with recorded(current):
         qkv = torch.empty(
             batch, tokens, heads * (2 * width + v_width), dtype=dtype, device="meta"
         ).split([heads * width, heads * width, heads * v_width], dim=-1)
@@ -86,23 +167,26 @@ def record(
 def specialize(launch: Launch) -> tuple[dict, dict, dict]:
     """Signature, constants and attributes that Triton compiles a launch with."""
     signature, constants, attributes = {}, {}, {}
-    for i, (name, param) in enumerate(
-        zip(launch.kernel.arg_names, launch.kernel.params, strict=True)
-    ):
-        x = launch.named[name]
+
+    def kind(x: Any, place: tuple[int, ...], param: Any) -> Any:
         special = not param.do_not_specialize
+        if isinstance(x, tuple):
+            return tuple(kind(y, (*place, i), param) for i, y in enumerate(x))
         if isinstance(x, torch.Tensor):
-            signature[name] = TYPES[x.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif param.is_constexpr or x is None or (special and x == 1 and isinstance(x, int)):
-            signature[name] = "constexpr"
-            constants[(i,)] = x
-        elif isinstance(x, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if x < 2**31 else "i64"
-            if special and x % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+            attributes[place] = [["tt.divisibility", 16]]
+            return TYPES[x.dtype]
+        if param.is_constexpr or x is None or (special and x == 1 and isinstance(x, int)):
+            constants[place] = x
+            return "constexpr"
+        if isinstance(x, float):
+            return "fp32"
+        if special and x % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32" if x < 2**31 else "i64"
+
+    parameters = zip(launch.kernel.arg_names, launch.kernel.params, strict=True)
+    for i, (name, param) in enumerate(parameters):
+        signature[name] = kind(launch.named[name], (i,), param)
     return signature, constants, attributes
 
 

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -29,12 +29,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vig_mm.apis.launch import add_config_options, load_config, run
-from vig_mm.inspection.files.coco import read_coco
-from vig_mm.inspection.findings import SEVERITIES, Finding, number
-from vig_mm.inspection.quick import DataCheck
-from vig_mm.inspection.survey import survey
-from vig_mm.preflight.environment import require
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.checks.data import DataCheck
+from vig_mm.checks.data.check import survey
+from vig_mm.checks.data.coco_file import read_coco
+from vig_mm.checks.data.findings import SEVERITIES, Finding, number
+from vig_mm.checks.environment import require
+from vig_mm.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 COLOURS = dict(zip(SEVERITIES, ("red", "yellow", "cyan"), strict=True))
@@ -141,7 +141,7 @@ def coco_config(path: str, images: str, classes: Sequence[str] | None) -> Config
     content = read_coco(path)
     masks = False
     if isinstance(content, dict):
-        classes = classes or [one["name"] for one in content["categories"]]
+        classes = classes or [one["name"] for one in content.get("categories", [])]
         masks = any(one.get("segmentation") for one in content.get("annotations", []))
     data = dict(
         type="CocoDataset",
@@ -169,10 +169,10 @@ def splits_of(cfg: Config, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(splits)
 
 
-def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> list[Finding]:
-    """All that is found; the worst first."""
+def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> tuple[list[Finding], bool]:
+    """All that is found, the worst first, and whether any data set was read."""
     # the survey reads every label map
-    check = DataCheck(cfg, splits, label_maps=0)
+    check = DataCheck(cfg, splits, sample=0)
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     bar = Progress(
         TextColumn("{task.description}"),
@@ -203,10 +203,11 @@ def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> list[Finding]
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-    return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
+    found.sort(key=lambda one: SEVERITIES.index(one.severity))
+    return found, bool(check.listings)
 
 
-def report(found: list[Finding], name: str, has_config: bool) -> None:
+def report(found: list[Finding], name: str, has_config: bool, was_read: bool) -> None:
     # names of files need not be text
     sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(soft_wrap=True, highlight=False)
@@ -216,6 +217,10 @@ def report(found: list[Finding], name: str, has_config: bool) -> None:
         console.print(f"[{COLOURS[one.severity]}]{one.severity:8}[/]{escape(text)}")
     counts = Counter(one.severity for one in found)
     summary = ", ".join(number(counts[severity], severity) for severity in SEVERITIES)
+    if left := sum(one.kind == "not-checked" for one in found):
+        summary += f"; {number(left, 'data set')} not checked"
+        if left == len(found) and not was_read:
+            summary = "not checked"
     console.print(f"{name}: {summary}", markup=False)
 
 
@@ -224,9 +229,9 @@ def main() -> None:
     cfg = config_of(args)
     init_default_scope(cfg.default_scope)
     splits = splits_of(cfg, args.splits)
-    found = examine(cfg, splits, args.workers)
+    found, was_read = examine(cfg, splits, args.workers)
     name = args.config or " ".join(args.coco or args.ade or args.imagenet)
-    report(found, name, args.config is not None)
+    report(found, name, args.config is not None, was_read)
     if args.out is not None:
         content = dict(data=name, splits=splits, findings=[vars(one) for one in found])
         args.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vig_mm.preflight.environment import exit_without_mmengine
+from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
@@ -35,8 +35,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from vig_mm.apis.launch import run
+from vig_mm.checks.config import ConfigOptions
 from vig_mm.datasets import make_digits
-from vig_mm.preflight.user_input import ConfigOptions, UsageError
+from vig_mm.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = (

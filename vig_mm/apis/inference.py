@@ -8,13 +8,20 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 
 from vig_mm.checkpoints.reading import read_checkpoint
-from vig_mm.preflight.user_input import UsageError
-from vig_mm.preflight.weights import check_weights
+from vig_mm.checks.config import pipeline_of
+from vig_mm.checks.data.images import FAULTS, file_fault
+from vig_mm.checks.weights import check_weights
+from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 from .launch import resolve_device
+
+_VISUALIZERS = dict(
+    mmdet="DetLocalVisualizer", mmseg="SegLocalVisualizer", mmpretrain="UniversalVisualizer"
+)
 
 
 class Predictor:
@@ -39,7 +46,8 @@ class Predictor:
         self.scope = cfg.default_scope
         self.meta = _meta(cfg, checkpoint)
         cfg = copy.deepcopy(cfg)
-        cfg.visualizer.vis_backends = []  # it stores nothing
+        # asked for by the inferencers, and used for nothing
+        cfg.visualizer = dict(type=_VISUALIZERS[self.scope], vis_backends=[])
         self.inferencer = _inferencer(cfg, checkpoint, str(resolve_device(device)))
         check_weights(self.inferencer.model, checkpoint)
 
@@ -62,10 +70,10 @@ def read_image(path: Path) -> np.ndarray:
     """A picture file as a BGR array ``[h, w, 3]`` (uint8).
 
     Raises:
-        UsageError: there is no such file, or it is not a picture.
+        UsageError: there is no such file, it is cut off, or it is not a picture.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r} (seen from {str(Path.cwd())!r})")
+    if fault := file_fault(str(path)):
+        raise UsageError(f"{str(path)!r} {FAULTS[fault][0]} (seen from {str(Path.cwd())!r})")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")
@@ -80,6 +88,10 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     if cfg.default_scope == "mmseg":
         from mmseg.apis import MMSegInferencer
 
+        with TRANSFORMS.switch_scope_and_registry("mmseg") as registry:
+            for step in pipeline_of(cfg, "test"):  # it looks for transforms by their text
+                if registry.get(type_name(step)) is step["type"]:
+                    step["type"] = type_name(step)
         return MMSegInferencer(cfg, checkpoint, device=device)
     from mmpretrain.apis import ImageClassificationInferencer
 

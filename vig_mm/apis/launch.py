@@ -15,13 +15,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from vig_mm.checkpoints.reading import CheckpointError
-from vig_mm.engine.distributed import LaunchError, prepare_distributed
-from vig_mm.engine.optimizers.layer_decay import LayerDecayError
-from vig_mm.inspection.findings import DataError
-from vig_mm.preflight.environment import SCOPES, RequirementError, require, tell_mmengine_of_forks
-from vig_mm.preflight.model import ModelError
-from vig_mm.preflight.user_input import ConfigOptions, UsageError, check_folder, read_config
+from vig_mm.checks.config import ConfigOptions, check_folder, read_config
+from vig_mm.checks.environment import SCOPES, require, tell_mmengine_of_forks
+from vig_mm.engine.distributed import prepare_distributed
+from vig_mm.errors import CheckpointError, DataError, ModelError, UsageError, VigError
 
 UNPROTECTED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Environment variable by which torch.load runs what a checkpoint asks for."""
@@ -95,13 +92,9 @@ def run(main: Callable[[], None]) -> None:
     """
     if os.environ.pop(UNPROTECTED, None) is not None:
         print(f"{sys.argv[0]}: {UNPROTECTED} is ignored: checkpoints are input", file=sys.stderr)
-    mistakes = (
-        UsageError, RequirementError, LaunchError, DataError, ModelError, LayerDecayError,
-        CheckpointError,
-    )  # fmt: skip
     try:
         main()
-    except mistakes as error:
+    except VigError as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
     except KeyError as error:
         if " registry. Please check whether " not in str(error):  # mmengine has no class for it

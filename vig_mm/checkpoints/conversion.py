@@ -17,6 +17,7 @@ from .reading import (
     PUBLIC_KEYS,
     CheckpointError,
     StateDict,
+    is_safetensors,
     local_file,
     read_checkpoint,
     shortlist,
@@ -110,7 +111,9 @@ def to_public(state: StateDict) -> StateDict:
 
 
 def prepare_checkpoint(path: str, work_dir: str) -> str:
-    """A file that mmengine can load: ``path`` itself, or an mm copy of one with public keys.
+    """A file that mmengine can load: ``path`` itself, or an mm copy.
+
+    Copied are files with public keys, and those of the format safetensors.
 
     Args:
         work_dir: where the copy is written as ``<name>_mm.pth``: a public file's is a classifier's,
@@ -118,10 +121,10 @@ def prepare_checkpoint(path: str, work_dir: str) -> str:
     """
     path = local_file(str(path))
     checkpoint = read_checkpoint(path)
-    if not _public_parts(checkpoint):
+    if not _public_parts(checkpoint) and not is_safetensors(path):
         return path
     state, key = weights(checkpoint, path=path)
-    kind = "an mm model's file with public keys"
+    kind = "an mm model's file with public keys" if key else "a safetensors file"
     if is_public(checkpoint):
         state, kind = to_classifier(state), "a public ViG file"
     target = Path(work_dir) / f"{Path(path).stem}_mm.pth"
@@ -130,5 +133,5 @@ def prepare_checkpoint(path: str, work_dir: str) -> str:
     part = target.with_suffix(f".{os.getpid()}.tmp")
     torch.save({"state_dict": state, "meta": {}}, part)
     os.replace(part, target)
-    print_log(f"{path} is {kind}: its {key!r} was written to {target}", "current")
+    print_log(f"{path} is {kind}: its {key or 'weights'} was written to {target}", "current")
     return str(target)

@@ -14,6 +14,7 @@ from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import print_log
 from torch import Tensor
 
+from vig_mm.errors import CheckpointError
 from vig_mm.serialization import allow_mmengine_types
 
 PUBLIC_KEYS = ("model_ema", "model")
@@ -26,10 +27,6 @@ _REFUSED = re.compile(
     r"(?:GLOBAL|unrecognized function|add_safe_globals` but got|asks for attribute) "
     r"(.+?)(?: was | whose |\n|$)"
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message says which file, why, and what to do."""
 
 
 def local_file(path: str) -> str:
@@ -61,8 +58,19 @@ def local_file(path: str) -> str:
     return str(target)
 
 
+def is_safetensors(file: str | os.PathLike) -> bool:
+    """Whether a file is of the format safetensors, by its first bytes: 8 of a length, then json."""
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(9)
+    except OSError:
+        return False
+    size = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and 0 < size <= os.path.getsize(file) - 8
+
+
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Unpickle a checkpoint onto the CPU, with torch's weights-only protection on.
+    """Read a checkpoint onto the CPU, with torch's weights-only protection on.
 
     Args:
         path: a file, or an address as `local_file` takes it.
@@ -75,6 +83,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     allow_mmengine_types()
     if not os.path.isfile(file):  # unlike Path's, false for any text that is no path
         raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
+    if is_safetensors(file) or file.endswith(".safetensors"):
+        return _read_safetensors(file, path)
     try:
         # public training scripts keep their command line beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -85,6 +95,21 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path!r} holds a {type(checkpoint).__name__}, not a state dict")
     return checkpoint
+
+
+def _read_safetensors(file: str, path: str) -> dict:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"{path!r} is a safetensors file: pip install safetensors, which reads it"
+        ) from error
+    try:
+        return load_file(file)
+    except Exception as error:  # of the library's own
+        raise CheckpointError(
+            f"{path!r} is not a readable safetensors file: {_first_line(error)}"
+        ) from error
 
 
 def _what_is_wrong(file: str, error: Exception) -> str:

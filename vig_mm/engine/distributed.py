@@ -10,6 +10,9 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from vig_mm.errors import LaunchError
+from vig_mm.registry import type_name
+
 # torch's name of a process's place -> where the launcher says it
 _PLACES = {
     "pytorch": {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"},
@@ -26,12 +29,7 @@ _STARTED_BY = {
     "mpi": "mpirun of Open MPI",
 }
 _PORT = "29500"  # torch's and mmengine's own default
-_SYNC_BN = ("SyncBN", "MMSyncBN")
-_FSDP = ("vig_mm.FSDPStrategy", "FSDPStrategy")
-
-
-class LaunchError(ValueError):
-    """The processes were not started as the command line says; the message says what to do."""
+_SYNC_BN = ("SyncBN", "MMSyncBN", "SyncBatchNorm")
 
 
 def prepare_distributed(cfg: Config) -> None:
@@ -57,7 +55,7 @@ def prepare_distributed(cfg: Config) -> None:
         _unshard(cfg)
         return
     place = _place(cfg.launcher)
-    hooks = [str(hook["type"]) for hook in cfg.get("custom_hooks") or ()]
+    hooks = [type_name(hook) for hook in cfg.get("custom_hooks") or ()]
     if _sharded(cfg) and any("EMAHook" in name for name in hooks):
         raise LaunchError(
             "custom_hooks has an EMAHook, which copies the model, and the shards of FSDP cannot be "
@@ -88,7 +86,7 @@ def _place(launcher: str) -> dict[str, int]:
 
 
 def _sharded(cfg: Config) -> bool:
-    return (cfg.get("strategy") or {}).get("type") in _FSDP
+    return type_name(cfg.get("strategy")) == "FSDPStrategy"
 
 
 def _unshard(cfg: Config) -> None:
@@ -136,7 +134,7 @@ def _revert_sync_bn(entry: Any) -> int:
         return sum(_revert_sync_bn(one) for one in entry)
     if not isinstance(entry, dict):
         return 0
-    found = entry.get("type") in _SYNC_BN
+    found = type_name(entry) in _SYNC_BN
     if found:
         entry["type"] = "BN"
     return found + sum(_revert_sync_bn(one) for one in entry.values())

@@ -11,14 +11,12 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from vig_mm.errors import ExportError
+
 from .onnx_ops import TRANSLATIONS
 
 INPUT = "image"
 AXES = {0: "batch", 2: "height", 3: "width"}
-
-
-class ExportError(RuntimeError):
-    """A model that torch cannot export; the message says at what, and what to do."""
 
 
 def export_onnx(

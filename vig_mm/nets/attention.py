@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from vig_mm.kernels import BACKENDS, bidirectional_gla
 from vig_mm.kernels.dispatch import select_backend
@@ -25,6 +25,7 @@ from vig_mm.kernels.torch_utils import (
     linear,
     linear_input_gradient,
     linear_weight_gradient,
+    zeros,
 )
 
 from .drop_path import DropPath
@@ -101,11 +102,13 @@ def attention(
     norm: nn.LayerNorm | RMSNorm,
     attn: GatedLinearAttention2d,
     drop_path: DropPath,
+    scale: Tensor | None,
 ) -> Tensor:
-    """x + drop_path(attn(norm(x), hw)) of tokens ``[B, N, C]``: by operators, or by the modules."""
+    """x + drop_path(attn(norm(x), hw), scale) of ``[B, N, C]``: by operators, or by the modules."""
     if not _fusable(x, norm, attn, drop_path):
-        return x + drop_path(attn(norm(x), hw))
-    (conv,), (low, high) = attn.in_proj, attn.gk_proj
+        return x + drop_path(attn(norm(x), hw), scale)
+    layers: Any = (*attn.in_proj, *attn.gk_proj)
+    conv, low, high = layers
     settings = _Settings(
         hw=hw,
         num_heads=attn.num_heads,
@@ -122,7 +125,7 @@ def attention(
         attn.g_proj.bias, high.weight, high.bias, attn.g_norm.weight, attn.l_norm.weight,
         attn.o_proj.weight,
     )  # fmt: skip
-    tensors = (x.contiguous(), drop_path.scale(x), *weights)
+    tensors: Any = (x.contiguous(), scale, *weights)
     if torch.is_grad_enabled():
         return _Attention.apply(settings, *tensors)
     return _forward(settings, *tensors)[0]
@@ -178,7 +181,7 @@ class _Weights(NamedTuple):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, settings: _Settings, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, settings: _Settings, *tensors: Tensor) -> Tensor:
         x, scale, *weights = tensors
         out, *kept = _forward(settings, *tensors)
         ctx.save_for_backward(x, scale, *kept, *weights)
@@ -187,7 +190,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, stats, packed, o, *weights = ctx.saved_tensors
         dx, gradients = _backward(
             ctx.settings, grad.contiguous(), x, scale, stats, packed, o, _Weights(*weights)
@@ -196,7 +199,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _forward(
-    s: _Settings, x: Tensor, scale: Tensor | None, *weights: Tensor
+    s: _Settings, x: Tensor, scale: Tensor | None, *weights: Any
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The result; the norm's statistics, the projections' and the attention's outputs."""
     w = _Weights(*weights)
@@ -204,9 +207,10 @@ def _forward(
         x, None, w.norm, w.norm_bias, w.conv, s.hw,
         eps=s.norm_eps, act=s.act, dtype=s.dtype, backend=s.backend,
     )  # fmt: skip
-    packed = linear(local.flatten(0, 1), *_joined(s, w))
+    layers = _layers(s, w)
+    packed = linear(local.flatten(0, 1), layers.weight, layers.bias)
     q, k, v, gate, rank = _split(packed, x.shape[-1])
-    gates = _decay_gates(s, rank, w)
+    gates = _decay_gates(rank, layers)
     shape = (*x.shape[:2], s.num_heads, -1)
     o = gla_forward(
         *(t.view(shape) for t in (q, k, v, *gates)),
@@ -215,7 +219,7 @@ def _forward(
         torch.float32 if s.dtype == torch.float16 else None,
     )
     out = gate_projection(
-        o, local.view(shape), gate.view(shape), w.g_norm, w.l_norm, w.out.to(s.dtype), x, scale,
+        o, local.view(shape), gate.view(shape), w.g_norm, w.l_norm, layers.out, x, scale,
         eps=s.gate_eps, act=s.act, backend=s.backend,
     )  # fmt: skip
     return out, stats, packed, o
@@ -236,15 +240,15 @@ def _backward(
         x, stats, w.norm, w.norm_bias, w.conv, s.hw,
         eps=s.norm_eps, act=s.act, dtype=s.dtype, backend=s.backend,
     )  # fmt: skip
-    channels, shape = x.shape[-1], (*x.shape[:2], s.num_heads, -1)
+    layers, channels, shape = _layers(s, w), x.shape[-1], (*x.shape[:2], s.num_heads, -1)
     q, k, v, gate, rank = _split(packed, channels)
     dpacked = torch.empty_like(packed)  # every gradient is written to its place
     dq, dk, dv, dgate, drank = _split(dpacked, channels)
     do, dlocal, dgate_bias, dg_norm, dl_norm, dout = gate_projection_backward(
-        grad, o, local.view(shape), gate.view(shape), w.g_norm, w.l_norm, w.out.to(s.dtype),
-        scale, dgate.view(shape), eps=s.gate_eps, act=s.act, backend=s.backend,
+        grad, o, local.view(shape), gate.view(shape), w.g_norm, w.l_norm, layers.out, scale,
+        dgate.view(shape), eps=s.gate_eps, act=s.act, backend=s.backend,
     )  # fmt: skip
-    gates, dgates = _decay_gates(s, rank, w), rank.new_empty(len(rank), channels)
+    gates, dgates = _decay_gates(rank, layers), rank.new_empty(len(rank), channels)
     gla_backward_into(
         do,
         *(t.view(shape) for t in (q, k, v, *gates)),
@@ -253,9 +257,9 @@ def _backward(
     )
     del gates, do
     # the decay gates' second layer, then all that read the convolution's output
-    torch.mm(dgates, w.high.to(s.dtype), out=drank)
+    torch.mm(dgates, layers.high, out=drank)
     dhigh, dhigh_bias = dgates.mT @ rank, dgates.sum(0)
-    rows, weight = local.flatten(0, 1), _joined(s, w)[0]
+    rows, weight = local.flatten(0, 1), layers.weight
     dlocal = dlocal.view(rows.shape)
     if dlocal.device.type == "cpu":
         dlocal.add_(linear_input_gradient(dpacked, weight))
@@ -269,14 +273,35 @@ def _backward(
     return dx, _Weights(
         dnorm, dnorm_bias, dconv, *dweight.split([len(t) for t in (w.qkv, w.gate, w.low)]),
         dgate_bias, dhigh, dhigh_bias, dg_norm, dl_norm, dout,
-    )  # fmt: skip
+    )  # type: ignore[call-arg]  # fmt: skip
 
 
-def _joined(s: _Settings, w: _Weights) -> tuple[Tensor, Tensor]:
-    """Weight ``[3C + rank, C]`` and bias of the layers that read the convolution's output."""
-    zeros = w.gate_bias.new_zeros
-    bias = [zeros(len(w.qkv)), w.gate_bias, zeros(len(w.low))]
-    return torch.cat([w.qkv, w.gate, w.low]).to(s.dtype), torch.cat(bias).to(s.dtype)
+class _Layers(NamedTuple):
+    """Linear layers, in the dtype that products are taken in."""
+
+    weight: Tensor  # [3C + rank, C], of all that read the convolution's output
+    bias: Tensor
+    high: Tensor
+    high_bias: Tensor
+    out: Tensor
+
+
+def _layers(s: _Settings, w: _Weights) -> _Layers:
+    """Joined and cast in one launch."""
+    parts, others = (w.qkv, w.gate, w.low), (w.high, w.high_bias, w.out)
+    sizes = [len(x) for x in parts]
+    weight = w.qkv.new_empty(sum(sizes), w.qkv.shape[1], dtype=s.dtype)
+    bias = weight.new_empty(len(weight))
+    no_bias = zeros(max(sizes), w.gate_bias)
+    places = [*weight.split(sizes), *bias.split(sizes)]
+    sources = [*parts, no_bias[: sizes[0]], w.gate_bias, no_bias[: sizes[2]]]
+    cast = [x if x.dtype == s.dtype else torch.empty_like(x, dtype=s.dtype) for x in others]
+    for place, source in zip(cast, others, strict=True):
+        if place is not source:
+            places.append(place)
+            sources.append(source)
+    torch._foreach_copy_(places, sources)
+    return _Layers(weight, bias, *cast)
 
 
 def _split(packed: Tensor, channels: int) -> tuple[Any, ...]:
@@ -285,6 +310,6 @@ def _split(packed: Tensor, channels: int) -> tuple[Any, ...]:
     return packed.split([half, half, channels, channels, packed.shape[1] - 3 * channels], dim=1)
 
 
-def _decay_gates(s: _Settings, rank: Tensor, w: _Weights) -> tuple[Tensor, ...]:
+def _decay_gates(rank: Tensor, layers: _Layers) -> tuple[Tensor, ...]:
     """Logits of the forward and the backward scan, from their first layer's output."""
-    return F.linear(rank, w.high.to(s.dtype), w.high_bias.to(s.dtype)).chunk(2, dim=1)
+    return F.linear(rank, layers.high, layers.high_bias).chunk(2, dim=1)

@@ -10,15 +10,18 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def scale(self, x: Tensor) -> Tensor | None:
-        """What the samples of ``x [B, ...]`` are multiplied with, ``[B]``; None: nothing."""
-        if not self.training or self.rate == 0:
-            return None
-        return x.new_empty(len(x)).bernoulli_(1 - self.rate).div_(1 - self.rate)
+    def draw(self, x: Tensor, count: int) -> Tensor | list[None]:
+        """What ``count`` times the samples of ``x [B, ...]`` are multiplied with.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, ...]`` -> ``[B, ...]``."""
-        scale = self.scale(x)
+        Returns:
+            ``[count, B]``, or as many None: nothing.
+        """
+        if not self.training or self.rate == 0:
+            return [None] * count
+        return x.new_empty(count, len(x)).bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """``[B, ...]`` -> ``[B, ...]``, with ``scale [B]`` of `draw`."""
         return x if scale is None else x * scale.view(-1, *[1] * (x.dim() - 1))
 
     def extra_repr(self) -> str:

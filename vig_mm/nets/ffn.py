@@ -1,5 +1,7 @@
 """The feed-forward half of a block."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ class SwiGLU(nn.Module):
         self.add_module(names[0], nn.Linear(channels, 2 * hidden, bias=False))
         self.add_module(names[1], nn.Linear(hidden, channels, bias=False))
 
-    def layers(self) -> tuple[nn.Module, nn.Module]:
+    def layers(self) -> tuple[Any, Any]:
         """w_in and w_out."""
         first, last = self.names
         return self._modules[first], self._modules[last]
@@ -52,17 +54,18 @@ def ffn(
     norm: nn.LayerNorm | RMSNorm,
     mlp: SwiGLU,
     drop_path: DropPath,
+    scale: Tensor | None,
     backend: str | None,
 ) -> Tensor:
-    """x + drop_path(mlp(norm(x))) of tokens ``[B, N, C]``: one operator, or the modules."""
+    """x + drop_path(mlp(norm(x)), scale) of tokens ``[B, N, C]``: one operator, or the modules."""
     w_in, w_out = mlp.layers()
     layers = ((norm, type(norm) is nn.LayerNorm), (w_in, False), (w_out, False))
     if type(mlp) is not SwiGLU or not fusable(x, backend, layers, (mlp, drop_path)):
-        return x + drop_path(mlp(norm(x)))
+        return x + drop_path(mlp(norm(x)), scale)
     if backend != "triton":
         backend = "torch" if backend else None
     return feed_forward(
-        x, norm.weight, norm.bias, w_in.weight, w_out.weight, drop_path.scale(x),
+        x, norm.weight, norm.bias, w_in.weight, w_out.weight, scale,
         eps=norm.eps, dtype=compute_dtype(x),
         backend=select_backend(backend, PLAIN_OR_TRITON, "torch", limit_widths=False, x=x),
     )  # fmt: skip

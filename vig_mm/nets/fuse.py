@@ -6,6 +6,7 @@ themselves where that would pass over something: a hook, a layer that was exchan
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def fusable(
     layers = tuple(layers)
     if not all(_plain(module) and (module.bias is not None) == bias for module, bias in layers):
         return False
-    weight = layers[0][0].weight
+    weight: Any = layers[0][0].weight
     return x.device == weight.device and x.dtype in (weight.dtype, compute_dtype(weight))
 
 

@@ -67,7 +67,7 @@ class HierViG(Network):
             plain PyTorch under autograd throughout, which keeps more for the backward pass.
 
     Raises:
-        ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
+        ValueError: unknown arch, indices or rates out of range, no images of ``in_channels``.
     """
 
     arch_zoo: dict[str, dict[str, Any]] = {
@@ -123,8 +123,7 @@ class HierViG(Network):
 
     def stages(self, x: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Images ``[B, in_channels, H, W]`` -> of each stage tokens ``[B, N, C * 2^i]``, (h, w)."""
-        self.check_image(x)
-        x = self.patch_embed(x)
+        x = self.patch_embed(self.fit_image(x))
         stage: Any
         for stage in self.layers:
             hw = (x.shape[2], x.shape[3])

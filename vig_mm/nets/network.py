@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -58,9 +59,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """``[B, h*w, C]`` -> ``[B, h*w, C]``."""
-        norm, attn, norm2, mlp = (self._modules[name] for name in self.names)
-        x = attention(x, hw, norm, attn, self.drop_path)
-        return ffn(x, norm2, mlp, self.drop_path, attn.backend)
+        parts: Any = (self._modules[name] for name in self.names)
+        norm, attn, norm2, mlp = parts
+        scale, scale2 = self.drop_path.draw(x, 2)
+        x = attention(x, hw, norm, attn, self.drop_path, scale)
+        return ffn(x, norm2, mlp, self.drop_path, scale2, attn.backend)
 
 
 class Network(nn.Module):
@@ -112,19 +115,20 @@ class Network(nn.Module):
         """
         return to_map(norm(x), hw).contiguous()
 
-    def check_image(self, x: Tensor) -> None:
-        """Refuse what is not a batch of ``in_channels`` and at least one patch."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+    def fit_image(self, x: Tensor) -> Tensor:
+        """Images of at least one patch: smaller ones are padded with zeros, right and below.
+
+        Raises:
+            ValueError: x is no batch of images of ``in_channels``, or has no pixels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
                 f"expected images [B, {self.in_channels}, H, W], got shape {tuple(x.shape)}"
                 + (
                     f": set the backbone's in_channels={x.shape[1]}, or load the images otherwise"
-                    if x.dim() == 4
+                    if x.dim() == 4 and x.shape[1] != self.in_channels
                     else ""
                 )
             )
-        if min(x.shape[2:]) < self.patch_size:
-            raise ValueError(
-                f"image {x.shape[2]}x{x.shape[3]} (HxW) is smaller than one patch of "
-                f"{self.patch_size}x{self.patch_size} pixels; resize or pad it"
-            )
+        missing = [max(self.patch_size - size, 0) for size in x.shape[2:]]
+        return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x

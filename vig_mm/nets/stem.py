@@ -1,6 +1,7 @@
 """The convolutions in front of the blocks, keeping their outputs alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ class Stem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, 3, H, W]`` -> ``[B, C, h, w]``."""
+        norm: Any
+        second: Any
         first, norm, act, second, last = self
         return last(_norm_act_conv(first(x), norm, act, second, self.backend))
 

@@ -66,7 +66,7 @@ class ViG(Network):
             plain PyTorch under autograd throughout, which keeps more for the backward pass.
 
     Raises:
-        ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
+        ValueError: unknown arch, indices or rates out of range, no images of ``in_channels``.
     """
 
     arch_zoo: dict[str, dict[str, Any]] = {
@@ -140,8 +140,7 @@ class ViG(Network):
 
         The two convolutions round: h = ceil(floor((H + 1) / 8) / 2), and w from W alike.
         """
-        self.check_image(x)
-        x, hw = self.embed(x)
+        x, hw = self.embed(self.fit_image(x))
         for block in self.blocks:
             x = self.run_block(block, x, hw)
             yield x, hw

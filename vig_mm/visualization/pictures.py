@@ -5,13 +5,21 @@ Images are RGB arrays ``[h, w, 3]`` (uint8); what is drawn are Pillow images. Co
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cache
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 Colour = tuple[int, int, int]
+
+# DejaVu: Latin, Greek, Cyrillic, Arabic, ...; Pillow's own has nothing but ASCII
+_FONT = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 
 MIN_SIDE, MAX_SIDE = 320, 1600  # pixels: no label fits on less, no screen shows more
 TOP = 5
@@ -28,6 +36,28 @@ def fitted(image: np.ndarray) -> Image.Image:
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     picture = Image.fromarray(np.ascontiguousarray(image))
     return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """A network's input ``[C, h, w]`` -> ``[h, w, 3]`` (uint8), its first channels as they are."""
+    image = image[[min(i, len(image) - 1) for i in range(3)]]
+    return image.float().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture, with its folder, so that text stays sharp."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=95, subsampling=0)
+
+
+@cache
+def _letters() -> frozenset[int]:
+    return frozenset(FT2Font(_FONT).get_charmap())
+
+
+def is_legible(text: str) -> bool:
+    """Whether the font has all letters of a text."""
+    return all(ord(letter) in _letters() for letter in text if not letter.isspace())
 
 
 def distinct_colours(count: int) -> list[Colour]:
@@ -143,14 +173,17 @@ def legend(
 
 
 def score_panel(
-    height: int, scores: np.ndarray, classes: Sequence[str], truth: int | None = None
+    height: int,
+    scores: np.ndarray,
+    classes: Sequence[str],
+    truth: Collection[int] | None = None,
 ) -> Image.Image:
-    """A panel with the five highest class scores as bars, and the true class if it is known.
+    """A panel with the five highest class scores as bars, and the true classes if they are known.
 
     Args:
         height: of the picture that it stands beside, in pixels.
         scores: ``[classes]``, 0 to 1.
-        truth: label of the true class; its bar is green, and the highest, if another, red.
+        truth: labels of the true classes; their bars are green, and the highest, if another, red.
     """
     panel, draw, font = _panel(height, classes, besides=7)
     row, left = round(font.size * 2.6), font.size
@@ -165,16 +198,17 @@ def score_panel(
         draw.text((left + full, top + font.size * 0.7), score, "black", font, anchor="rm")
         colour = _NEUTRAL
         if truth is not None:
-            colour = _RIGHT if label == truth else _WRONG if i == 0 else _NEUTRAL
+            colour = _RIGHT if label in truth else _WRONG if i == 0 else _NEUTRAL
         bar, end = top + font.size * 1.5, left + max(1, full * float(scores[label]))
         draw.rectangle((left, bar, left + full, bar + font.size * 0.5), fill=(225, 225, 225))
         draw.rectangle((left, bar, end, bar + font.size * 0.5), fill=colour)
     if truth is not None:
         y = font.size // 2 + len(best) * row + font.size * 0.7
         draw.text((left, y), "ground truth:", "black", font, anchor="lm")
-        name = _shortened(classes[truth], font, full)
-        colour = _RIGHT if truth == best[0] else _WRONG
-        draw.text((left, y + font.size * 1.4), name, colour, font, anchor="lm")
+        for i, label in enumerate(truth or [None], 1):
+            name = "no label" if label is None else _shortened(classes[label], font, full)
+            colour = "black" if label is None else _RIGHT if label in best[: len(truth)] else _WRONG
+            draw.text((left, y + i * font.size * 1.4), name, colour, font, anchor="lm")
     return panel
 
 
@@ -201,8 +235,9 @@ def _text_size(picture: Image.Image) -> int:
     return round(np.clip(min(picture.size) / 24, 14, 26))
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    return ImageFont.truetype(_FONT, size)
 
 
 def _panel(

@@ -6,13 +6,17 @@ other; mmpretrain names the first class only.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
+
+from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 from . import pictures
 
@@ -29,11 +33,22 @@ class SamplePictures(ABC):
         palette: colour of each class, or None for colours of our own.
     """
 
+    prediction: str  # what the model has to give
+
     def __init__(
         self, classes: Sequence[str], palette: Sequence[pictures.Colour] | None = None
     ) -> None:
-        self.classes = list(classes)
+        names = list(map(str, classes))
+        self.unreadable = {i: x for i, x in enumerate(names) if not pictures.is_legible(x)}
+        self.classes = [f"class {i}" if i in self.unreadable else x for i, x in enumerate(names)]
         self.palette = palette or pictures.distinct_colours(len(self.classes))
+
+    def write_legend(self, folder: Path) -> None:
+        """Write the names that the font has no letters for, which are drawn as numbers."""
+        if self.unreadable:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = "".join(f"class {i}: {name}\n" for i, name in self.unreadable.items())
+            (folder / "classes.txt").write_text(lines, encoding="utf-8")
 
     @abstractmethod
     def has_truth(self, sample: Any) -> bool:
@@ -57,7 +72,21 @@ class SamplePictures(ABC):
         """
         shown = image.shape[:2]
         frames = {side: (truth_frame or shown) if side == TRUTH else shown for side in sides}
+        if PREDICTION in frames:
+            self.check(sample)
         return self._draw(image, sample, frames)
+
+    def check(self, sample: Any) -> None:
+        """See that a prediction is of the task.
+
+        Raises:
+            UsageError: It is none, as those of image retrieval, captions or depth are.
+        """
+        if self.prediction not in sample:
+            has = ", ".join(key for key in sample.keys() if key.startswith("pred")) or "nothing"
+            raise UsageError(
+                f"this model cannot be drawn: it predicts {has}, and {self.prediction} is needed"
+            )
 
     @abstractmethod
     def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
@@ -70,6 +99,8 @@ class DetectionPictures(SamplePictures):
     Args:
         score_thr: predictions with a lower score are left out.
     """
+
+    prediction = "pred_instances"
 
     def __init__(self, classes: Sequence[str], score_thr: float = 0.3) -> None:
         # not the data set's palette: COCO's has many dark blues that look the same
@@ -110,6 +141,8 @@ class DetectionPictures(SamplePictures):
 class SegmentationPictures(SamplePictures):
     """Label maps with a legend of the classes that are in them, by area."""
 
+    prediction = "pred_sem_seg"
+
     def has_truth(self, sample: Any) -> bool:
         return "gt_sem_seg" in sample
 
@@ -128,7 +161,18 @@ class SegmentationPictures(SamplePictures):
 
 
 class ClassificationPictures(SamplePictures):
-    """The five highest scores beside the picture; the true class over it where it stands alone."""
+    """The five highest scores beside the picture, or its true classes over it."""
+
+    prediction = "pred_score"
+
+    def check(self, sample: Any) -> None:
+        super().check(sample)
+        count = np.size(_array(sample.pred_score))
+        if count != len(self.classes):
+            raise UsageError(
+                f"this model cannot be drawn: it gives {count} scores for {len(self.classes)} "
+                "classes, as image retrieval gives one for each prototype"
+            )
 
     def has_truth(self, sample: Any) -> bool:
         return "gt_label" in sample or "gt_score" in sample
@@ -137,19 +181,20 @@ class ClassificationPictures(SamplePictures):
         picture = pictures.fitted(image)
         if PREDICTION not in frames:
             return pictures.beside([picture], [self._truth(sample)])
-        truth = int(sample.gt_label[0]) if TRUTH in frames else None
+        truth = _array(sample.gt_label).reshape(-1).tolist() if TRUTH in frames else None
         scores = _array(sample.pred_score)
         panel = pictures.score_panel(picture.height, scores, self.classes, truth)
         return pictures.beside([picture, panel])
 
     def _truth(self, sample: Any) -> str:
-        """The class, or the shares of several after mixup or CutMix."""
+        """The classes, or the shares of several after mixup or CutMix."""
         if "gt_score" not in sample:
-            return " + ".join(self.classes[int(label)] for label in sample.gt_label)
-        shares = _array(sample.gt_score)
-        mixed = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
-        if len(mixed) == 1:
-            return self.classes[mixed[0]]
+            mixed, shares = _array(sample.gt_label).reshape(-1).tolist(), np.ones(len(self.classes))
+        else:
+            shares = _array(sample.gt_score)
+            mixed = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
+        if all(shares[i] == 1 for i in mixed):
+            return ", ".join(self.classes[i] for i in mixed) or "no label"
         return " + ".join(f"{shares[i]:.2f} {self.classes[i]}" for i in mixed)
 
 
@@ -168,18 +213,28 @@ def sample_pictures(scope: str, meta: dict, score_thr: float = 0.3) -> SamplePic
     return ClassificationPictures(meta["classes"])
 
 
-def truth_frame(pipeline: list[dict], sample: Any) -> Size:
+def truth_frame(pipeline: Sequence[dict], sample: Any) -> Size:
     """Height and width of the image that the annotations of a pipeline's sample lie in.
 
     Test pipelines usually load annotations after resizing, so that predictions are scored at the
     original size; the annotations then are in that size, too.
     """
-    for step in pipeline:
-        if step["type"].endswith("LoadAnnotations"):
+    for step in _flat(pipeline):
+        if type_name(step).endswith("LoadAnnotations"):
             break
-        if "Resize" in step["type"]:
+        if "Resize" in type_name(step):
             return tuple(sample.ori_shape[:2])
     return tuple(sample.img_shape[:2])
+
+
+def _flat(steps: Any) -> Iterator[dict]:
+    """The transforms of a pipeline, with those inside of others, such as of TestTimeAug."""
+    if isinstance(steps, list | tuple):
+        for step in steps:
+            yield from _flat(step)
+    elif isinstance(steps, dict):
+        yield steps
+        yield from _flat(steps.get("transforms"))
 
 
 def _array(values: Any) -> np.ndarray:

@@ -30,8 +30,8 @@ from .tile import ACC, closing, dot, gate_bits, operand, running, weights
 
 
 @triton.jit
-def summed(matrix, u, DOT: tl.constexpr):
-    """matrix ``[C, C]`` of 0 and 1 times u ``[C, BK]`` to twice bfloat16's or tf32's precision."""
+def summed(matrix, u, DOT: tl.constexpr, INTERPRETED: tl.constexpr = INTERPRETED):
+    """matrix ``[BT, BT]`` of 0 and 1 times u ``[BT, BK]`` to twice bfloat16's or tf32's digits."""
     if INTERPRETED:
         return tl.dot(matrix.to(ACC), u, input_precision="ieee", out_dtype=ACC)
     if DOT == tl.bfloat16:
@@ -49,7 +49,7 @@ def direction_gradients(
 ):  # fmt: skip
     """One direction: the transposed A and dv with its part added, its dq, dk and q dq - k dk.
 
-    pairs ``[C, C]``: which tokens t (rows) read from which s, pairs_t the transposed.
+    pairs ``[BT, BT]``: which tokens t (rows) read from which s, pairs_t the transposed.
     """
     ql = operand(qs * q_factor, DOT)
     kl = operand(ks * k_factor, DOT)
@@ -71,7 +71,7 @@ def anchored_gradients(
     qs, ks, vs, g, da, da_t, p, e, a_t, dvs, states, dstates, at_f, at_b, i, j,
     STATES: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """`direction_gradients` of both; p, e ``[C, BK]``: running sums from the chunk's middle."""
+    """`direction_gradients` of both; p, e ``[BT, BK]``: running sums from the chunk's middle."""
     a_t, dqs, dks, dvs, u_f = direction_gradients(
         qs, ks, vs, g, da, da_t, j <= i, j >= i, ex2(p), ex2(-p), a_t, dvs,
         states, dstates, at_f, STATES, DOT,
@@ -101,7 +101,7 @@ def store_key_gradients(
     store(dgate_b, sum_b * closing(logit_b), rows, cols_k, dgate_t, left, K, KP)
 
 
-@triton.jit(do_not_specialize=["T", "M"])
+@triton.jit(do_not_specialize=["T", "NT"])
 def gradient_kernel(
     do,
     q,
@@ -109,43 +109,23 @@ def gradient_kernel(
     v,
     gate_f,
     gate_b,
-    dq,
-    dk,
-    dv,
-    dgate_f,
-    dgate_b,
-    states,
-    dstates,
-    flows,
+    grads,
+    scratch,
     T,
     H,
-    M,
+    NT,
     scale,
-    do_t,
-    do_h,
-    q_t,
-    q_h,
-    k_t,
-    k_h,
-    v_t,
-    v_h,
-    gf_t,
-    gf_h,
-    gb_t,
-    gb_h,
-    dqk_t,
-    dv_t,
-    dgate_t,
+    strides,
     STATES: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
-    C: tl.constexpr,
+    BT: tl.constexpr,
     BK: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B H, M).
+    """Grid (B H, NT).
 
     An instance owns one chunk of one head and writes its five gradients, the key channels in
     blocks of BK, to rows dqk_t, dv_t and dgate_t apart, where heads are neighbours. It reads the
@@ -153,29 +133,32 @@ def gradient_kernel(
     gradients of the two that leave it, and what flows out of it. With `STATES` it leaves chunks
     beyond the anchored range to `exact_gradient_kernel` and writes nonsense there.
     """
+    do_t, do_h, q_t, q_h, k_t, k_h, v_t, v_h, gf_t, gf_h, gb_t, gb_h, dqk_t, dv_t, dgate_t = strides
+    dq, dk, dv, dgate_f, dgate_b = grads
+    states, dstates, flows = scratch
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
     m = block_index()
-    if m >= M:
+    if m >= NT:
         return
-    rows = tl.arange(0, C)
+    rows = tl.arange(0, BT)
     cols_v = tl.arange(0, VP)
     i = rows[:, None]
     j = rows[None, :]
-    anchored_f = weights(j <= i, j < C // 2)
-    anchored_b = weights(j < i, j < C // 2)
+    anchored_f = weights(j <= i, j < BT // 2)
+    anchored_b = weights(j < i, j < BT // 2)
     upward = (j >= i).to(tl.float32).to(DOT)
     downward = (j <= i).to(tl.float32).to(DOT)
-    left = T - m * C
-    token = b * T + m * C
+    left = T - m * BT
+    token = b * T + m * BT
     do += token * do_t + h * do_h
     q += token * q_t + h * q_h
     k += token * k_t + h * k_h
     v += token * v_t + h * v_h
     gate_f += token * gf_t + h * gf_h
     gate_b += token * gb_t + h * gb_h
-    slot = bh * M + m
-    slot_b = (tl.num_programs(0) + bh) * M + m
+    slot = bh * NT + m
+    slot_b = (tl.num_programs(0) + bh) * NT + m
     to_k = token * dqk_t + h * K
     to_gate = token * dgate_t + h * K
     g = operand(load(do, rows, cols_v, do_t, left, V, VP, 0.0).to(ACC) * scale, DOT)
@@ -183,8 +166,8 @@ def gradient_kernel(
     # Both computed, not one transposed: tl.trans of a wgmma result is miscompiled (Triton 3.7)
     da = operand(dot(g, tl.trans(vs)), DOT)
     da_t = operand(dot(vs, tl.trans(g)), DOT)
-    a_t = tl.zeros((C, C), dtype=ACC)
-    dvs = tl.zeros((C, VP), dtype=ACC)
+    a_t = tl.zeros((BT, BT), dtype=ACC)
+    dvs = tl.zeros((BT, VP), dtype=ACC)
     for block in tl.static_range(KP // BK):
         cols_k = block * BK + tl.arange(0, BK)
         logit_f = load(gate_f, rows, cols_k, gf_t, left, K, KP, float("inf"))
@@ -204,7 +187,7 @@ def gradient_kernel(
                 STATES, DOT,
             )  # fmt: skip
         else:
-            sums = sums_matrix(C)
+            sums = sums_matrix(BT)
             if in_range(running(sums, bits_f, logit_f), running(sums, bits_b, logit_b)):
                 a_t, dqs, dks, dvs, u_f, u_b = anchored_gradients(
                     qs, ks, vs, g, da, da_t, p, e, a_t, dvs, None, None, at_f, at_b, i, j,
@@ -224,7 +207,7 @@ def gradient_kernel(
     store(dv + token * dv_t + h * V, dvs, rows, cols_v, dv_t, left, V, VP)
 
 
-@triton.jit(do_not_specialize=["T", "M"])
+@triton.jit(do_not_specialize=["T", "NT"])
 def exact_gradient_kernel(
     do,
     q,
@@ -232,65 +215,46 @@ def exact_gradient_kernel(
     v,
     gate_f,
     gate_b,
-    dq,
-    dk,
-    dv,
-    dgate_f,
-    dgate_b,
-    states,
-    dstates,
-    flows,
-    factors,
-    flags,
+    grads,
+    scratch,
     T,
     H,
-    M,
+    NT,
     scale,
-    do_t,
-    do_h,
-    q_t,
-    q_h,
-    k_t,
-    k_h,
-    v_t,
-    v_h,
-    gf_t,
-    gf_h,
-    gb_t,
-    gb_h,
-    dqk_t,
-    dv_t,
-    dgate_t,
+    strides,
     K: tl.constexpr,
     V: tl.constexpr,
-    C: tl.constexpr,
+    BT: tl.constexpr,
     N: tl.constexpr,
     BK: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B H, M / N): `gradient_kernel` by the recurrence, for the flagged ones of N chunks."""
+    """Grid (B H, NT / N): `gradient_kernel` by the recurrence, for the flagged ones of N chunks."""
+    do_t, do_h, q_t, q_h, k_t, k_h, v_t, v_h, gf_t, gf_h, gb_t, gb_h, dqk_t, dv_t, dgate_t = strides
+    dq, dk, dv, dgate_f, dgate_b = grads
+    states, dstates, flows, factors, flags = scratch
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
-    rows = tl.arange(0, C)
+    rows = tl.arange(0, BT)
     cols_v = tl.arange(0, VP)
     blocks = tl.arange(0, KP // BK)
     first = block_index() * N
-    for m in range(first, tl.minimum(first + N, M)):
-        slot = bh * M + m
-        slot_b = (tl.num_programs(0) + bh) * M + m
+    for m in range(first, tl.minimum(first + N, NT)):
+        slot = bh * NT + m
+        slot_b = (tl.num_programs(0) + bh) * NT + m
         fast = tl.min(tl.load(flags + slot * (KP // BK) + blocks), axis=0)
         if fast == 0:
             upward = (rows[None, :] >= rows[:, None]).to(tl.float32).to(DOT)
             downward = (rows[None, :] <= rows[:, None]).to(tl.float32).to(DOT)
-            left = T - m * C
-            token = b * T + m * C
+            left = T - m * BT
+            token = b * T + m * BT
             to_k = token * dqk_t + h * K
             to_gate = token * dgate_t + h * K
             gf_m = gate_f + token * gf_t + h * gf_h
             gb_m = gate_b + token * gb_t + h * gb_h
-            dvs = tl.zeros((C, VP), dtype=ACC)
+            dvs = tl.zeros((BT, VP), dtype=ACC)
             for block in range(KP // BK):
                 cols_k = block * BK + tl.arange(0, BK)
                 dqs, dks, dvs, u_f, u_b = exact_gradients(

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from ...triton_utils import ex2
-from .states import FACTORS
-from .tile import ACC, NORMALIZER, gate_bits
+from .states import factors_of
+from .tile import ACC, gate_bits
 
 
 @triton.jit
@@ -18,7 +18,9 @@ def load_row(base, t, cols, stride, WIDTH: tl.constexpr, other):
 
 
 @triton.jit
-def load_alpha(gate, t, cols, gate_t, K: tl.constexpr):
+def load_alpha(
+    gate, t, cols, gate_t, K: tl.constexpr, NORMALIZER: tl.constexpr = 16.0
+):  # fmt: skip
     logit = load_row(gate, t, cols, gate_t, K, float("inf"))
     return ex2(gate_bits(logit) * (-1.0 / NORMALIZER))
 
@@ -37,7 +39,7 @@ def at_border(
     VP: tl.constexpr = cols_v.shape[0]
     if STATES:
         inside = cols_k[:, None] * VP + cols_v[None, :]
-        to_middle = tl.load(factors + (slot * FACTORS + half) * KP + cols_k)
+        to_middle = tl.load(factors + factors_of(slot, KP) + half * KP + cols_k)
         return tl.load(states + slot * KP * VP + inside).to(ACC) / to_middle[:, None]
     return tl.zeros((cols_k.shape[0], VP), dtype=ACC)
 
@@ -47,7 +49,7 @@ def scan_output(
     q, k, v, gate, q_t, k_t, v_t, gate_t, rows, cols_k, cols_v, count, state, o,
     REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """o ``[C, VP]`` plus one direction's output."""
+    """o ``[BT, VP]`` plus one direction's output."""
     for i in range(0, count):
         t = count - 1 - i if REVERSE else i
         qs = load_row(q, t, cols_k, q_t, K, 0.0).to(ACC)
@@ -65,7 +67,7 @@ def exact_output(
     states, factors, slot_f, slot_b, scale,
     STATES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
-    """``[C, VP]``: what the key channels cols_k give to the output, both directions."""
+    """``[BT, VP]``: what the key channels cols_k give to the output, both directions."""
     count = tl.minimum(left, rows.shape[0])
     state = at_border(states, factors, slot_f, 1, cols_k, cols_v, STATES, KP)
     o = tl.zeros((rows.shape[0], cols_v.shape[0]), dtype=ACC)
@@ -84,7 +86,7 @@ def scan_gradients(
     do, q, k, v, gate, do_t, q_t, k_t, v_t, gate_t, rows, cols_k, cols_v, count, scale, state, grad,
     dq, dk, dv, REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk ``[C, BK]``, dv ``[C, VP]`` plus one direction's, and its q dq - k dk.
+    """dq, dk ``[BT, BK]``, dv ``[BT, VP]`` plus one direction's, and its q dq - k dk.
 
     state, grad ``[BK, VP]``: the state that enters, the gradient of the one that leaves.
     """
@@ -120,7 +122,7 @@ def exact_gradients(
     states, dstates, factors, slot_f, slot_b, scale, dv,
     STATES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
-    """dq and dk ``[C, BK]``, dv with their part added, and q dq - k dk of each direction."""
+    """dq and dk ``[BT, BK]``, dv with their part added, and q dq - k dk of each direction."""
     count = tl.minimum(left, rows.shape[0])
     dq = tl.zeros((rows.shape[0], cols_k.shape[0]), dtype=ACC)
     dk = tl.zeros((rows.shape[0], cols_k.shape[0]), dtype=ACC)

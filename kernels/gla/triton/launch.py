@@ -30,10 +30,10 @@ MAX_PARTS = 4  # ... divided into so many parts at most, for more programs
 
 
 class Plan(NamedTuple):
-    """Sizes of one call; M chunks of C tokens, in ``segments`` runs of ``per_segment`` chunks."""
+    """Sizes of one call; NT chunks of BT tokens, in ``segments`` runs of ``per_segment`` chunks."""
 
-    C: int
-    M: int
+    BT: int
+    NT: int
     KP: int
     VP: int
     BK: int
@@ -61,8 +61,8 @@ def make_plan(q: Tensor, v: Tensor, segments: int | None = None, grad: bool = Fa
         segments = min(cdiv(MIN_PROGRAMS, 2 * batch * heads), math.isqrt(2 * chunks))
     per_segment = cdiv(chunks, min(max(segments, 1), chunks))
     return Plan(
-        C=chunk,
-        M=chunks,
+        BT=chunk,
+        NT=chunks,
         KP=padded,
         VP=power_of_2(v.shape[-1]),
         BK=min(padded, KEY_BLOCK),
@@ -87,9 +87,9 @@ def options(kernel: str, plan: Plan) -> dict[str, int]:
     if max(plan.KP, plan.VP) > 64:
         warps = 8
     elif kernel == "local":
-        warps = (max(plan.C // 32, 1) if narrow else 2) * (1 + plan.wide)
+        warps = (max(plan.BT // 32, 1) if narrow else 2) * (1 + plan.wide)
     elif kernel == "gradient":
-        warps = 4 if plan.C == CHUNK or not narrow else 2
+        warps = 4 if plan.BT == CHUNK or not narrow else 2
     else:
         warps = 2 if narrow else 4
     chosen = {"num_warps": warps, "num_stages": 1}
@@ -113,11 +113,11 @@ def _row_strides(dq: Tensor, dk: Tensor, dv: Tensor, dgate_f: Tensor, dgate_b: T
 class _States(NamedTuple):
     """Scratch of one pass; None where a sequence is one chunk. Rows are B H."""
 
-    states: Tensor | None = None  # [2, rows, M, KP, VP] as they enter, decayed to the middle
+    states: Tensor | None = None  # [2, rows, NT, KP, VP] as they enter, decayed to the middle
     dstates: Tensor | None = None  # the same of the gradients of those that leave
-    flows: Tensor | None = None  # [2, rows, M, KP], see `scan_kernel`
-    factors: Tensor | None = None  # [2, rows, M, FACTORS, KP] decay of a chunk and of its halves
-    flags: Tensor | None = None  # [rows, M, KP / BK] whether a chunk has the anchored range
+    flows: Tensor | None = None  # [2, rows, NT, KP], see `scan_kernel`
+    factors: Tensor | None = None  # [2, rows, NT, FACTORS, KP] decay of a chunk and of its halves
+    flags: Tensor | None = None  # [rows, NT, KP / BK] whether a chunk has the anchored range
 
 
 def _scan(
@@ -146,7 +146,7 @@ def _scan(
     if segments > 1:
         carries = torch.empty(2, rows, segments, padded, v_padded, dtype=SCRATCH, device=own.device)
         end_factors = torch.empty(
-            2, rows, segments, FACTORS.value, padded, dtype=SCRATCH, device=own.device
+            2, rows, segments, FACTORS, padded, dtype=SCRATCH, device=own.device
         )
         segment_kernel[grid](own, factors, carries, end_factors, chunks, per_segment, **sizes)
         _scan(carries, end_factors, segments, grad)
@@ -161,10 +161,10 @@ def _states(
     q: Tensor | None = None, grad: Tensor | None = None,
 ) -> _States:  # fmt: skip
     """States that enter the chunks; with q and the output's gradient also theirs."""
-    if plan.M == 1:
+    if plan.NT == 1:
         return _States()
     batch, num_tokens, heads, width = k.shape
-    rows = (batch * heads, plan.M)
+    rows = (batch * heads, plan.NT)
 
     def scratch(*shape: int, dtype: torch.dtype = SCRATCH) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=k.device)
@@ -177,13 +177,13 @@ def _states(
         dstates = torch.empty_like(states)
         flows = scratch(2, *rows, plan.KP)
         others = (q, grad)
-    factors = scratch(2, *rows, FACTORS.value, plan.KP)
+    factors = scratch(2, *rows, FACTORS, plan.KP)
     flags = scratch(*rows, plan.KP // plan.BK, dtype=torch.int32)
     settings = options("local", plan)
-    grid = by_blocks(rows[0] * (plan.KP // plan.BK), cdiv(plan.M, settings["N"]))
+    grid = by_blocks(rows[0] * (plan.KP // plan.BK), cdiv(plan.NT, settings["N"]))
     local_kernel[grid](
-        k, v, *gates, q, grad, states, dstates, factors, flags, num_tokens, heads, plan.M, scale,
-        *strides(k, v, *gates, *(others or (k, v))), GRAD=q is not None,
+        k, v, *gates, q, grad, states, dstates, factors, flags, num_tokens, heads, plan.NT, scale,
+        strides(k, v, *gates, *(others or (k, v))), GRAD=q is not None,
         **_sizes(plan, width, v), **settings,
     )  # fmt: skip
     _scan(states, factors, plan.per_segment, grad=False)
@@ -218,9 +218,9 @@ def triton_forward(
     settings = options("output", plan)
     with device_of(q):
         s = _states(k, v, gates, plan, scale)
-        output_kernel[by_blocks(batch * heads, cdiv(plan.M, settings["N"]))](
-            q, k, v, *gates, out, s.states, s.factors, s.flags, num_tokens, heads, plan.M, scale,
-            *strides(q, k, v, *gates), STATES=plan.M > 1, **_sizes(plan, width, v), **settings,
+        output_kernel[by_blocks(batch * heads, cdiv(plan.NT, settings["N"]))](
+            q, k, v, *gates, out, s.states, s.factors, s.flags, num_tokens, heads, plan.NT, scale,
+            strides(q, k, v, *gates), STATES=plan.NT > 1, **_sizes(plan, width, v), **settings,
         )  # fmt: skip
     return out
 
@@ -251,20 +251,21 @@ def triton_backward(
     plan = make_plan(q, v, segments, grad=True)
     scale = 0.5 / math.sqrt(width)
     grad, q, k, v, *gates = map(by_tokens, (grad, q, k, v, gate_f, gate_b))
-    tensors = (grad, q, k, v, *gates, *grads)
+    tensors = (grad, q, k, v, *gates, tuple(grads))
     sizes = (
-        num_tokens, heads, plan.M, scale, *strides(grad, q, k, v, *gates), *_row_strides(*grads)
+        num_tokens, heads, plan.NT, scale,
+        (*strides(grad, q, k, v, *gates), *_row_strides(*grads)),
     )  # fmt: skip
     with device_of(q):
-        s = _states(k, v, gates, plan, scale, q, grad)
-        gradient_kernel[by_blocks(batch * heads, plan.M)](
-            *tensors, s.states, s.dstates, s.flows, *sizes, STATES=plan.M > 1,
+        s = tuple(_states(k, v, gates, plan, scale, q, grad))
+        gradient_kernel[by_blocks(batch * heads, plan.NT)](
+            *tensors, s[:3], *sizes, STATES=plan.NT > 1,
             **_sizes(plan, width, v), **options("gradient", plan),
         )  # fmt: skip
-        if plan.M > 1:
+        if plan.NT > 1:
             settings = options("exact", plan)
-            exact_gradient_kernel[by_blocks(batch * heads, cdiv(plan.M, settings["N"]))](
-                *tensors, *s, *sizes, **_sizes(plan, width, v), **settings
+            exact_gradient_kernel[by_blocks(batch * heads, cdiv(plan.NT, settings["N"]))](
+                *tensors, s, *sizes, **_sizes(plan, width, v), **settings
             )
     return grads
 
@@ -273,7 +274,7 @@ def _sizes(plan: Plan, width: int, v: Tensor) -> dict:
     return dict(
         K=width,
         V=v.shape[-1],
-        C=plan.C,
+        BT=plan.BT,
         BK=plan.BK,
         KP=plan.KP,
         VP=plan.VP,

@@ -19,14 +19,21 @@ import triton
 import triton.language as tl
 
 from ...triton_utils import block_index, ex2, larger, load, smaller
-from .tile import ACC, RANGE, dot, gate_bits, operand, running, weights
+from .tile import ACC, dot, gate_bits, operand, running, weights
 
-FACTORS = tl.constexpr(3)  # of a chunk's channel: whole, to the middle from the left, the right
+FACTORS = 3  # of a chunk's channel: whole, to the middle from the left, the right
+
+
+@triton.jit
+def factors_of(slot, KP: tl.constexpr, FACTORS: tl.constexpr = 3):
+    """Where a chunk's factors ``[FACTORS, KP]`` begin."""
+    return slot * FACTORS * KP
 
 
 @triton.jit
 def own_state(x, y, matrix, bits, logit, DOT: tl.constexpr):
-    """``[BK, V]``: what a chunk adds to the state of one direction; x ``[C, BK]``, y ``[C, V]``."""
+    """``[BK, V]``: what a chunk adds to the state of one direction."""
+    # x [BT, BK], y [BT, V]
     return dot(tl.trans(operand(x * ex2(running(matrix, bits, logit)), DOT)), y)
 
 
@@ -36,16 +43,16 @@ def store_own(states, x, y, matrix, bits, logit, DOT: tl.constexpr):
 
 
 @triton.jit
-def sums_matrix(C: tl.constexpr):
-    """``[16, C]``, by which `running` sums up: whole, left half, right half, in rows 0 to 2."""
+def sums_matrix(BT: tl.constexpr):
+    """``[16, BT]``, by which `running` sums up: whole, left half, right half, in rows 0 to 2."""
     i = tl.arange(0, 16)[:, None]
-    j = tl.arange(0, C)[None, :]
+    j = tl.arange(0, BT)[None, :]
     none = (i < 0) & (j < 0)
-    return weights((i == 0) | ((i == 1) & (j < C // 2)) | ((i == 2) & (j >= C // 2)), none)
+    return weights((i == 0) | ((i == 1) & (j < BT // 2)) | ((i == 2) & (j >= BT // 2)), none)
 
 
 @triton.jit
-def in_range(sums_f, sums_b):
+def in_range(sums_f, sums_b, RANGE: tl.constexpr = 64.0):
     """Whether both halves of a chunk keep to the range of the anchored products, from its sums."""
     halves = (tl.arange(0, 16) > 0)[:, None]
     kept = (smaller(sums_f, sums_b) >= -RANGE) | (halves == 0)
@@ -53,14 +60,17 @@ def in_range(sums_f, sums_b):
 
 
 @triton.jit
-def store_factors(factors, sums, cols, KP: tl.constexpr):
+def store_factors(
+    factors, sums, cols, KP: tl.constexpr, RANGE: tl.constexpr = 64.0,
+    FACTORS: tl.constexpr = 3,
+):  # fmt: skip
     """Writes a chunk's decays of one direction, those of the halves at least 2^-RANGE."""
     i = tl.arange(0, 16)[:, None]
     kept = tl.where(i > 0, larger(sums, -RANGE), sums)
     tl.store(factors + i * KP + cols[None, :], ex2(kept), mask=i < FACTORS)
 
 
-@triton.jit(do_not_specialize=["T", "M"])
+@triton.jit(do_not_specialize=["T", "NT"])
 def local_kernel(
     k,
     v,
@@ -74,58 +84,48 @@ def local_kernel(
     flags,
     T,
     H,
-    M,
+    NT,
     scale,
-    k_t,
-    k_h,
-    v_t,
-    v_h,
-    gf_t,
-    gf_h,
-    gb_t,
-    gb_h,
-    q_t,
-    q_h,
-    do_t,
-    do_h,
+    strides,
     GRAD: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
-    C: tl.constexpr,
+    BT: tl.constexpr,
     N: tl.constexpr,
     BK: tl.constexpr,
     KP: tl.constexpr,
     VP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Grid (B H times key blocks, M / N).
+    """Grid (B H times key blocks, NT / N).
 
-    An instance owns BK key channels of N chunks of one head. It reads k ``[C, BK]``, v ``[C, V]``
+    An instance owns BK key channels of N chunks of one head. It reads k ``[BT, BK]``, v ``[BT, V]``
     and both gates of each and writes what the chunk adds to the state of each direction, its
     decays, and whether the anchored products have the range for them; `GRAD`: also what q and do
     add to the gradients of the states.
     """
+    k_t, k_h, v_t, v_h, gf_t, gf_h, gb_t, gb_h, q_t, q_h, do_t, do_h = strides
     key_blocks: tl.constexpr = KP // BK
     bh = (tl.program_id(0) // key_blocks).to(tl.int64)
     heads = tl.num_programs(0) // key_blocks
     b, h = bh // H, bh % H
     key_block = tl.program_id(0) % key_blocks
-    rows = tl.arange(0, C)
+    rows = tl.arange(0, BT)
     cols_k = key_block * BK + tl.arange(0, BK)
     cols_v = tl.arange(0, VP)
     i = rows[:, None]
     j = rows[None, :]
     after = weights(j > i, j < 0)
     before = weights(j < i, j < 0)
-    sums = sums_matrix(C)
+    sums = sums_matrix(BT)
     if GRAD:
         up_to = weights(j <= i, j < 0)
         from_on = weights(j >= i, j < 0)
     inside = cols_k[:, None] * VP + cols_v[None, :]
     first = block_index() * N
-    for m in range(first, tl.minimum(first + N, M)):
-        left = T - m * C
-        token = b * T + m * C
+    for m in range(first, tl.minimum(first + N, NT)):
+        left = T - m * BT
+        token = b * T + m * BT
         gf_m = gate_f + token * gf_t + h * gf_h
         gb_m = gate_b + token * gb_t + h * gb_h
         logit_f = load(gf_m, rows, cols_k, gf_t, left, K, KP, float("inf"))
@@ -135,12 +135,12 @@ def local_kernel(
         vs = operand(vs, DOT)
         bits_f = gate_bits(logit_f)
         bits_b = gate_bits(logit_b)
-        slot = bh * M + m
-        slot_b = heads * M + slot
+        slot = bh * NT + m
+        slot_b = heads * NT + slot
         sums_f = running(sums, bits_f, logit_f)
         sums_b = running(sums, bits_b, logit_b)
-        store_factors(factors + slot * FACTORS * KP, sums_f, cols_k, KP)
-        store_factors(factors + slot_b * FACTORS * KP, sums_b, cols_k, KP)
+        store_factors(factors + factors_of(slot, KP), sums_f, cols_k, KP)
+        store_factors(factors + factors_of(slot_b, KP), sums_b, cols_k, KP)
         fast = in_range(sums_f, sums_b)
         tl.store(flags + slot * key_blocks + key_block, fast.to(tl.int32))
         at_f = slot * KP * VP + inside
@@ -156,13 +156,13 @@ def local_kernel(
             store_own(dstates + at_b, qs, g, from_on, bits_b, logit_b, DOT)
 
 
-@triton.jit(do_not_specialize=["M", "per_segment"])
+@triton.jit(do_not_specialize=["NT", "per_segment"])
 def segment_kernel(
     states,
     factors,
     ends,
     end_factors,
-    M,
+    NT,
     per_segment,
     GRAD: tl.constexpr,
     R: tl.constexpr,
@@ -179,33 +179,33 @@ def segment_kernel(
     inside = cols_k[:, None] * VP + tl.arange(0, VP)[None, :]
     row = direction * tl.num_programs(0) + tl.program_id(0).to(tl.int64)
     first = segment * per_segment
-    count = tl.minimum(per_segment, M - first)
+    count = tl.minimum(per_segment, NT - first)
     left_to_right = (direction == 1) == GRAD
     state = tl.zeros((R, VP), dtype=ACC)
     decay = tl.full((R,), 1.0, dtype=ACC)
     for i in tl.range(0, count, num_stages=PREFETCH):
-        slot = row * M + first + (i if left_to_right else count - 1 - i)
+        slot = row * NT + first + (i if left_to_right else count - 1 - i)
         own = tl.load(states + slot * KP * VP + inside).to(ACC)
-        whole = tl.load(factors + slot * FACTORS * KP + cols_k)
+        whole = tl.load(factors + factors_of(slot, KP) + cols_k)
         state = state * whole[:, None] + own
         decay *= whole
     slot = row * segments + segment
     tl.store(ends + slot * KP * VP + inside, state)
-    end_factors += slot * FACTORS * KP + cols_k
+    end_factors += factors_of(slot, KP) + cols_k
     tl.store(end_factors, decay)
     # there is no chunk to whose middle these decay
     tl.store(end_factors + KP, tl.full((R,), 1.0, dtype=ACC))
     tl.store(end_factors + 2 * KP, tl.full((R,), 1.0, dtype=ACC))
 
 
-@triton.jit(do_not_specialize=["M", "per_segment"])
+@triton.jit(do_not_specialize=["NT", "per_segment"])
 def scan_kernel(
     states,
     factors,
     carries,
     entering,
     flows,
-    M,
+    NT,
     per_segment,
     GRAD: tl.constexpr,
     FLOWS: tl.constexpr,
@@ -229,7 +229,7 @@ def scan_kernel(
     inside = cols_k[:, None] * VP + tl.arange(0, VP)[None, :]
     row = direction * tl.num_programs(0) + tl.program_id(0).to(tl.int64)
     first = segment * per_segment
-    count = tl.minimum(per_segment, M - first)
+    count = tl.minimum(per_segment, NT - first)
     left_to_right = (direction == 1) == GRAD
     if SEGMENTED:
         state = tl.load(carries + (row * segments + segment) * KP * VP + inside)
@@ -238,18 +238,18 @@ def scan_kernel(
     half = 1 if left_to_right else 2  # the one between the entrance and the middle
     for i in tl.range(0, count, num_stages=PREFETCH):
         m = first + (i if left_to_right else count - 1 - i)
-        slot = row * M + m
+        slot = row * NT + m
         pointers = states + slot * KP * VP + inside
         own = tl.load(pointers).to(ACC)
-        whole = tl.load(factors + slot * FACTORS * KP + cols_k)
-        entry = tl.load(factors + (slot * FACTORS + half) * KP + cols_k)
+        whole = tl.load(factors + factors_of(slot, KP) + cols_k)
+        entry = tl.load(factors + factors_of(slot, KP) + half * KP + cols_k)
         if FLOWS:
             # what leaves chunk m enters the one that the gradient came from
             next_m = m - 1 if left_to_right else m + 1
-            exists = (next_m >= 0) & (next_m < M)
-            next_slot = row * M + tl.where(exists, next_m, m)
+            exists = (next_m >= 0) & (next_m < NT)
+            next_slot = row * NT + tl.where(exists, next_m, m)
             left = tl.load(entering + next_slot * KP * VP + inside).to(ACC)
-            to_middle = tl.load(factors + (next_slot * FACTORS + 3 - half) * KP + cols_k)
+            to_middle = tl.load(factors + factors_of(next_slot, KP) + (3 - half) * KP + cols_k)
             flow = tl.sum(left * state, axis=1) / to_middle
             tl.store(flows + slot * KP + cols_k, tl.where(exists, flow, 0.0))
         tl.store(pointers, (state * entry[:, None]).to(states.dtype.element_ty))

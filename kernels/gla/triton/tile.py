@@ -16,30 +16,32 @@ factors would leave the range of float32: such a chunk takes the recurrence (see
 import triton
 import triton.language as tl
 
-from ...triton_utils import INTERPRETED, LOG2_E, ex2, larger, lg2, reciprocal, smaller
+from ...triton_utils import INTERPRETED, ex2, larger, lg2, reciprocal, smaller
 
-NORMALIZER = tl.constexpr(16.0)  # GATE_LOGIT_NORMALIZER of the reference
-ACC = tl.constexpr(tl.float32)  # type of sums and states; a test makes it float64
-RANGE = tl.constexpr(64.0)  # log2 of the largest factor of the anchored products
-SHUT = tl.constexpr(16384.0)  # bits, see `gate_bits`: 2^-1024, which is 0, and float16 holds it
-SERIES_TERMS = tl.constexpr(5)  # of log(1 + x), to float32's precision where x is below ...
-SERIES_BELOW = tl.constexpr(1 / 16)
+ACC = tl.float32  # type of sums and states; a test makes it float64
+# Constants, see `triton_utils`. NORMALIZER: GATE_LOGIT_NORMALIZER of the reference. RANGE: log2 of
+# the largest factor of the anchored products.
 
 
 @triton.jit
-def gate_bits(logit):
+def gate_bits(
+    logit, LOG2_E: tl.constexpr = 1.4426950408889634, SHUT: tl.constexpr = 16384.0,
+    TERMS: tl.constexpr = 5, BELOW: tl.constexpr = 1 / 16,
+):  # fmt: skip
     """-16 log2(alpha) = -log2(sigmoid(logit)), at most `SHUT`; NaN stays NaN.
 
+    `SHUT` is 0, 2^-1024, and float16 holds it. `TERMS`: of the series of log(1 + x), to float32's
+    precision where x is below `BELOW`.
     Half-precision logits have too few digits to tell a gate within 6e-8 of 1 from an open one; for
     float32 the digits of log(1 + x) that 1 + x loses come from its series.
     """
     if logit.dtype == tl.float32 or logit.dtype == tl.float64:
         z = logit.to(ACC)
         small = tl.exp2(-tl.abs(z) * LOG2_E)
-        series = 1.0 / SERIES_TERMS
-        for i in tl.static_range(SERIES_TERMS - 1, 0, -1):
+        series = 1.0 / TERMS
+        for i in tl.static_range(TERMS - 1, 0, -1):
             series = 1.0 / i - small * series
-        log1p = tl.where(small < SERIES_BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
+        log1p = tl.where(small < BELOW, small * series * LOG2_E, tl.log2(1.0 + small))
         bits = larger(-z, 0.0) * LOG2_E + log1p
     else:
         y = logit.to(ACC) * -LOG2_E
@@ -49,21 +51,24 @@ def gate_bits(logit):
 
 
 @triton.jit
-def closing(logit):
+def closing(logit, NORMALIZER: tl.constexpr = 16.0, LOG2_E: tl.constexpr = 1.4426950408889634):
     """sigmoid(-logit) / 16: what turns the gradient of log(alpha) into that of the logit."""
     return reciprocal(NORMALIZER + NORMALIZER * ex2(logit.to(ACC) * LOG2_E))
 
 
 @triton.jit
-def weights(positive, negative):
+def weights(
+    positive, negative, NORMALIZER: tl.constexpr = 16.0,
+    INTERPRETED: tl.constexpr = INTERPRETED,
+):  # fmt: skip
     """[positive] - [negative] over -16, the matrix of a running sum of log2(alpha) from bits."""
     w = (negative.to(tl.float32) - positive.to(tl.float32)) * (1.0 / NORMALIZER)
     return w.to(ACC if INTERPRETED else tl.float16)
 
 
 @triton.jit
-def running(matrix, bits, logit):
-    """matrix ``[C, C]`` times bits ``[C, BK]``, in float16: once for logits in bfloat16, which
+def running(matrix, bits, logit, INTERPRETED: tl.constexpr = INTERPRETED):
+    """matrix ``[BT, BT]`` times bits ``[BT, BK]``, in float16: once for logits in bfloat16, which
     have fewer digits, and once more for what that rounds away of others."""
     if INTERPRETED:
         return tl.dot(matrix, bits, input_precision="ieee", out_dtype=ACC)
@@ -75,7 +80,7 @@ def running(matrix, bits, logit):
 
 
 @triton.jit
-def operand(x, DOT: tl.constexpr):
+def operand(x, DOT: tl.constexpr, INTERPRETED: tl.constexpr = INTERPRETED):
     """x as an operand of `dot`. A product in tf32 cuts off what its operands have too many digits
     of: float32 is rounded first. What comes in half precision has no more than tf32."""
     rounded: tl.constexpr = DOT == tl.float32 and x.dtype == tl.float32 and not INTERPRETED

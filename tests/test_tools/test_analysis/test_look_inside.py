@@ -22,9 +22,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from pytorch_grad_cam import GradCAM
 
+from vig_mm.errors import UsageError
 from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 from vig_mm.models import HierViG, ViG, ViGAdapter
-from vig_mm.preflight.user_input import UsageError
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
@@ -528,9 +528,9 @@ def test_receptive_field_files(trained, tmp_path, run_tool):
     [
         (["--images", "nowhere"], "no folder"),
         (["--images", "."], "no picture"),
-        (["--size", "2", "2"], "refuses images of 2x2.*smaller than one patch"),
+        (["--size", "0", "2"], "refuses images of 0x2.*expected images"),
     ],
-    ids=["no folder", "empty folder", "too small"],
+    ids=["no folder", "empty folder", "no pixels"],
 )
 def test_receptive_field_says_what_is_wrong(tmp_path, run_tool, extra, message):
     with pytest.raises(UsageError, match=message):

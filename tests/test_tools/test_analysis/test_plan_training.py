@@ -15,7 +15,7 @@ pytest.importorskip("mmpretrain")
 
 from mmengine.config import Config
 
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"

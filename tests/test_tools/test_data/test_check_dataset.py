@@ -18,7 +18,7 @@ pytest.importorskip("mmpretrain")
 from known_cases import CLASSES, write_classification, write_detection, write_segmentation
 from PIL import Image
 
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 
 @pytest.fixture
@@ -419,7 +419,7 @@ def test_killed_process(tmp_path, check, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     # the package has a function of the module's name
-    module = importlib.import_module("vig_mm.inspection.survey.survey")
+    module = importlib.import_module("vig_mm.checks.data.check")
     monkeypatch.setattr(module, "image_facts", killed)
     with pytest.raises(UsageError, match="a process was killed, .* --workers 1"):
         check("--imagenet", tmp_path / "train", "--workers", 2)

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from tool_runs import ROOT
 
 from vig_mm.datasets import make_digits
-from vig_mm.preflight.user_input import UsageError
+from vig_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"

@@ -1,7 +1,5 @@
-"""Conversion of other annotation formats to COCO's."""
+"""Conversion of YOLO and Pascal VOC annotations to COCO's."""
 
-from .objects import FormatError
-from .readers import FORMATS
-from .write import convert
+from .convert import FORMATS, OTHERS, convert
 
-__all__ = ["FORMATS", "FormatError", "convert"]
+__all__ = ["FORMATS", "OTHERS", "convert"]

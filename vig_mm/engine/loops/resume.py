@@ -11,7 +11,9 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.optim import Optimizer
 
-from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint
+from vig_mm.checkpoints.reading import read_checkpoint
+from vig_mm.errors import CheckpointError
+from vig_mm.registry import type_name
 
 _OURS = {
     EpochBasedTrainLoop: "vig_mm.EpochBasedTrainLoop",
@@ -51,12 +53,12 @@ def make_resumable(cfg: Config) -> None:
 
 
 def _exchange(entry: dict, where: str, lost: str) -> None:
-    name = entry["type"] if isinstance(entry["type"], str) else entry["type"].__name__
+    name = type_name(entry)
     for theirs, ours in _OURS.items():
-        if entry["type"] in (theirs, theirs.__name__, f"mmengine.{theirs.__name__}", ours):
+        if name in (theirs.__name__, type_name(ours)):
             entry["type"] = ours
             return
-    print_log(f"{where}.type is {name}: {lost}", "current", logging.WARNING)
+    print_log(f"{where}.type is {entry['type']}: {lost}", "current", logging.WARNING)
 
 
 def latest_checkpoint(work_dir: str) -> str | None:

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import Tensor, nn
 
+from vig_mm.errors import LayerDecayError
 from vig_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 _DECAY_TYPES = ("layer_wise", "stage_wise")
@@ -19,10 +20,6 @@ _DECAY_TYPES = ("layer_wise", "stage_wise")
 _IMPLIED = ("norm_decay_mult", "bias_decay_mult", "flat_decay_mult")
 _KNOWN = ("num_layers", "decay_rate", "decay_type", "custom_keys", *_IMPLIED)
 _MULTIPLIERS = ("lr_mult", "decay_mult")
-
-
-class LayerDecayError(ValueError):
-    """Options of layer decay that do not fit each other or the model."""
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

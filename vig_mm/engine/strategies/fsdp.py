@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from vig_mm.nets import Block
-from vig_mm.registry import FUNCTIONS, STRATEGIES
+from vig_mm.registry import FUNCTIONS, STRATEGIES, type_name
 
 _SHARDED = ("state", "param_groups")  # of an optimizer's state dict
 _WRAPPED = "_fsdp_wrapped_module."  # what FSDP inserts into names
@@ -46,7 +46,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         """Build what is given as configs, shard the model, and return it with the optimizer."""
         if not self._prepared and isinstance(optim_wrapper, dict | Config):
             model = self.build_model(model)
-            if optim_wrapper.get("type") == AmpOptimWrapper.__name__:
+            if type_name(optim_wrapper) == AmpOptimWrapper.__name__:
                 optim_wrapper.setdefault("use_fsdp", True)
             optim_wrapper = build_optim_wrapper(model, optim_wrapper)
         return super().prepare(model, optim_wrapper=optim_wrapper, **kwargs)

@@ -33,7 +33,7 @@ class HierViG(nets.HierViG, ViGBackbone):
             checkpoints.
 
     Raises:
-        ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
+        ValueError: unknown arch, indices or rates out of range, no images of ``in_channels``.
     """
 
     first_convs: tuple[str, ...] = ("patch_embed.0.weight",)

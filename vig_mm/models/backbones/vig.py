@@ -38,7 +38,7 @@ class ViG(nets.ViG, ViGBackbone):
             checkpoints.
 
     Raises:
-        ValueError: unknown arch, indices or rates out of range, an image smaller than a patch.
+        ValueError: unknown arch, indices or rates out of range, no images of ``in_channels``.
     """
 
     first_convs: tuple[str, ...] = ("patch_embed.proj.0.weight",)

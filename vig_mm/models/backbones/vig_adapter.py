@@ -20,7 +20,7 @@ STRIDE = 32  # of the coarsest map; images are padded to a multiple of it
 class ViGAdapter(ViG):
     """Plain ViG in a ViT-Adapter (arXiv 2205.08534): four maps for dense prediction.
 
-    Images of any size from one patch up are padded with zeros, on the right and below, to a
+    Images of any size are padded with zeros, on the right and below, to a
     multiple of 32. The maps returned are cut back to ceil(H / s) x ceil(W / s) at stride s: the
     sizes that a pyramid of strided convolutions gives (`HierViG`, ResNet), which FPN and the heads
     of mmdet and mmseg expect.
@@ -58,7 +58,7 @@ class ViGAdapter(ViG):
 
     Raises:
         ValueError: unknown arch, indices or rates out of range, widths or depths that do not
-            divide, an image smaller than a patch.
+            divide, no images of ``in_channels``.
         ImportError: mmcv was installed without its operators.
     """
 
@@ -144,9 +144,9 @@ class ViGAdapter(ViG):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images ``[B, in_channels, H, W]`` -> maps ``[B, C, ceil(H/s), ceil(W/s)]``, s 4 to 32."""
-        self.check_image(x)
-        height, width = x.shape[2:]
-        x = F.pad(x, (0, _rest(width), 0, _rest(height)))
+        image, x = x, self.fit_image(x)
+        height, width = image.shape[2:]
+        x = F.pad(x, (0, _rest(x.shape[3]), 0, _rest(x.shape[2])))
         finest, pyramid = self.adapter.start(x)
         x, hw = self.embed(x)
         geometry = Geometry.of(hw, x)

@@ -1,0 +1,86 @@
+"""Blocks of tokens: rows of tensors of any dtype to float32 in buffers, and back."""
+
+from typing import NamedTuple
+
+from .host import LANES, inner, small
+from .vectors import (
+    full,
+    load,
+    load_bfloat16,
+    load_float16,
+    prefetch,
+    store,
+    store_bfloat16,
+    store_float16,
+)
+
+BLOCK = 16  # tokens converted at a time: their operands stay in the L1 cache
+AHEAD = 16  # tokens that are fetched ahead
+ROW = 4 * LANES  # bytes of a vector
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+
+
+class Tensor(NamedTuple):
+    """``[B, N, H, width]``, or ``[N, width]`` of one head; width is a multiple of LANES."""
+
+    data: int  # address
+    batch: int  # strides in bytes
+    token: int
+    head: int
+    dtype: int
+    width: int
+
+
+@small
+def rows_of(x, heads, index, first, length, direction):
+    """Tokens ``first`` to ``first + length`` of one of the B H heads, in a direction's order."""
+    data = x.data + index // heads * x.batch + index % heads * x.head
+    data += (first + direction * (length - 1)) * x.token
+    return Tensor(data, 0, (1 - 2 * direction) * x.token, 0, x.dtype, x.width)
+
+
+@inner
+def fill(target, size, value):
+    for at in range(target, target + size, ROW):
+        store(at, full(value))
+
+
+@inner
+def move(target, source, size):
+    for at in range(0, size, ROW):
+        store(target + at, load(source + at))
+
+
+@inner
+def load_block(target, x, t, count, factor, padding):
+    """Rows of x from t on, times a factor, then padding."""
+    size = 4 if x.dtype == FLOAT32 else 2
+    for i in range(count):
+        row = x.data + (t + i) * x.token
+        for c in range(0, x.width, LANES):
+            at, to = row + size * c, target + 4 * (i * x.width + c)
+            prefetch(at + AHEAD * x.token)
+            if x.dtype == FLOAT32:
+                store(to, load(at) * factor)
+            elif x.dtype == BFLOAT16:
+                store(to, load_bfloat16(at) * factor)
+            else:
+                store(to, load_float16(at) * factor)
+    fill(target + 4 * count * x.width, 4 * (BLOCK - count) * x.width, padding)
+
+
+@inner
+def store_sum(x, t, count, one, one_step, other, other_step):
+    """Rows of x from t on: sums of two buffers' rows, each with its step in bytes."""
+    size = 4 if x.dtype == FLOAT32 else 2
+    for i in range(count):
+        row = x.data + (t + i) * x.token
+        for c in range(0, x.width, LANES):
+            y = load(one + i * one_step + 4 * c) + load(other + i * other_step + 4 * c)
+            prefetch(row + size * c + AHEAD * x.token)
+            if x.dtype == FLOAT32:
+                store(row + size * c, y)
+            elif x.dtype == BFLOAT16:
+                store_bfloat16(row + size * c, y)
+            else:
+                store_float16(row + size * c, y)

@@ -1,0 +1,117 @@
+"""The CPU that runs this: its vectors, and the folder of what is compiled for it."""
+
+import functools
+import hashlib
+import inspect
+import os
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+from numba import types
+from numba.extending import lower_builtin, type_callable
+
+OPTIONS = dict(boundscheck=False, error_model="numpy", nogil=True)
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """What the CPU can do; NUMBA_CPU_FEATURES, which numba follows, overrules."""
+    if numba.config.CPU_FEATURES is not None:
+        listed = numba.config.CPU_FEATURES.split(",")
+        return frozenset(name[1:] for name in listed if name.startswith("+"))
+    host = llvmlite.binding.get_host_cpu_features()
+    return frozenset(name for name, there in host.items() if there)
+
+
+def lanes() -> int:
+    """float32 in a vector; 0 for a CPU that no code has been made for."""
+    if "avx512f" in features():
+        return 16
+    if {"avx2", "fma", "f16c"} <= features():
+        return 8
+    return 4 if platform.machine() in ("aarch64", "arm64") else 0
+
+
+LANES = lanes()
+
+
+@functools.cache
+def folder() -> Path:
+    """What is compiled depends on these sources, numba, LLVM and the CPU.
+
+    numba itself would notice a change of the one file that a kernel is in.
+    """
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    cpu = llvmlite.binding.get_host_cpu_name(), numba.config.CPU_NAME, sorted(features())
+    key = hashlib.sha256(repr([numba.__version__, llvmlite.__version__, cpu, sources]).encode())
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = numba.config.CACHE_DIR or Path(cache, "vig_mm")
+    return Path(root, f"cpu-{key.hexdigest()[:16]}")
+
+
+def problem() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    if numba.config.DISABLE_JIT:
+        return "numba compiles nothing (NUMBA_DISABLE_JIT)"
+    if not LANES:
+        return f"no code has been made for this CPU ({platform.machine()})"
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder()).close()
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        return f"what is compiled cannot be kept (set NUMBA_CACHE_DIR): {error}"
+    return None
+
+
+_names: Counter[str] = Counter()
+
+
+def _named(function: Callable) -> Callable:
+    """Under a name of its own: of those made in one place, as by a loop, numba knows the place.
+
+    Kernels that different processes have compiled would share what has the same name.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+    _names[name] += 1
+    function.__qualname__ += str(_names[name])
+    return function
+
+
+def inner(function: Callable) -> Callable:
+    """A procedure inside kernels, compiled as a part of them; numbers are int64 or float64."""
+    function = _named(function)
+
+    @type_callable(function)
+    def typer(context):
+        def resolve(*args):
+            return types.void
+
+        resolve.pysig = inspect.signature(function)
+        return resolve
+
+    @lower_builtin(function, types.VarArg(types.Any))
+    def lower(context, builder, signature, args):
+        context.compile_internal(builder, function, signature, args)
+        return context.get_dummy_value()
+
+    return function
+
+
+def small(function: Callable) -> Callable:
+    """A function with results, for procedures."""
+    wrappers = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return numba.njit(**wrappers, **OPTIONS)(_named(function))
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiled once and kept on disk; runs without the interpreter's lock."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder())
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = before

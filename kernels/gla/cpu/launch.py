@@ -1,0 +1,153 @@
+"""Launches the kernels: segments, scratch memory, threads."""
+
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import blocks
+from .backward import BORDER, gradient_kernel
+from .blocks import BFLOAT16, BLOCK, FLOAT16, FLOAT32
+from .forward import half_kernel, output_kernel
+from .host import LANES
+from .states import Call, Inputs, local_kernel
+
+DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+SEGMENT = 2048  # tokens: what a segment keeps stays in the L2 cache
+LONGEST = 16384  # tokens of a segment
+WORK = 2**20  # entries of a state times tokens for which it pays to wake a thread
+MOST_KEPT = 2**26  # bytes of scratch memory
+
+
+def balanced(programs: int, threads: int) -> bool:
+    return programs >= 0.8 * threads * math.ceil(programs / threads)
+
+
+def make_plan(tokens: int, heads: int, threads: int, gradient: bool) -> tuple[int, int]:
+    """Number of segments; heads of a program if they are the forward pass's halves, else 0."""
+    if tokens <= 2 * BLOCK or tokens <= LONGEST and balanced(heads, threads):
+        return 1, 0
+    for group in range(heads, 0, -1) if not gradient else ():
+        if heads % group == 0 and balanced(2 * heads // group, threads):
+            return 2, group
+    enough = min(math.ceil(4 * threads / heads), tokens // (4 * BLOCK))
+    return max(math.ceil(tokens / SEGMENT), enough, 1), 0
+
+
+def fits(x: Tensor) -> bool:
+    """Whether the kernels read or write x where it is."""
+    return x.dtype in DTYPES and x.stride(-1) == 1 and x.shape[-1] % LANES == 0
+
+
+def fitting(x: Tensor) -> Tensor:
+    """x, or a padded copy of it."""
+    if fits(x):
+        return x
+    return F.pad(x if x.dtype in DTYPES else x.float(), (0, -x.shape[-1] % LANES)).contiguous()
+
+
+def address(x: Tensor) -> blocks.Tensor:
+    size = x.element_size()
+    batch, token, head, _ = (stride * size for stride in x.stride())
+    return blocks.Tensor(x.data_ptr(), batch, token, head, DTYPES[x.dtype], x.shape[-1])
+
+
+@functools.cache
+def pool(process: int) -> ThreadPoolExecutor:
+    """Of this process: threads do not outlive a fork. It has as many as were needed at once."""
+    return ThreadPoolExecutor(1024, "vig_mm_cpu")
+
+
+def launch(kernel: Callable, c: Call, x: Inputs, y: Inputs, threads: int, keep: object) -> None:
+    """Args: keep: what the addresses point into; an interrupt leaves the threads running."""
+
+    def work(thread: int, keep: object = keep) -> None:
+        kernel(c, x, y, thread, threads)
+
+    others = [pool(os.getpid()).submit(work, thread) for thread in range(1, threads)]
+    work(0)
+    for other in others:
+        other.result()
+
+
+class _Kept(threading.local):
+    """Scratch memory of a thread's last call: new one would cost a page fault for every 4 KiB."""
+
+    memory: Tensor | None = None
+
+
+_kept = _Kept()
+
+
+def scratch_memory(size: int) -> Tensor:
+    """Taken until it is given back, which a call that is interrupted does not."""
+    memory, _kept.memory = _kept.memory, None
+    if memory is None or len(memory) < size:
+        memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+    return memory
+
+
+def run(
+    inputs: tuple[Tensor, ...],
+    results: tuple[Tensor, ...],
+    plan: tuple[int, int] | None = None,
+) -> None:
+    """The forward or, with six inputs, the backward pass.
+
+    Args:
+        inputs: q, k, v, gate_f, gate_b and the gradient of the result.
+        results: written to: the output, or the gradients of the first five inputs.
+        plan: as `make_plan` gives it.
+    """
+    if not inputs[2].numel():
+        return
+    scale, gradient = 0.5 * inputs[0].shape[-1] ** -0.5, len(inputs) == 6
+    padded = [fitting(x) for x in inputs]
+    targets = [x if fits(x) else torch.empty_like(fitting(x)) for x in results]
+    (batch, tokens, num_heads, width), v_width = padded[0].shape, padded[2].shape[-1]
+    heads, state = batch * num_heads, 4 * width * v_width  # bytes
+    threads = min(torch.get_num_threads(), heads * tokens * state // WORK + 1)
+    segments, group = plan or make_plan(tokens, heads, threads, gradient)
+    segment = math.ceil(tokens / segments / BLOCK) * BLOCK
+    segments = math.ceil(tokens / segment)
+
+    rows = segment + BLOCK
+    size = 3 * state + 4 * (6 * BLOCK + 4) * width + 12 * BLOCK * v_width  # of a thread
+    partial = 8 * heads * rows * v_width if group else 0
+    if gradient:
+        size += 4 * rows * (3 * width + v_width) + (segment // BORDER + 2) * state
+    elif not group:
+        size += 4 * rows * v_width
+    states = heads * 2 * segments * (2 * state + 4 * width)
+    memory = scratch_memory(states + partial + threads * size)
+    start = memory.data_ptr()
+    c = Call(
+        tokens, num_heads, width, v_width, heads, segment, segments, scale, int(gradient),
+        group, last=0, states=start, partial=start + states, scratch=start + states + partial,
+        scratch_size=size,
+    )  # fmt: skip
+    nothing = blocks.Tensor(0, 0, 0, 0, 0, 0)
+    x, y = (
+        Inputs(*map(address, tensors), *[nothing] * (6 - len(tensors)))
+        for tensors in (padded, targets)
+    )
+    steps: list[tuple] = []
+    if group:
+        steps = [(half_kernel, 2 * heads // group, c._replace(last=last)) for last in (0, 1)]
+    else:
+        if segments > 1:
+            steps.append((local_kernel, 2 * heads * segments, c))
+        steps.append((gradient_kernel if gradient else output_kernel, heads * segments, c))
+    for kernel, programs, c in steps:
+        launch(kernel, c, x, y, min(threads, programs), keep=(padded, targets, memory))
+    if len(memory) <= MOST_KEPT:
+        _kept.memory = memory
+    for result, target in zip(results, targets, strict=True):
+        if result is not target:
+            result.copy_(target[..., : result.shape[-1]])

@@ -1,0 +1,235 @@
+"""What the libraries' own data sets take, the checks take: every registered type."""
+
+import inspect
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytest.importorskip("mmpretrain")
+
+import mmdet.datasets  # noqa: F401
+import mmpretrain.datasets  # noqa: F401
+import mmseg.datasets  # noqa: F401
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+from vig_mm.checks.data import DataCheck
+from vig_mm.checks.data.check import check_of, survey
+
+SIDE = 16
+WRAPPERS = {
+    "mmdet": ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "MultiImageMixDataset"),
+    "mmseg": ("ConcatDataset", "RepeatDataset", "MultiImageMixDataset"),
+    "mmpretrain": ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "KFoldDataset"),
+}
+SEG_PREFIX = dict(img_path="images", seg_map_path="labels")
+
+
+def kinds(checked):
+    """(scope, name) of the registered data sets whose files the checks read, or do not."""
+    found = []
+    for scope in WRAPPERS:
+        for name, kind in sorted(DATASETS.children[scope].module_dict.items()):
+            if inspect.isclass(kind) and (check_of(kind) is not None) == checked:
+                found.append((scope, name))
+    return found
+
+
+def picture(path, values=None, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if values is None:
+        values = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        Image.fromarray(values, mode).save(path)
+
+
+def coco(root, kind, classes):
+    """One picture with an object of each of some classes."""
+    if kind.__name__ == "V3DetDataset":  # reads its classes from a file, too
+        (root / "annotations").mkdir()
+        names = root / "annotations/category_name_13204_v3det_2023_v1.txt"
+        names.write_text("\n".join(classes))
+    picture(root / "train/a.jpg")
+    some = list(classes[:3]) + list(classes[-1:])
+    box = dict(bbox=[1, 1, 8, 8], area=64, segmentation=[[1, 1, 9, 1, 9, 9, 1, 9]], iscrowd=0)
+    content = dict(
+        images=[dict(id=1, file_name="a.jpg", height=SIDE, width=SIDE)],
+        categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)],
+        annotations=[
+            dict(box, id=i, image_id=1, category_id=1 + classes.index(name))
+            for i, name in enumerate(some, 1)
+        ],
+    )
+    (root / "train.json").write_text(json.dumps(content))
+    return dict(ann_file="train.json", data_prefix=dict(img="train/"))
+
+
+def label_maps(root, kind, classes):
+    """Three pictures, whose label maps have every class and what counts for none."""
+    signature = inspect.signature(kind.__init__).parameters
+
+    def default(key, otherwise):
+        return signature[key].default if key in signature else otherwise
+
+    fixed = {"REFUGEDataset": (".png", ".png")}.get(kind.__name__, (".jpg", ".png"))
+    image, label = default("img_suffix", fixed[0]), default("seg_map_suffix", fixed[1])
+    first = 1 if default("reduce_zero_label", False) else 0
+    values = np.full(SIDE * SIDE, 255, np.uint8)
+    values[: first + len(classes)] = np.arange(first + len(classes))
+    for name in "abc":
+        picture(root / f"images/{name}{image}")
+        picture(root / f"labels/{name}{label}", values.reshape(SIDE, SIDE), "L")
+    (root / "list.txt").write_text("a\nb\nc\n")
+    listed = (
+        signature["ann_file"].default is inspect.Parameter.empty
+        if "ann_file" in signature
+        else False
+    )
+    return dict(data_prefix=SEG_PREFIX) | (dict(ann_file="list.txt") if listed else {})
+
+
+def folders(root, kind, classes):
+    """Three pictures, in a list or, where there are few classes, in folders."""
+    names = [f"{i:05d}/a.jpg" for i in range(3)]
+    for name in names:
+        picture(root / "train" / name)
+    (root / "train.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
+    listed = dict(ann_file="train.txt") if len(classes) > 3 else {}
+    return dict(data_prefix="train", **listed)
+
+
+FAMILIES = {"CocoDataset": coco, "BaseSegDataset": label_maps, "CustomDataset": folders}
+PIPELINES = {
+    "mmdet": [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True)],
+    "mmseg": [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")],
+    "mmpretrain": [dict(type="LoadImageFromFile")],
+}
+
+
+def generated(root, scope, name):
+    """A data set of this type with its data, and the number of its classes."""
+    kind = DATASETS.children[scope].module_dict[name]
+    classes, stated = tuple((kind.METAINFO or {}).get("classes") or ()), {}
+    if not classes:
+        classes = ("a", "b", "c")
+        if scope != "mmpretrain":  # whose class folders name them
+            stated = dict(metainfo=dict(classes=classes))
+    family = next(FAMILIES[base.__name__] for base in kind.__mro__ if base.__name__ in FAMILIES)
+    options = dict(family(root, kind, classes), **stated)
+    pipeline = PIPELINES[scope]
+    if any(root.rglob("*.npy")):  # HSIDrive20Dataset of the forks
+        pipeline = [dict(type="LoadImageFromNpyFile"), *pipeline[1:]]
+    options["pipeline"] = pipeline
+    return dict(type=name, data_root=str(root), **options), classes
+
+
+def config(scope, dataset, classes):
+    heads = {
+        "mmdet": dict(roi_head=dict(bbox_head=dict(num_classes=len(classes)))),
+        "mmseg": dict(decode_head=dict(num_classes=len(classes))),
+        "mmpretrain": dict(head=dict(num_classes=len(classes))),
+    }
+    loader = dict(dataset=dataset)
+    return Config(dict(default_scope=scope, model=heads[scope], train_dataloader=loader))
+
+
+def built(scope, dataset):
+    with DefaultScope.overwrite_default_scope(scope):
+        return DATASETS.children[scope].build(dataset)
+
+
+def errors(check):
+    return [one.text for one in check.findings if one.severity == "error"]
+
+
+@pytest.mark.parametrize("scope, name", kinds(checked=True), ids=str)
+def test_small_data_of_every_type(scope, name, tmp_path):
+    dataset, classes = generated(tmp_path, scope, name)
+    samples = built(scope, dataset)
+    assert len(samples) == (1 if (tmp_path / "train.json").exists() else 3)
+    samples[0]  # the files are read
+    check = DataCheck(config(scope, dataset, classes), ("train",))
+    assert not errors(check)
+    assert len(check.listings) == 1, "its files were found"
+    read = survey(check.listings, lambda _, function, items: map(function, items))
+    assert not [one.text for one in read if one.severity == "error"]
+
+
+class ByTheTutorial(DATASETS.children["mmseg"].get("BaseSegDataset")):
+    """As mmseg's page on own data sets has it: what it hands on is in no signature."""
+
+    METAINFO = dict(classes=("a", "b", "c"))
+
+    def __init__(self, **kwargs):
+        super().__init__(
+            img_suffix=".png", seg_map_suffix="_mask.png", reduce_zero_label=True, **kwargs
+        )
+
+
+def test_own_class_that_hands_on_options(tmp_path):
+    values = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE) % 4
+    for name in "abc":
+        picture(tmp_path / f"images/{name}.png")
+        picture(tmp_path / f"labels/{name}_mask.png", values, "L")
+    dataset = dict(type=ByTheTutorial, data_root=str(tmp_path), data_prefix=SEG_PREFIX)
+    assert len(ByTheTutorial(data_root=str(tmp_path), data_prefix=SEG_PREFIX, pipeline=[])) == 3
+    dataset["pipeline"] = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+    check = DataCheck(config("mmseg", dataset, "abc"), ("train",))
+    assert not check.findings and len(check.listings) == 1
+    picture(tmp_path / "labels/b_mask.png", values + 1, "L")
+    (found,) = DataCheck(config("mmseg", dataset, "abc"), ("train",)).findings
+    assert "4" in found.text
+
+
+@pytest.mark.parametrize("scope, name", kinds(checked=False), ids=str)
+def test_types_left_to_the_library(scope, name, tmp_path):
+    """Data sets that find their files in ways of their own: said to be not checked, no more."""
+    dataset = dict(type=name, data_root=str(tmp_path), ann_file="nowhere.txt")
+    (found,) = DataCheck(config(scope, dataset, ("a",)), ("train",)).findings
+    assert (found.kind, found.severity) == ("not-checked", "note")
+
+
+def wrap(wrapper, dataset):
+    if wrapper == "ConcatDataset":
+        return dict(type=wrapper, datasets=[dataset, dataset])
+    options = dict(
+        RepeatDataset=dict(times=2),
+        ClassBalancedDataset=dict(oversample_thr=0.1),
+        MultiImageMixDataset=dict(pipeline=[]),
+        KFoldDataset=dict(num_splits=3, fold=0),
+    )
+    return dict(type=wrapper, dataset=dataset, **options[wrapper])
+
+
+@pytest.mark.parametrize(
+    "scope, name, wrapper",
+    [
+        (scope, name, wrapper)
+        for scope, name in (
+            ("mmdet", "CocoDataset"),
+            ("mmseg", "ADE20KDataset"),
+            ("mmpretrain", "CustomDataset"),
+        )
+        for wrapper in WRAPPERS[scope]
+    ],
+)
+def test_wrappers(scope, name, wrapper, tmp_path):
+    """Taken as they are, and seen through: what is wrong inside is found."""
+    dataset, classes = generated(tmp_path, scope, name)
+    wrapped = wrap(wrapper, dataset)
+    assert len(built(scope, wrapped)) > 0
+    check = partial(DataCheck, splits=("train",))
+    assert not [
+        x.text for x in check(config(scope, wrapped, classes)).findings if x.severity == "error"
+    ]
+    broken = wrap(wrapper, dict(dataset, data_root=str(tmp_path / "nowhere")))
+    (found, *_) = check(config(scope, broken, classes)).findings
+    assert found.severity == "error" and "nowhere" in found.text

@@ -1,0 +1,105 @@
+"""`check_weights`: a checkpoint whose names and shapes fit, and whose numbers do not."""
+
+import pytest
+import torch
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
+
+from vig_mm import HierViG, ViG
+from vig_mm.checkpoints.reading import CheckpointError
+from vig_mm.checks.weights import check_weights
+
+
+@pytest.fixture
+def model():
+    """A norm, whose counter is an integer, and tied weights, of which torch lists one name."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("partly", [False, True], ids=["test or resume", "fine-tune"])
+@pytest.mark.parametrize("name", ["0.weight", "1.bias", "2.weight"])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda x: x / 0, "NaN or infinity: {}"),
+        (lambda x: x.to(torch.int8), r"{} \(torch.int8\)"),
+        (lambda x: x.to("meta"), r"{} \(meta, no values\)"),
+    ],
+    ids=["nan", "int8", "meta"],
+)
+def test_refused(change, reason, name, partly, model, tmp_path):
+    state = dict(model.state_dict())
+    torch.save(dict(state_dict={**state, name: change(state[name])}), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"x.pth' cannot be used: .*{reason.format(name)}"):
+        check_weights(model, str(tmp_path / "x.pth"), partly)
+
+
+def test_taken(model, tmp_path):
+    """Half precision, infinities in a buffer; when fine-tuning, broken weights of no use."""
+    path, state = str(tmp_path / "x.pth"), dict(model.half().state_dict())
+    state["1.running_var"] = state["1.running_var"] / 0
+    torch.save(dict(state_dict=state), path)
+    check_weights(model.float(), path)
+    state["0.bias"] = torch.full((7,), float("nan"))
+    torch.save(dict(state_dict=state), path)
+    check_weights(model, path, partly=True)
+
+
+def test_message_names_the_file(model, tmp_path):
+    torch.save(dict(net=model.state_dict()), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="x.pth': no weights .*'net'"):
+        check_weights(model, str(tmp_path / "x.pth"))
+
+
+def vit(size):
+    return pytest.importorskip("mmpretrain.models").VisionTransformer("deit-t", size)
+
+
+def plain_vig(size):
+    return ViG("tiny", img_size=size, embed_dims=16, depth=1, num_heads=2)
+
+
+@pytest.mark.parametrize("build", [vit, plain_vig])
+@pytest.mark.parametrize("partly", [False, True], ids=["test", "fine-tune"])
+def test_what_the_modules_resize_fits(build, partly, tmp_path):
+    torch.manual_seed(0)
+    path, model = str(tmp_path / "x.pth"), build(448)
+    torch.save(dict(state_dict=build(224).state_dict()), path)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    check_weights(model, path, partly)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    load_state_dict(model, torch.load(path)["state_dict"], strict=True)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        check_weights(model, path, resume=True)  # the optimizer's state is not resized
+
+
+def test_stem_for_other_images(tmp_path):
+    """Adapted where training starts from `load_from`; to test it as it is would be a mistake."""
+    torch.manual_seed(0)
+    settings = dict(embed_dims=16, depths=(1, 1), num_heads=(1, 1), out_indices=(1,))
+    rgb = HierViG(**settings)
+    four = nn.ModuleDict(dict(backbone=HierViG(in_channels=4, **settings)))
+    state, path = {f"backbone.{k}": x for k, x in rgb.state_dict().items()}, str(tmp_path / "x.pth")
+    torch.save(dict(state_dict=state), path)
+    check_weights(four, path, partly=True)
+    load_state_dict(four, state, strict=True)
+    name = "patch_embed.0.weight"
+    expected = rgb.state_dict()[name][:, [0, 1, 2, 0]] * 0.75
+    torch.testing.assert_close(four.backbone.state_dict()[name], expected)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="patch_embed.0.weight .* instead of"):
+            check_weights(four, path, resume=resume)
+
+
+def test_hook_that_fails(model, tmp_path):
+    """As mmpretrain's Swin does on window sizes, for want of a function that SciPy gave up."""
+
+    def hook(*_):
+        raise NotImplementedError("interp2d has been removed")
+
+    model[0].register_load_state_dict_pre_hook(hook)
+    torch.save(dict(state_dict={"0.weight": torch.ones(3, 3)}), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="x.pth' cannot be loaded .*interp2d has been"):
+        check_weights(model, str(tmp_path / "x.pth"))

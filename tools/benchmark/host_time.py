@@ -1,0 +1,137 @@
+"""Host time of a block's training step: what the CPU does until all is launched.
+
+    python tools/benchmark/host_time.py [OTHER CHECKOUT] [--rounds 20]
+
+Triton launches into a driver that does nothing (tests/test_kernels/stand_in_gpu.py), and torch's
+operators run on the CPU, on few tokens: launches cost what they cost with a GPU, or a bit more.
+This checkout and another one, such as of ``git worktree add FOLDER COMMIT``, take turns, each in
+a process of its own; the best of all rounds counts. Needs a C compiler.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, HW, CHANNELS, HEADS = 1, (5, 14), 32, 2  # two chunks
+STEPS = 20
+MODES = ("float32", "bfloat16 autocast")
+
+
+def serve(driver: Path) -> None:
+    """Time STEPS steps for each line on stdin, and print milliseconds of both passes by mode."""
+    import torch
+    from stand_in_gpu import install_driver
+
+    import vig_mm
+
+    install_driver(driver)
+    torch.manual_seed(0)
+    model = vig_mm.ViG(
+        embed_dims=CHANNELS, depth=2, num_heads=HEADS, mixer_act=True, drop_path_rate=0.1,
+        backend="triton",
+    )  # fmt: skip
+    block = model.train().blocks[1]
+    x = torch.randn(BATCH, HW[0] * HW[1], CHANNELS, requires_grad=True)
+    grad = torch.randn_like(x)
+
+    def step(dtype: torch.dtype | None) -> tuple[float, float]:
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext():
+            out = block(x, HW)
+        middle = time.perf_counter()
+        out.backward(grad)
+        return middle - start, time.perf_counter() - middle
+
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        found = {}
+        for mode, dtype in zip(MODES, (None, torch.bfloat16), strict=True):
+            accept_cpu_tensors(lambda dtype=dtype: step(dtype))
+            passes = [step(dtype) for _ in range(STEPS)]
+            found[mode] = [1e3 * min(times) for times in zip(*passes, strict=True)]
+        print(json.dumps(found), flush=True)
+
+
+def accept_cpu_tensors(step: Callable[[], Any]) -> None:
+    """Run a step, with all modules that it imports told that there is a GPU."""
+    while True:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("vig_mm.kernels") and hasattr(module, "device_of"):
+                module.device_of = lambda x: contextlib.nullcontext()  # type: ignore[attr-defined]
+        before = len(sys.modules)
+        try:
+            step()
+            return
+        except ValueError:  # of a module that was not here before
+            if len(sys.modules) == before:
+                raise
+
+
+@contextlib.contextmanager
+def served(checkout: Path, folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that runs `serve` with the package of a checkout."""
+    tree = folder / checkout.name
+    source = checkout / "tools/benchmark/source_tree.py"
+    subprocess.run([sys.executable, source, tree], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tree), "TRITON_INTERPRET": "0",
+                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(folder)],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def ask(process: subprocess.Popen) -> dict[str, list[float]]:
+    process.stdin.write("\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        sys.exit("a process ended early, see above")
+    return json.loads(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("other", nargs="?", type=Path, help="another checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests/test_kernels"))
+    if args.serve:
+        serve(args.serve)
+        return
+    from stand_in_gpu import build_driver
+
+    checkouts = [ROOT, *([args.other.resolve()] if args.other else [])]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        build_driver(Path(folder))
+        processes = [stack.enter_context(served(path, Path(folder))) for path in checkouts]
+        for process in processes:
+            process.stdout.readline()
+        rounds = [[ask(process) for process in processes] for _ in range(args.rounds)]
+    for mode in MODES:
+        sums = []
+        for i, path in enumerate(checkouts):
+            forward, backward = (min(r[i][mode][k] for r in rounds) for k in (0, 1))
+            sums.append(forward + backward)
+            print(f"{mode:18} {forward:.3f} + {backward:.3f} ms  {path.name}")
+        if args.other:
+            print(f"{mode:18} {sums[0] / sums[1]:.2f} of the other's")
+
+
+if __name__ == "__main__":
+    main()

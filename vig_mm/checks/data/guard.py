@@ -1,0 +1,268 @@
+"""Data pipelines that raise an error with the file's name when a sample cannot be used.
+
+The libraries' own loading takes a half-downloaded picture for a grey one, boxes of a picture that
+was turned or resized since for good, and 16-bit labels for other classes; and what fails in it
+often does not name the file.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import Compose
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from PIL import UnidentifiedImageError
+
+from vig_mm.datasets.transforms.map_labels import MapLabels
+from vig_mm.errors import SampleError
+
+from .check import check_of
+from .coco_rules import TURNED, turned_by
+from .findings import some
+from .images import FAULTS, FIX, file_fault, open_image
+from .label_maps import TOO_LARGE
+from .labels import NO_LABEL, ignored_numbers
+from .options import keeps_numbers
+
+_CHECKER = (
+    "; `python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
+    "--no-check do not look"
+)
+
+
+def guard_loaders(runner: Runner) -> None:
+    """Let the data sets that a runner is going to build name their bad files."""
+    build = runner.build_dataloader
+    ignored = _ignored(getattr(runner, "cfg", None) or {})
+
+    def build_guarded(*args, **kwargs):
+        loader = build(*args, **kwargs)
+        guard(loader.dataset, ignored)
+        return loader
+
+    # On the runner and not in a hook: loops may start their workers before the first hook.
+    runner.build_dataloader = build_guarded
+
+
+def _ignored(cfg: dict) -> frozenset[int]:
+    """Every number that a part of a config ignores: the check before the run compares them."""
+    said = [ignored_numbers(cfg, split, {}) for split in ("train", "val", "test")]
+    return frozenset().union(*(one | other for one, other in said))
+
+
+def guard(
+    dataset: Any, ignored: frozenset[int] = frozenset({NO_LABEL}), has_more: bool = False
+) -> None:
+    """Guard the pipelines of a data set, and of those that it wraps.
+
+    Args:
+        dataset: With its pipeline, or wrapped.
+        ignored: Numbers in label maps that are no class and no mistake.
+        has_more: Whether a wrapper has transforms that may give label maps other numbers.
+    """
+    own = getattr(dataset, "__dict__", {})  # wrappers may show what is their data set's as theirs
+    pipeline = own.get("pipeline")
+    if isinstance(pipeline, Compose) and not isinstance(pipeline, GuardedPipeline):
+        dataset.pipeline = GuardedPipeline(pipeline, dataset, ignored, has_more)
+    elif isinstance(pipeline, list | tuple):  # of MultiImageMixDataset
+        has_more = has_more or any(map(_renumbers, pipeline))
+    for one in (own.get("dataset"), own.get("_dataset"), *own.get("datasets", ())):
+        if one is not None:
+            guard(one, ignored, has_more)
+
+
+def _renumbers(transform: Any) -> bool:
+    """Whether a transform may give label maps other numbers: `MapLabels`, and users' own."""
+    inner = getattr(transform, "transforms", None)
+    if isinstance(inner, Compose):
+        inner = inner.transforms
+    if isinstance(inner, list | tuple) and any(map(_renumbers, inner)):
+        return True
+    if isinstance(transform, list | tuple):
+        return any(map(_renumbers, transform))
+    return isinstance(transform, MapLabels) or not keeps_numbers(transform, "")
+
+
+class GuardedPipeline(Compose):
+    """A pipeline whose loading transforms raise `SampleError`.
+
+    Args:
+        pipeline: Its transforms are used as they are.
+        dataset: Whose pipeline it is; its classes bound the values of label maps.
+        ignored: Other numbers in label maps that are no mistake.
+        has_more: Whether a wrapper goes on with transforms that may change the numbers.
+    """
+
+    def __init__(
+        self,
+        pipeline: Compose,
+        dataset: Any,
+        ignored: frozenset[int] = frozenset({NO_LABEL}),
+        has_more: bool = False,
+    ) -> None:
+        self.transforms = pipeline.transforms
+        self._num_classes = len(getattr(dataset, "metainfo", {}).get("classes") or ())
+        self._ignored = sorted(ignored | {getattr(dataset, "ignore_index", NO_LABEL)})
+        self._numbered = None if has_more else self._place_of_numbers()
+        self._advice = _CHECKER if check_of(type(dataset)) else ""
+
+    def _place_of_numbers(self) -> int | None:
+        """Index of the transform behind which label maps have their last numbers, if any is."""
+        names = [type(transform).__name__ for transform in self.transforms]
+        if "LoadAnnotations" not in names:
+            return None
+        load = names.index("LoadAnnotations")
+        later = [i for i in range(load + 1, len(names)) if _renumbers(self.transforms[i])]
+        packed = [i for i in range(len(names)) if names[i].startswith("Pack")]
+        place = max([load, *later])
+        return place if not packed or place < packed[0] else None
+
+    def __call__(self, data: dict) -> dict | None:
+        try:
+            return self._run(data)
+        except SampleError as error:
+            raise SampleError(f"{error}{self._advice}") from error
+
+    def _run(self, data: dict) -> dict | None:
+        for i, transform in enumerate(self.transforms):
+            if isinstance(transform, LoadImageFromFile):
+                data = self._load_image(transform, data)
+            elif type(transform).__name__ == "LoadAnnotations":
+                data = self._load_annotations(transform, data)
+            elif isinstance(transform, MapLabels):
+                data = _named(transform, data, data.get("seg_map_path"))
+            elif type(transform).__name__.startswith("Load"):
+                data = _named(transform, data, data.get("img_path"))
+            else:
+                data = transform(data)
+            if data is None:
+                return None
+            if i == self._numbered and _is_mmseg(data):
+                _refuse_labels(data, self._num_classes, self._ignored)
+        return data
+
+    def _load_image(self, transform: LoadImageFromFile, data: dict) -> dict | None:
+        path = data.get("img_path")
+        try:
+            if _is_local(path):
+                _refuse_fault(path)
+            data = _named(transform, data, path)
+        except SampleError as error:
+            if not transform.ignore_empty:
+                raise
+            data = None
+            reason = str(error)
+        else:
+            reason = f"{path!r} cannot be read"
+        if data is None:
+            print_log(f"ignore_empty: another sample for {reason}", "current", logging.WARNING)
+            return None
+        _refuse_other_size(data)
+        return data
+
+    def _load_annotations(self, transform: Callable, data: dict) -> dict | None:
+        if not _is_mmseg(data):
+            return _named(transform, data, data.get("img_path"))
+        path = data["seg_map_path"]
+        if _is_local(path):
+            _refuse_fault(path)
+        data = _named(transform, data, path)
+        if _is_local(path):
+            _refuse_large_values(path)
+        _refuse_other_label_size(data)
+        return data
+
+
+def _is_mmseg(data: dict) -> bool:
+    """Whether label maps are mmseg's: in mmdet one may hold other classes than the boxes."""
+    return "reduce_zero_label" in data
+
+
+def _named(transform: Callable, data: dict, path: Any) -> dict | None:
+    try:
+        return transform(data)
+    except Exception as error:  # whatever a decoder raises
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SampleError(
+            f"{path!r}: {type(transform).__name__} failed ({what}); correct the file or its "
+            "annotations, or take it out of the data set"
+        ) from error
+
+
+def _is_local(path: Any) -> bool:
+    return isinstance(path, str | os.PathLike) and "://" not in str(path)
+
+
+def _refuse_fault(path: str) -> None:
+    fault = file_fault(path)
+    if fault and fault != "unreadable":  # the loader tells why
+        raise SampleError(f"{path!r} {FAULTS[fault][0]}; {FIX}")
+
+
+def _refuse_other_size(data: dict) -> None:
+    """See that the picture has the size that its annotations are for, if they say one."""
+    annotated = (data.get("height"), data.get("width"))
+    loaded = tuple(data["ori_shape"])
+    if None in annotated or annotated == loaded:
+        return
+    turned, advice = (
+        "",
+        "boxes and masks do not fit; use the picture that was annotated, or correct ",
+    )
+    advice += "width and height in the annotation file"
+    if annotated == loaded[::-1]:
+        turned = " (turned by its EXIF orientation?)"
+        boxes = [one["bbox"] for one in data.get("instances") or () if "bbox" in one]
+        advice = TURNED[turned_by(boxes, annotated[::-1])]
+    raise SampleError(
+        f"{data['img_path']!r} is loaded as {loaded[1]}x{loaded[0]} pixels{turned}, but its "
+        f"annotations are for {annotated[1]}x{annotated[0]}: {advice}"
+    )
+
+
+def _refuse_large_values(path: str) -> None:
+    """Of the file, for mmseg has cast what it loaded to 8 bits."""
+    try:
+        with open_image(path) as image:
+            if not image.mode.startswith("I"):
+                return
+            largest = int(np.asarray(image).max())
+    except UnidentifiedImageError:
+        return  # the loader knows more formats
+    if largest >= TOO_LARGE:
+        raise SampleError(
+            f"{path!r} holds the value {largest}, and mmseg cuts label maps to 8 bits, which makes "
+            f"another class of it; renumber the label maps"
+        )
+
+
+def _refuse_other_label_size(data: dict) -> None:
+    shape, path = data["gt_seg_map"].shape[:2], data["seg_map_path"]
+    image = tuple(data.get("ori_shape", shape))
+    if shape != image:
+        raise SampleError(
+            f"{path!r} is {shape[1]}x{shape[0]} pixels, but its image is loaded as "
+            f"{image[1]}x{image[0]}; write it in the image's size"
+        )
+
+
+def _refuse_labels(data: dict, num_classes: int, ignored: list[int]) -> None:
+    labels, path = data["gt_seg_map"], data["seg_map_path"]
+    if labels.ndim != 2:
+        raise SampleError(
+            f"{path!r} is a picture of {labels.shape[-1]} colour channels, but a label map has "
+            "one, whose values number the classes; give each colour its number by "
+            f"vig_mm.MapLabels"
+        )
+    stray = labels[(labels >= num_classes) & ~np.isin(labels, ignored)]
+    if num_classes and len(stray):
+        raise SampleError(
+            f"{path!r} holds labels of no class: {some(np.unique(stray))} as they are loaded, and "
+            f"the {num_classes} classes are 0 to {num_classes - 1} "
+            f"({', '.join(map(str, ignored))}: no label); correct metainfo.classes, "
+            "reduce_zero_label or the label map, or give it other numbers by vig_mm.MapLabels"
+        )

@@ -1,0 +1,207 @@
+"""Checks of a model's config: options that do not exist, channels that do not fit.
+
+Python and torch notice both mistakes, too, but late and in their own terms: a `TypeError` without
+the place in the config, or a convolution's complaint in the first iteration.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from vig_mm.errors import ModelError
+from vig_mm.registry import MODELS as VIG_MODELS
+
+# Pixels, (H, W): the usual training size, as some backbones take no other.
+IMAGE_SIZE = (224, 224)
+
+
+def parts(where: str, model: Any) -> Iterator[tuple[str, dict]]:
+    """Backbones, necks, heads and preprocessors in a model's config, at any depth.
+
+    Args:
+        where: key of ``model`` in its config.
+        model: a model's config, or an entry or a list inside it.
+
+    Yields:
+        (key in the config, the part's config).
+    """
+    if isinstance(model, list | tuple):
+        for i, one in enumerate(model):
+            yield from parts(f"{where}.{i}", one)
+    elif isinstance(model, dict):
+        name = part_name(where)
+        if name in ("backbone", "neck", "data_preprocessor") or name.endswith("head"):
+            yield where, model
+        for key, value in model.items():
+            yield from parts(f"{where}.{key}", value)
+
+
+def part_name(where: str) -> str:
+    """`model.roi_head.bbox_head.1` -> `bbox_head`."""
+    return next(name for name in reversed(where.split(".")) if not name.isdigit())
+
+
+def check_options(cfg: Config) -> None:
+    """Check that each part of a model knows every option that the config gives it.
+
+    Args:
+        cfg: A whole config with `default_scope`, before `--tta` wraps its model.
+
+    Raises:
+        ModelError: names all unknown options and the known ones.
+    """
+    problems = []
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        for where, part in parts("model", cfg.get("model")):
+            kind = part.get("type")
+            if isinstance(kind, str):
+                if registry.get(kind) is None and VIG_MODELS.get(kind) is not None:
+                    problems.append(f"{where}.type: {kind!r} must be 'vig_mm.{kind}'")
+                kind = registry.get(kind)
+            if callable(kind):
+                problems += _unknown_options(where, part, kind)
+                handed_on = cfg.default_scope == "mmseg" and where == "model.backbone"
+                if handed_on and cfg.model.get("pretrained") and not _takes(kind, "pretrained"):
+                    problems.append(
+                        f"model.pretrained: mmseg hands it to the backbone, and {kind.__name__} "
+                        "has no such option: set model.pretrained=None, and name its weights by "
+                        "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+                    )
+    _raise_if(problems)
+
+
+def _takes(kind: Any, option: str) -> bool:
+    parameters = inspect.signature(kind).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _unknown_options(where: str, part: dict, kind: Any) -> Iterator[str]:
+    parameters = inspect.signature(kind).parameters
+    for option in part:
+        if option in ("type", "_scope_") or _takes(kind, option):
+            continue
+        close = difflib.get_close_matches(option, parameters, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        yield (
+            f"{where}.{option}: {kind.__name__} has no option {option!r}{meant} "
+            f"(it has {', '.join(parameters)})"
+        )
+
+
+def check_channels(model: nn.Module, cfg: dict) -> None:
+    """Check that neck and heads take the maps that come to them, by running one blank image.
+
+    A part is reported when it fails on its input and states other `in_channels` than come in.
+    What fails otherwise is left to the run itself; so is a backbone that does not take the image.
+
+    Args:
+        model: A built model, not wrapped. Its mode is left as it was.
+        cfg: The config of the model, without any wrapper's.
+
+    Raises:
+        ModelError: names every part that does not fit, what comes in, and what to set.
+    """
+    stated = [key for key, value in cfg.items() if _states_channels(value)]
+    if not hasattr(model, "backbone") or not stated:
+        return
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            _raise_if(_misfits(model, cfg, stated))
+    finally:
+        model.train(training)
+
+
+def _misfits(model: nn.Module, cfg: dict, stated: list[str]) -> list[str]:
+    channels = (cfg.get("backbone") or {}).get("in_channels", 3)
+    image = next(model.parameters()).new_zeros(1, channels, *IMAGE_SIZE)
+    maps = _run(model.backbone, image)
+    source = f"model.backbone ({type(model.backbone).__name__})"
+    if maps is None:
+        return []
+    for where, neck, options in _modules(model, cfg, "neck"):
+        outputs = _run(neck, maps)
+        if outputs is None:
+            return _misfit(where, options, source, maps)
+        maps, source = outputs, f"{where} ({type(neck).__name__})"
+
+    problems = []
+    for key in stated:
+        if key not in ("backbone", "neck"):
+            for where, head, options in _modules(model, cfg, key):
+                if _run(head, maps) is None:
+                    problems += _misfit(where, options, source, maps)
+    return problems
+
+
+def _modules(model: nn.Module, cfg: dict, key: str) -> Iterator[tuple[str, nn.Module, dict]]:
+    """(key in the config, module, its config) of a part, or of each one if it is a list."""
+    if getattr(model, key, None) is None or not cfg.get(key):
+        return
+    if isinstance(cfg[key], list | tuple):
+        for i, (module, options) in enumerate(zip(getattr(model, key), cfg[key], strict=True)):
+            yield f"model.{key}.{i}", module, options
+    else:
+        yield f"model.{key}", getattr(model, key), cfg[key]
+
+
+def _run(part: nn.Module, inputs: Any) -> Any:
+    """What a part makes of its input; None where it cannot be run alone on it."""
+    try:
+        return part(inputs)
+    except Exception:  # whatever it is: `_misfit` finds out whether the channels are the reason
+        return None
+
+
+def _misfit(where: str, options: dict, source: str, maps: Any) -> list[str]:
+    """The problem of a part that failed, if it states other channels than its maps have."""
+    stated = options.get("in_channels")
+    maps = [maps] if isinstance(maps, Tensor) else maps
+    tensors = isinstance(maps, Sequence) and all(isinstance(x, Tensor) for x in maps)
+    if stated is None or not tensors or any(x.dim() < 2 for x in maps):
+        return []
+    channels = [x.shape[1] for x in maps]
+    index = options.get("in_index")
+    if index is None:
+        wanted, at = channels, ""
+    else:
+        indices = index if isinstance(index, Sequence) else [index]
+        wanted = [channels[i] for i in indices if -len(channels) <= i < len(channels)]
+        at = f" at in_index={index}"
+        if len(wanted) < len(indices):
+            return [
+                f"{where} takes the maps{at}, but {source} returns {_maps(channels)}: correct "
+                f"{where}.in_index, or return more maps by model.backbone.out_indices"
+            ]
+    if stated in wanted if isinstance(stated, int) else list(stated) == wanted:
+        return []
+    problem = f"{where}.in_channels is {stated}, but {source} returns {_maps(channels)}"
+    if isinstance(stated, int):
+        return [f"{problem}{at}: set {where}.in_channels={wanted[-1]}"]
+    count = len(stated)
+    if count != len(wanted):
+        return [f"{problem}: set model.backbone.out_indices to {count} indices, or change the part"]
+    return [f"{problem}: set {where}.in_channels={wanted}"]
+
+
+def _maps(channels: list[int]) -> str:
+    of = f"{', '.join(map(str, channels))} channels"
+    return f"one map of {of}" if len(channels) == 1 else f"{len(channels)} maps of {of}"
+
+
+def _states_channels(part: Any) -> bool:
+    listed = part if isinstance(part, list | tuple) else [part]
+    return any(isinstance(one, dict) and "in_channels" in one for one in listed)
+
+
+def _raise_if(problems: list[str]) -> None:
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise ModelError(f"the model's parts do not fit:{lines}")

@@ -1,1 +1,0 @@
-"""Faults in single files: images, label maps, COCO annotations."""

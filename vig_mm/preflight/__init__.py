@@ -1,4 +1,0 @@
-"""Checks before a run: environment, config options, channels, optimizer, weights.
-
-Those of data: `vig_mm.inspection`.
-"""
