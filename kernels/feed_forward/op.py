@@ -83,7 +83,8 @@ def _forward(
     w_out: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """The result, and w_in's output ``[B N, 2I]`` where it is kept."""
-    rows, weights = x.flatten(0, 1), (norm_w, norm_b, *cast(s.dtype, w_in, w_out))
+    w_in, w_out = cast(s.dtype, w_in, w_out)
+    rows, weights = x.flatten(0, 1), (norm_w, norm_b, w_in, w_out)
 
     def kernels() -> tuple[Tensor, Tensor | None]:
         from .triton import triton_feed_forward
@@ -111,7 +112,8 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, of the norm's weight and bias, of both layers."""
     rows, rows_grad = x.flatten(0, 1), grad.flatten(0, 1)
-    weights = (norm_w, norm_b, *cast(s.dtype, w_in, w_out))
+    w_in, w_out = cast(s.dtype, w_in, w_out)
+    weights = (norm_w, norm_b, w_in, w_out)
 
     def kernels() -> tuple[Tensor, ...]:
         from .triton import triton_feed_forward_backward
