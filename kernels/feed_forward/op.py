@@ -83,8 +83,8 @@ def _forward(
     w_out: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """The result, and w_in's output ``[B N, 2I]`` where it is kept."""
-    rows, (w_in, w_out) = x.flatten(0, 1), cast(s.dtype, w_in, w_out)
-    weights = (norm_w, norm_b, w_in, w_out)
+    w_in, w_out = cast(s.dtype, w_in, w_out)
+    rows, weights = x.flatten(0, 1), (norm_w, norm_b, w_in, w_out)
 
     def kernels() -> tuple[Tensor, Tensor | None]:
         from .triton import triton_feed_forward

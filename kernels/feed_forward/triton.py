@@ -259,7 +259,7 @@ def _sizes(x: Tensor, w_in: Tensor, grad: bool) -> tuple[int, dict]:
         num_warps=warps,
         num_stages=1,
     )
-    return cdiv(len(x), rows), constants
+    return cdiv(x.shape[0], rows), constants
 
 
 def operand_dtype(dtype: torch.dtype) -> tl.dtype:
@@ -282,7 +282,7 @@ def triton_feed_forward(
         return fused(x, norm_w, norm_b, w_in, w_out, scale, eps), None
     inside = linear(norm(x, norm_w, norm_b, eps, w_in.dtype), w_in)
     out = torch.empty_like(x)
-    samples = (1 if scale is None else len(scale), -1, x.shape[1])
+    samples = (1 if scale is None else scale.shape[0], -1, x.shape[1])
     y = linear(swiglu(inside), w_out)
     factor = None if scale is None else scale[:, None, None]
     add_scaled(x.view(samples), y.view(samples), factor, out.view(samples))
@@ -299,8 +299,8 @@ def triton_feed_forward_backward(
     scale: Tensor | None,
     inside: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of ``x [M, C]``, of the norm's weight and bias, of w_in and w_out.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x [M, C]``, of the norm's weight and bias (or no matter), of w_in and w_out.
 
     The kernels give what both layers' gradients need beside the gradients that they compute.
     """
@@ -317,8 +317,7 @@ def triton_feed_forward_backward(
         dx, normed, dnorm = norm_backward(
             linear_input_gradient(dinside, w_in), x, norm_w, norm_b, grad, eps
         )
-    dnorm_b = None if norm_b is None else dnorm[1]
-    return dx, dnorm[0], dnorm_b, linear_weight_gradient(dinside, normed, w_in), dw_out
+    return dx, dnorm[0], dnorm[-1], linear_weight_gradient(dinside, normed, w_in), dw_out
 
 
 def _fake(x, norm_w, norm_b, w_in, w_out, scale, eps):
@@ -339,11 +338,11 @@ def fused(
     x = as_rows(x)
     out = torch.empty_like(x)
     instances, sizes = _sizes(x, w_in, False)
-    samples = 1 if scale is None else len(scale)
+    samples = 1 if scale is None else scale.shape[0]
     with device_of(x):
         feed_forward_kernel[(instances,)](
-            x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, out, len(x),
-            w_out.shape[1], len(x) // samples, eps, CENTER=norm_b is not None,
+            x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, out, x.shape[0],
+            w_out.shape[1], x.shape[0] // samples, eps, CENTER=norm_b is not None,
             **sizes,
         )  # fmt: skip
     return out
@@ -351,7 +350,7 @@ def fused(
 
 def _fake_backward(grad, x, norm_w, norm_b, w_in, w_out, scale, eps):
     channels, width = w_out.shape
-    between = (w_in.new_empty(len(x), n) for n in (2 * width, width, channels))
+    between = (w_in.new_empty(x.shape[0], n) for n in (2 * width, width, channels))
     sums = norm_w.new_empty(1 if norm_b is None else 2, channels, dtype=SCRATCH)
     return x.new_empty(x.shape), *between, sums
 
@@ -375,17 +374,17 @@ def fused_backward(
     x, (channels, width) = as_rows(x), w_out.shape
     dx = torch.empty_like(x)
     dinside, hidden, normed = (
-        torch.empty(len(x), n, dtype=w_in.dtype, device=x.device)
+        torch.empty(x.shape[0], n, dtype=w_in.dtype, device=x.device)
         for n in (2 * width, width, channels)
     )
     instances, sizes = _sizes(x, w_in, True)
-    samples = 1 if scale is None else len(scale)
+    samples = 1 if scale is None else scale.shape[0]
     sums = 1 if norm_b is None else 2
     partial = torch.empty(sums, instances, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         feed_forward_gradient_kernel[(instances,)](
             as_rows(grad), x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, dx,
-            dinside, hidden, normed, partial, len(x), width, len(x) // samples, eps,
+            dinside, hidden, normed, partial, x.shape[0], width, x.shape[0] // samples, eps,
             CENTER=norm_b is not None, **sizes,
         )  # fmt: skip
     return dx, dinside, hidden, normed, partial.sum(1)

@@ -103,7 +103,8 @@ def gate_projection_backward(
             dhidden, o, local, gate, g_weight, l_weight, scale, dgate, eps, act
         )
         dweight = linear_weight_gradient(dy, y.flatten(0, 1).flatten(1), weight)
-        return do, dlocal, sums[2].flatten(), *sums[:2].sum(1), dweight
+        dg_weight, dl_weight = sums[:2].sum(1).unbind()
+        return do, dlocal, sums[2].flatten(), dg_weight, dl_weight, dweight
 
     def plain() -> tuple[Tensor, ...]:
         do, dlocal = torch.empty_like(o), torch.empty(o.shape, dtype=local.dtype, device=o.device)
