@@ -118,7 +118,7 @@ def _backward(
     def kernels() -> tuple[Tensor, ...]:
         from .triton import triton_feed_forward_backward
 
-        return triton_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)  # type: ignore[return-value]
+        return triton_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)
 
     def plain() -> tuple[Tensor, ...]:
         with no_autocast(x):
