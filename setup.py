@@ -12,7 +12,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = "vig_mm.kernels"
-EXTRAS = ("mm", "onedl", "cpu", "tools", "tests", "docs")
+EXTRAS = ("mm", "onedl", "timm", "cpu", "tools", "tests", "docs")
 MIM_FOLDERS = ("configs", "tools")
 MIM_FILES = ("model-index.yml", "dataset-index.yml")
 
@@ -58,7 +58,7 @@ kernel_packages = [KERNELS, *(f"{KERNELS}.{name}" for name in find_packages(str(
 setup(
     name="vig-mm",
     version=version(),
-    description="ViG visual backbones (gated linear attention) for mmdet, mmseg and mmpretrain",
+    description="ViG visual backbones (gated linear attention) for timm, mmdet, mmseg and mmpretrain",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="vig_mm authors",
@@ -67,7 +67,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 13)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.10",

@@ -224,6 +224,12 @@ choose_opencv() {
   "$py" -c 'import cv2'
 }
 
+# Where only the tests of these libraries look: mmpretrain does not start beside transformers 5.
+install_hosts() {
+  rm -rf "$venv/hosts"
+  pip_install --no-deps --target "$venv/hosts" -r requirements/hosts.txt
+}
+
 mmcv_works() {
   WITH_CUDA=$with_cuda "$py" - <<'PY' >>"$log" 2>&1
 import os
@@ -282,7 +288,7 @@ key=$({
   printf '%s\n' "$root" "$mmcv"
   [[ $mmcv == lite ]] ||
     printf '%s\n' "$(command -v nvcc || true)" "$(ls /dev/nvidiactl 2>/dev/null)" "${FORCE_CUDA:-}"
-  cat requirements/{build,core,cpu,tools,tests,docs,mim}.txt "$packages" "$constraints" setup.py
+  cat requirements/{build,core,cpu,tools,tests,docs,mim,hosts}.txt "$packages" "$constraints" setup.py
   cat tools/setup_env.sh
 } | sha256sum)
 if [[ $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
@@ -298,6 +304,7 @@ mkdir -p "$build_dir"
 export TMPDIR=$build_dir
 check_machine
 [[ $mmcv == lite ]] || ((++steps))
+[[ $line != upstream ]] || ((++steps))
 step 'build tools' pip_install -r requirements/build.txt
 has torch && note='there already' || note='about 2.7 GB to download'
 step "torch and torchvision ($note)" pip_install torch torchvision numpy
@@ -318,6 +325,7 @@ fi
 step 'mmengine, mmcv, mmdet, mmsegmentation, mmpretrain, tools, tests' \
   pip_install -r "$packages" -r requirements/cpu.txt -r requirements/tools.txt -r requirements/tests.txt \
   -r requirements/docs.txt -r requirements/mim.txt
+[[ $line != upstream ]] || step 'libraries that ViG is tried in, apart' install_hosts
 step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.

@@ -14,24 +14,26 @@ import pytest
 
 HERE = Path(__file__).parent
 HOSTS = Path(sys.prefix) / "hosts"
-FILES = dict(
-    segmentation_models_pytorch="test_smp.py",
-    peft="test_peft.py",
-    torchao="test_torchao.py",
-    transformers="test_transformers.py",
-)
+FILES = {
+    "test_page.py": "peft",
+    "test_peft.py": "peft",
+    "test_smp.py": "segmentation_models_pytorch",
+    "test_torchao.py": "torchao",
+    "test_transformers.py": "transformers",
+}
+"""Each file, and the library without which it skips."""
 
 
 def test_every_file_is_run() -> None:
-    assert sorted(FILES.values()) == sorted(p.name for p in (HERE / "apart").glob("test_*.py"))
+    assert sorted(FILES) == sorted(p.name for p in (HERE / "apart").glob("test_*.py"))
 
 
-@pytest.mark.parametrize("library", FILES)
-def test_in_its_own_process(library: str) -> None:
+@pytest.mark.parametrize(("file", "library"), FILES.items())
+def test_in_its_own_process(file: str, library: str) -> None:
     if not (HOSTS / library).is_dir():
         pytest.skip(f"{library} is not installed: bash tools/setup_env.sh")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", FILES[library]],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
         # not the repository's root, whose folder `kernels` transformers would take for a library
         cwd=HERE / "apart",
         env=os.environ | dict(PYTHONPATH=str(HOSTS), HF_HUB_OFFLINE="1", PYTEST_ADDOPTS=""),
