@@ -106,8 +106,8 @@ def test_backbones_are_attributes() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in the wheel that is built from the source distribution of a copy of this tree."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is built from the source distribution of a copy of this tree."""
     tmp = tmp_path_factory.mktemp("wheel")
     outside = {".git", ".venv", ".venv-onedl", "data", "work_dirs", "build", "dist"}
     shutil.copytree(
@@ -127,8 +127,49 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     pip = "pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir".split()
     subprocess.run([sys.executable, "-m", *pip, str(tmp), str(sdist)], check=True)
     (wheel,) = tmp.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def test_wheel_runs_a_model_with_torch_alone(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    out = run_python(
+        "import torch\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import vig_mm, vig_mm.nets as nets\n"
+        f"assert vig_mm.__file__.startswith({str(tmp_path)!r}), vig_mm.__file__\n"
+        "print([tuple(y.shape) for y in nets.HierViG()(torch.zeros(1, 3, 64, 64))])\n"
+        "try:\n"
+        "    import vig_mm.timm\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    assert "(1, 768, 2, 2)" in out
+    assert "vig_mm.timm needs timm, which is not installed: run `pip install 'vig-mm[timm]'`" in out
+
+
+def test_version_is_one() -> None:
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "vig_mm" / "version.py").read_text())[1]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(
+        rf"^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+
+
+def test_workflows_run_what_is_here() -> None:
+    jobs = {}
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        (job,) = yaml.safe_load(file.read_text())["jobs"].values()
+        jobs[file.stem] = [step["run"] for step in job["steps"] if "run" in step]
+    assert jobs["ci"] == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert any("twine check" in command for command in jobs["release"])
 
 
 def files_under(folder: str, pattern: str = "*") -> set[str]:
