@@ -25,8 +25,8 @@ def feed_forward(
 ) -> Tensor:
     """x + scale * w_out swiglu(w_in norm(x)), swiglu(a, u) = silu(a) u (arXiv 2002.05202).
 
-    For the backward pass x is kept and, beside it, w_in's output, unless the kernels take all in
-    one (`MAX_CHANNELS` in `.triton`) and compute it again.
+    For the backward pass x is kept and, beside it, w_in's output, unless the kernels take the
+    forward pass in one (`MAX_CHANNELS` in `.triton`): it is then computed again.
 
     Args:
         x: ``[B, N, C]``.

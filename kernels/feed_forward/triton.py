@@ -33,8 +33,9 @@ from .triton_norm import norm, norm_backward
 from .triton_swiglu import swiglu, swiglu_backward, swiglu_gradients, swiglu_product
 
 MAX_CHANNELS = 256
-"""Widest C of the forward pass in one kernel: by count (docs/benchmark/feed_forward_cost.md) it
-takes less time than four launches, as it leaves all between x and the result out of memory.
+"""Widest C of the forward pass in one kernel. By count, on an H200 in bfloat16 at 25 088 x 192, it
+issues for 16 us, where what four launches write and read takes 58 us of DRAM; 41 against 79 at 256.
+Instances read all weights through the L2 cache, which these bounds leave out.
 """
 MAX_GRADIENT_CHANNELS = 128
 """Widest C of the backward pass in one kernel. Beyond, dn and what leads to it do not fit into the
@@ -44,7 +45,7 @@ forward pass saves, and nothing but x is kept.
 
 # (rows, hidden entries of a block, warps) such that nothing spills, for the widest C + padding
 # and the bytes of an operand. Every weight is read once an instance: many rows spare the L2 cache
-FORWARD = {(128, 2): (128, 32, 8), (192, 2): (128, 16, 8), (256, 2): (64, 32, 8),
+FORWARD = {(96, 2): (128, 32, 8), (192, 2): (128, 16, 8), (256, 2): (64, 32, 8),
            (128, 4): (16, 32, 4), (256, 4): (16, 32, 8)}  # fmt: skip
 BACKWARD = {(96, 2): (64, 32, 4), (128, 2): (64, 16, 4),
             (96, 4): (16, 16, 4), (128, 4): (16, 16, 8)}  # fmt: skip
