@@ -8,7 +8,7 @@ from .checks import check_device, check_floating, check_shape, check_tokens
 from .dispatch import select_backend
 from .locality_gate_backward import torch_locality_gate_backward
 
-GATE_BACKENDS = ("torch", "triton")
+GATE_BACKENDS = ("torch", "cpu", "triton")
 
 
 def locality_gate(
@@ -36,8 +36,9 @@ def locality_gate(
         g_weight, l_weight: ``[D]``, weights of the norms of o and local.
         eps: added to the mean squares.
         act: return silu(y) instead of y.
-        backend: ``triton`` (one fused kernel; the default for CUDA tensors) or ``torch`` (the
-            default in all other cases, which are those of `bidirectional_gla`).
+        backend: ``triton`` (one fused kernel; the default for CUDA tensors), ``cpu`` (one in
+            machine code by numba, with gradients in plain PyTorch; the default on a CPU with numba)
+            or ``torch`` (the default in all other cases, which are those of `bidirectional_gla`).
 
     Returns:
         ``[B, N, H, D]``, contiguous, in the dtype of ``o``.
@@ -46,10 +47,15 @@ def locality_gate(
         TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
+        RuntimeError: ``backend="cpu"`` and numba cannot compile here.
     """
     _check(o, local, gate, g_weight, l_weight)
-    backend = select_backend(backend, GATE_BACKENDS, "torch", o=o)
+    backend = select_backend(
+        backend, GATE_BACKENDS, "torch", o=o, local=local, gate=gate, g_weight=g_weight
+    )
+    if backend == "cpu":
+        return _cpu_gate_op(o, local, gate, g_weight, l_weight, eps, act)
     function = _gate_op if backend == "triton" else torch_locality_gate
     return function(o, local, gate, g_weight, l_weight, eps, act)
 
@@ -98,6 +104,21 @@ def _gate_op(
     act: bool,
 ) -> Tensor:
     from .triton import gate_forward
+
+    return gate_forward(o, local, gate, g_weight, l_weight, eps, act)
+
+
+@torch.library.custom_op("vig_mm::locality_gate_cpu", mutates_args=())
+def _cpu_gate_op(
+    o: Tensor,
+    local: Tensor,
+    gate: Tensor,
+    g_weight: Tensor,
+    l_weight: Tensor,
+    eps: float,
+    act: bool,
+) -> Tensor:
+    from .cpu.locality_gate import gate_forward
 
     return gate_forward(o, local, gate, g_weight, l_weight, eps, act)
 
@@ -190,6 +211,7 @@ def _gate_backward_into_op(
     )  # fmt: skip
 
 
+@_cpu_gate_op.register_fake
 @_gate_op.register_fake
 def _(o, local, gate, g_weight, l_weight, eps, act):
     return o.new_empty(o.shape)
@@ -220,3 +242,13 @@ def _backward(ctx, grad: Tensor):
 
 
 _gate_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _cpu_backward(ctx, grad: Tensor):
+    inputs = ctx.saved_tensors
+    dy, x, y, z, w_x, w_y = (x.float().contiguous() for x in (grad, *inputs))
+    _, *grads = torch_locality_gate_backward(dy, x, y, z, w_x, w_y, ctx.eps, ctx.act)
+    return *(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)), None, None
+
+
+_cpu_gate_op.register_autograd(_cpu_backward, setup_context=_setup_context)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vig_mm.kernels import bidirectional_gla, cpu, dispatch, trace_time
+from vig_mm.kernels import bidirectional_gla, cpu, dispatch, locality_gate, trace_time
 from vig_mm.kernels.reference import reference_bidirectional_gla
 
 pytest.importorskip("numba")
@@ -240,7 +240,32 @@ def test_opcheck():
     torch.library.opcheck(backward, (grad, *inputs, "cpu"))
 
 
-def chosen(inputs, **options):
+@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_locality_gate(dtype, act):
+    for batch, tokens, heads, width in ((2, 131, 3, 32), (1, 1, 1, 5), (0, 4, 2, 16)):
+        o, local, gate = (
+            torch.randn(3, batch, tokens, heads * width + 3).to(dtype)[..., :-3].unbind()
+        )
+        inputs = [x.unflatten(-1, (heads, -1)) for x in (o, local, gate * 10)]
+        inputs += torch.rand(2, width).unbind()
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = locality_gate(*leaves, eps=1e-5, act=act, backend="cpu")
+        assert torch.equal(out, locality_gate(*inputs, eps=1e-5, act=act))
+        assert out.dtype == dtype and out.is_contiguous()
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        expected = locality_gate(*exact, eps=1e-5, act=act)
+        grad = torch.randn_like(out)
+        found = [out, *torch.autograd.grad(out, leaves, grad)]
+        true = [expected, *torch.autograd.grad(expected, exact, grad.double())]
+        for x, y in zip(found, true, strict=True):
+            bound = torch.finfo(x.dtype).eps
+            if x is not out:  # plain PyTorch's, in which much may cancel
+                bound += 4e-6
+            assert error(x.detach(), y.detach(), grad.norm().item()) < bound
+
+
+def chosen(inputs):
     return dispatch.select_backend(
         None, ("chunked", "cpu", "triton"), "chunked", **dict(zip("qkv", inputs, strict=False))
     )
