@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from ..naive import GATE_LOGIT_NORMALIZER
+from ..gla.naive import GATE_LOGIT_NORMALIZER
 from .blocks import BLOCK, ROW
 from .host import inner, small
 from .vectors import absolute, load, power, store, where
