@@ -21,7 +21,7 @@ RANKS = (
     ("vig_mm", "vig_mm.version", "vig_mm.errors", "vig_mm.serialization", "vig_mm.registry"),
     ("vig_mm.kernels",),
     ("vig_mm.nets",),
-    ("vig_mm.models",),
+    ("vig_mm.models", "vig_mm.timm"),
     ("vig_mm.checkpoints", "vig_mm.datasets"),
     (
         "vig_mm.engine",
