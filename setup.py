@@ -58,7 +58,7 @@ kernel_packages = [KERNELS, *(f"{KERNELS}.{name}" for name in find_packages(str(
 setup(
     name="vig-mm",
     version=version(),
-    description="ViG visual backbones (gated linear attention): timm, mmdet, mmseg, mmpretrain",
+    description="ViG visual backbones (gated linear attention) for timm and OpenMMLab",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="vig_mm authors",

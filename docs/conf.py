@@ -15,7 +15,7 @@ copyright = author
 version = release = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # myst_parser for notebooks as well
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -27,6 +27,11 @@ nitpicky = False
 # Headings get the anchors that GitHub gives them, so the same links work in both places.
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
+
+nb_execution_mode = "force"
+nb_execution_timeout = 900  # seconds for a cell
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -28,9 +28,11 @@ def triton_obstacle() -> str | None:
 def is_exporting() -> bool:
     """Whether torch.export, the ONNX exporter or torch.jit.trace is recording.
 
-    Traced, `torch.compiler.is_exporting` would be True under torch.compile, too.
+    Traced, `torch.compiler.is_exporting` would be True under torch.compile, too. torch
+    2.6 has none, and a Triton that the kernels do not run with.
     """
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    exporting = getattr(torch.compiler, "is_exporting", bool)
+    return exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
 @torch.compiler.assume_constant_result

@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")),
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("sphinx", "myst_nb", "furo", "ipykernel")
+    ),
     reason="needs requirements/docs.txt",
 )
 def test_site_builds(tmp_path: Path) -> None:
@@ -23,6 +26,8 @@ def test_site_builds(tmp_path: Path) -> None:
         [sys.executable, *command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    notebook = (tmp_path / "notebook.html").read_text()  # run from top to bottom
+    assert notebook.count("<img alt=") >= 3 and "accuracy on 300 unseen digits" in notebook
     api = (tmp_path / "api.html").read_text()
     for name in ("vig_mm.HierViG", "vig_mm.ViGAdapter", "vig_mm.kernels.bidirectional_gla"):
         assert f'id="{name}"' in api

@@ -19,9 +19,25 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+from .errors import RequirementError
+
 _STATISTICS = ("min", "max", "current", "mean")
 # The dtypes of logged values and of their counts; pickling an array names its dtype's class.
 _DTYPES = ("float64", "float32", "int64", "int32", "bool")
+
+
+def check_torch() -> None:
+    """Refuse a torch whose protection of `torch.load` can be got round.
+
+    Raises:
+        RequirementError: it is older than 2.6.
+    """
+    version = torch.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < (2, 6):
+        raise RequirementError(
+            f"torch {version} is too old: before 2.6 a checkpoint can run code in spite of "
+            "torch.load(weights_only=True) (CVE-2025-32434). pip install 'torch>=2.6'"
+        )
 
 
 def _statistic(owner: Any, name: str) -> Callable:
@@ -58,11 +74,9 @@ def _is_fork() -> bool:
 def allow_mmengine_types() -> None:
     """Allow-list the types in mmengine's checkpoints for `torch.load(weights_only=True)`.
 
-    Does nothing before torch 2.6, where mmengine loads without that protection, and may be called
-    any number of times. Everything else, e.g. a pickle that calls `os.system`, is still refused.
+    May be called any number of times. Everything else, e.g. a pickle that calls `os.system`, is
+    still refused.
     """
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        return
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,

@@ -55,7 +55,9 @@ def main() -> None:
         plain, int8 = (r["seconds"][kind]["min"] for kind in ("float32", "int8"))
         row = [name, f"{r['quantized']} of {r['linear']}", f"{plain * 1e3:.0f}"]
         rows.append([*row, f"{int8 * 1e3:.0f}", f"{plain / int8:.2f}", f"{r['error']:.1%}"])
-    title = f"Dynamic int8 of linear layers, {args.batch} images {args.size}x{args.size}, best of "
+    title = (
+        f"Dynamic int8 of linear layers, {args.batch} images of {args.size}x{args.size}, best of "
+    )
     data = dict(machine=machine(), batch=args.batch, size=args.size, results=results)
     save(f"{title}{args.repeats} runs", COLUMNS, rows, data, args.out)
 

@@ -19,6 +19,7 @@ from vig_mm.checks.config import ConfigOptions, check_folder, read_config
 from vig_mm.checks.environment import SCOPES, require, tell_mmengine_of_forks
 from vig_mm.engine.distributed import prepare_distributed
 from vig_mm.errors import CheckpointError, DataError, ModelError, UsageError, VigError
+from vig_mm.serialization import check_torch
 
 UNPROTECTED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Environment variable by which torch.load runs what a checkpoint asks for."""
@@ -93,6 +94,7 @@ def run(main: Callable[[], None]) -> None:
     if os.environ.pop(UNPROTECTED, None) is not None:
         print(f"{sys.argv[0]}: {UNPROTECTED} is ignored: checkpoints are input", file=sys.stderr)
     try:
+        check_torch()
         main()
     except VigError as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")

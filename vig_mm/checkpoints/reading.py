@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from vig_mm.errors import CheckpointError
-from vig_mm.serialization import allow_mmengine_types
+from vig_mm.serialization import allow_mmengine_types, check_torch
 
 PUBLIC_KEYS = ("model_ema", "model")
 """Where public files keep weights, the preferred one first."""
@@ -76,10 +76,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         path: a file, or an address as `local_file` takes it.
 
     Raises:
+        RequirementError: torch is older than 2.6, see `check_torch`.
         CheckpointError: missing, not a checkpoint, truncated, or holding types that are refused.
     """
     path = os.fspath(path)
     file = local_file(path)
+    check_torch()
     allow_mmengine_types()
     if not os.path.isfile(file):  # unlike Path's, false for any text that is no path
         raise CheckpointError(f"checkpoint {path!r} is not a file; check the path")
