@@ -32,21 +32,24 @@ from ..triton_utils import INTERPRETED, SCRATCH, cdiv, device_of, dot_dtype, pow
 from .triton_norm import norm, norm_backward
 from .triton_swiglu import swiglu, swiglu_backward, swiglu_gradients, swiglu_product
 
-MAX_CHANNELS = 256
-"""Widest C of the forward pass in one kernel. By count, on an H200 in bfloat16 at 25 088 x 192, it
-issues for 16 us, where what four launches write and read takes 58 us of DRAM; 41 against 79 at 256.
-Instances read all weights through the L2 cache, which these bounds leave out.
+MAX_CHANNELS = {2: 256, 4: 192}
+"""Widest C of the forward pass in one kernel, by bytes of an operand.
+
+By count, on an H200 in bfloat16 at 25 088 x 192, it issues for 16 us (products: 25 at 60 % of the
+peak), where what four launches write and read takes 58 us of DRAM; at 256 41 (46) against 79. The
+bounds leave out that each instance reads all weights through the L2 cache. Operands of four bytes
+spill beyond 192; up to there memory decides: in float32, time is about even or worse.
 """
 MAX_GRADIENT_CHANNELS = 128
 """Widest C of the backward pass in one kernel. Beyond, dn and what leads to it do not fit into the
-registers of 64 rows. The norm and w_in's product are then computed again, which costs less than the
-forward pass saves, and nothing but x is kept.
+registers of 64 rows. The norm and w_in's product are then computed again, 21 us of DRAM at 192 and
+28 at 256 in bfloat16, less than the forward pass saves, and nothing but x is kept.
 """
 
 # (rows, hidden entries of a block, warps) such that nothing spills, for the widest C + padding
 # and the bytes of an operand. Every weight is read once an instance: many rows spare the L2 cache
 FORWARD = {(96, 2): (128, 32, 8), (192, 2): (128, 16, 8), (256, 2): (64, 32, 8),
-           (128, 4): (16, 32, 4), (256, 4): (16, 32, 8)}  # fmt: skip
+           (128, 4): (16, 32, 4), (192, 4): (16, 32, 8)}  # fmt: skip
 BACKWARD = {(96, 2): (64, 32, 4), (128, 2): (64, 16, 4),
             (96, 4): (16, 16, 4), (128, 4): (16, 16, 8)}  # fmt: skip
 
@@ -382,7 +385,7 @@ def triton_feed_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor | None]:
     """See `feed_forward`, of rows ``x [M, C]``; and w_in's output ``[M, 2I]`` if it was made."""
-    if x.shape[1] <= MAX_CHANNELS:
+    if x.shape[1] <= MAX_CHANNELS.get(w_in.element_size(), 0):
         return fused(x, norm_w, norm_b, w_in, w_out, scale, eps), None
     inside = linear(norm(x, norm_w, norm_b, eps, w_in.dtype), w_in)
     out = torch.empty_like(x)
