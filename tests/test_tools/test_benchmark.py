@@ -409,9 +409,9 @@ def test_variants_on_a_stand_in(clock, tmp_path, monkeypatch):
     default, other = gpu_variants.Variant(), gpu_variants.Variant(chunk=16, warps=1)
     q = torch.empty(1, 40, 1, 16, device="meta")
     with gpu_variants.settings(other):
-        assert launch.make_plan(q, q).C == launch.make_plan(q, q, grad=True).C == 16
+        assert launch.make_plan(q, q).BT == launch.make_plan(q, q, grad=True).BT == 16
         assert launch.options("output", launch.make_plan(q, q))["num_warps"] == 1
-    assert launch.make_plan(q, q).C == 64
+    assert launch.make_plan(q, q).BT == 64
     slim = gpu_variants.Variant(fp32_states=True)
     with gpu_variants.settings(slim):
         assert launch.state_dtype(torch.bfloat16) == torch.float32
