@@ -262,7 +262,7 @@ def test_locality_gate(dtype, act):
             bound = torch.finfo(x.dtype).eps
             if x is not out:  # plain PyTorch's, in which much may cancel
                 bound += 4e-6
-            assert error(x.detach(), y.detach(), grad.norm().item()) < bound
+            assert error(x.detach(), y.detach(), grad.norm().item() + 1e-30) < bound
 
 
 def chosen(inputs):
