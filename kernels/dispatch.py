@@ -60,7 +60,7 @@ def choose_cpu(plain: str, inputs: Mapping[str, Tensor]) -> tuple[str, str | Non
         return plain, None
     if any(type(x) not in (Tensor, Parameter) for x in inputs.values()):
         return plain, None  # fake tensors and others without memory
-    from .gla.cpu import problem
+    from .cpu import problem
 
     return (plain, reason) if (reason := problem()) else ("cpu", None)
 
@@ -166,7 +166,7 @@ def select_backend(
             )
         if reason := cpu_unsupported(inputs):
             raise ValueError(f"backend='cpu': {reason}; leave backend out")
-        from .gla.cpu import problem
+        from .cpu import problem
 
         if not torch.compiler.is_compiling() and (reason := problem()):
             raise RuntimeError(f"backend='cpu': {reason}; leave backend out")

@@ -85,7 +85,7 @@ def linear_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
 
 def linear_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the weight of `linear`."""
-    if len(x) < MANY_TOKENS or not _as_convolution(x, weight):
+    if x.shape[0] < MANY_TOKENS or not _as_convolution(x, weight):
         return grad.mT @ x
     one_by_one = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
     return torch.ops.aten.convolution_backward(

@@ -25,8 +25,8 @@ def feed_forward(
 ) -> Tensor:
     """x + scale * w_out swiglu(w_in norm(x)), swiglu(a, u) = silu(a) u (arXiv 2002.05202).
 
-    For the backward pass x is kept and, beside it, w_in's output, unless the kernels take all in
-    one (`MAX_CHANNELS` in `.triton`) and compute it again.
+    For the backward pass x is kept and, beside it, w_in's output, unless the kernels take the
+    forward pass in one (`MAX_CHANNELS` in `.triton`): it is then computed again.
 
     Args:
         x: ``[B, N, C]``.
@@ -83,8 +83,8 @@ def _forward(
     w_out: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """The result, and w_in's output ``[B N, 2I]`` where it is kept."""
-    rows, (w_in, w_out) = x.flatten(0, 1), cast(s.dtype, w_in, w_out)
-    weights = (norm_w, norm_b, w_in, w_out)
+    w_in, w_out = cast(s.dtype, w_in, w_out)
+    rows, weights = x.flatten(0, 1), (norm_w, norm_b, w_in, w_out)
 
     def kernels() -> tuple[Tensor, Tensor | None]:
         from .triton import triton_feed_forward
@@ -118,7 +118,7 @@ def _backward(
     def kernels() -> tuple[Tensor, ...]:
         from .triton import triton_feed_forward_backward
 
-        return triton_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)  # type: ignore[return-value]
+        return triton_feed_forward_backward(rows_grad, rows, *weights, scale, inside, s.eps)
 
     def plain() -> tuple[Tensor, ...]:
         with no_autocast(x):

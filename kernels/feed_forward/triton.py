@@ -3,14 +3,17 @@
     n = norm(x)    (a, u) = n w_in^T    y = silu(a) u    out = x + scale y w_out^T
 
 A program owns R rows, all C channels of them, and walks through the hidden width in blocks of BI:
-two products into the block, one out of it into the rows' sum. The backward pass computes a, u and
-y of a block again and adds what leads back to n,
+two products into the block, one out of it into the rows' sum. Each weight is loaded once for all
+the rows. The backward pass computes a, u and y of a block again and adds what leads back to n,
 
     dy = dout w_out    (da, du) = SwiGLU's gradients    dn += da w_a + du w_u,
 
 then takes the norm's gradient. It writes what the gradients of both weights are products of.
-For narrow C alone: rows and sums stay in registers.
+Channels are held in two parts, powers of 2 (192 as 128 + 64), such that few are padding. For narrow
+C alone: rows and sums stay in shared memory and registers.
 """
+
+import math
 
 import torch
 import triton
@@ -24,24 +27,31 @@ from ..torch_utils import (
     linear_input_gradient,
     linear_weight_gradient,
 )
-from ..triton_rows import ACC, as_rows, into_norm, load_channels, row_statistics
-from ..triton_utils import SCRATCH, cdiv, device_of, dot_dtype, load, power_of_2, store
+from ..triton_rows import ACC, as_rows, load_channels
+from ..triton_utils import INTERPRETED, SCRATCH, cdiv, device_of, dot_dtype, power_of_2
 from .triton_norm import norm, norm_backward
 from .triton_swiglu import swiglu, swiglu_backward, swiglu_gradients, swiglu_product
 
-MAX_CHANNELS = 128
-"""Widest C for which one pass is chosen: up to there the half is bound by memory, so that computing
-w_in's output twice costs less than to write and to read it. The kernels hold whole rows up to
-`HELD_CHANNELS`, but beyond 128 only 32 at a time, and by count take twice as long as four launches.
-"""
-HELD_CHANNELS = 256
+MAX_CHANNELS = {2: 256, 4: 192}
+"""Widest C of the forward pass in one kernel, by bytes of an operand.
 
-# (rows, hidden entries of a block, channels of n held at a time, warps) such that nothing spills,
-# for padded channels and bytes of an operand
-FORWARD = {(128, 2): (64, 32, 128, 8), (256, 2): (32, 16, 32, 8),
-           (128, 4): (64, 16, 64, 8), (256, 4): (32, 16, 32, 8)}  # fmt: skip
-BACKWARD = {(128, 2): (64, 16, 64, 8), (256, 2): (32, 16, 256, 8),
-            (128, 4): (32, 16, 64, 8), (256, 4): (32, 16, 16, 8)}  # fmt: skip
+By count, on an H200 in bfloat16 at 25 088 x 192, it issues for 16 us (products: 25 at 60 % of the
+peak), where what four launches write and read takes 58 us of DRAM; at 256 41 (46) against 79. The
+bounds leave out that each instance reads all weights through the L2 cache. Operands of four bytes
+spill beyond 192; up to there memory decides: in float32, time is about even or worse.
+"""
+MAX_GRADIENT_CHANNELS = 128
+"""Widest C of the backward pass in one kernel. Beyond, dn and what leads to it do not fit into the
+registers of 64 rows. The norm and w_in's product are then computed again, 21 us of DRAM at 192 and
+28 at 256 in bfloat16, less than the forward pass saves, and nothing but x is kept.
+"""
+
+# (rows, hidden entries of a block, warps) such that nothing spills, for the widest C + padding
+# and the bytes of an operand. Every weight is read once an instance: many rows spare the L2 cache
+FORWARD = {(96, 2): (128, 32, 8), (192, 2): (128, 16, 8), (256, 2): (64, 32, 8),
+           (128, 4): (16, 32, 4), (192, 4): (16, 32, 8)}  # fmt: skip
+BACKWARD = {(96, 2): (64, 32, 4), (128, 2): (64, 16, 4),
+            (96, 4): (16, 16, 4), (128, 4): (16, 16, 8)}  # fmt: skip
 
 
 @triton.jit
@@ -58,6 +68,16 @@ def load_weight(base, rows, cols, height, width):
 
 
 @triton.jit
+def again(rows, INTERPRETED: tl.constexpr = INTERPRETED):
+    """The same, but the compiler does not know: it would keep what it computed from ``rows``."""
+    if INTERPRETED:
+        return rows
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [rows], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def load_factor(scale, rows, M, rows_a_sample):
     """``scale`` of each row's sample, ``[rows, 1]``, or 1."""
     factor = 1.0
@@ -67,50 +87,89 @@ def load_factor(scale, rows, M, rows_a_sample):
 
 
 @triton.jit
-def load_tile(base, rows, cols, left, C: tl.constexpr, CP: tl.constexpr):
-    return load(base, rows, cols, C, left, C, CP, 0.0).to(ACC)
+def load_tile(base, rows, cols, left, C: tl.constexpr):
+    mask = (rows < left)[:, None] & (cols < C)[None, :]
+    return tl.load(base + rows[:, None] * C + cols[None, :], mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit
-def load_normal(x, mean, inverse, rows, cols, left, C: tl.constexpr, CP: tl.constexpr):
+def store_tile(base, x, rows, cols, left, C: tl.constexpr):
+    mask = (rows < left)[:, None] & (cols < C)[None, :]
+    tl.store(base + rows[:, None] * C + cols[None, :], x.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_normal(x, mean, inverse, rows, cols, left, C: tl.constexpr):
     """The rows before the norm's weights; zero outside."""
-    xs = load_tile(x, rows, cols, left, C, CP)
+    xs = load_tile(x, rows, cols, left, C)
     return tl.where((cols < C)[None, :], (xs - mean[:, None]) * inverse[:, None], 0.0)
 
 
 @triton.jit
 def load_normed(
-    x, weight, bias, mean, inverse, rows, cols, left,
-    C: tl.constexpr, CP: tl.constexpr, CENTER: tl.constexpr,
+    x, weight, bias, mean, inverse, rows, cols, left, C: tl.constexpr, CENTER: tl.constexpr
 ):  # fmt: skip
-    y = load_normal(x, mean, inverse, rows, cols, left, C, CP) * load_channels(weight, cols, C)
+    y = load_normal(x, mean, inverse, rows, cols, left, C) * load_channels(weight, cols, C)
     if CENTER:
         y += load_channels(bias, cols, C)
     return y
 
 
 @triton.jit
-def first_layer(
-    x, norm_w, norm_b, mean, inverse, n, w_in, rows, block, left, width,
-    C: tl.constexpr, CENTER: tl.constexpr, DOT: tl.constexpr, CP: tl.constexpr, KC: tl.constexpr,
+def part_statistics(
+    x, rows, cols, left, count, C: tl.constexpr, CENTER: tl.constexpr
 ):  # fmt: skip
-    """A block of a and u; from n if that is all channels, else KC channels of n at a time."""
-    if KC == CP:
-        cols = tl.arange(0, CP)
-        w_a = load_weight(w_in, block, cols, width, C).to(DOT)
-        w_u = load_weight(w_in + width * C, block, cols, width, C).to(DOT)
-        return product(n, tl.trans(w_a)), product(n, tl.trans(w_u))
-    a = tl.zeros([rows.shape[0], block.shape[0]], tl.float32)
-    u = tl.zeros([rows.shape[0], block.shape[0]], tl.float32)
-    for k in range(0, CP, KC):
-        cols = k + tl.arange(0, KC)
-        part = load_normed(x, norm_w, norm_b, mean, inverse, rows, cols, left, C, CP, CENTER)
-        part = part.to(DOT)
-        w_a = load_weight(w_in, block, cols, width, C).to(DOT)
-        w_u = load_weight(w_in + width * C, block, cols, width, C).to(DOT)
-        a = product(part, tl.trans(w_a), a)
-        u = product(part, tl.trans(w_u), u)
-    return a, u
+    """Mean (0 for RMSNorm) of ``count`` channels of each row, and squares around it added up."""
+    xs = load_tile(x, rows, cols, left, C)
+    mean = tl.zeros([rows.shape[0]], ACC)
+    if CENTER:
+        mean = tl.sum(xs, axis=1) / count
+        xs = tl.where((cols < C)[None, :], xs - mean[:, None], 0.0)
+    return mean, tl.sum(xs * xs, axis=1)
+
+
+@triton.jit
+def statistics(
+    x, rows, left, eps, C: tl.constexpr, CENTER: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr
+):  # fmt: skip
+    """Mean and 1 / standard deviation of each row, from those of its parts; 0 for rows outside."""
+    LOWER: tl.constexpr = LOW if HIGH else C
+    mean, squares = part_statistics(x, rows, tl.arange(0, LOW), left, LOWER, C, CENTER)
+    if HIGH:
+        high = LOW + tl.arange(0, HIGH)
+        other, more = part_statistics(x, again(rows), high, left, C - LOW, C, CENTER)
+        squares += more
+        if CENTER:
+            apart = other - mean
+            squares += apart * apart * (LOW * (C - LOW) / C)
+            mean += apart * ((C - LOW) / C)
+    return mean, tl.where(rows < left, tl.rsqrt(squares / C + eps), 0.0)
+
+
+@triton.jit
+def norm_sums(
+    dn, x, norm_w, mean, inverse, rows, cols, left, partial, C: tl.constexpr, CENTER: tl.constexpr
+):  # fmt: skip
+    """Of a part of the channels: dn times the norm's weight, and what `into_norm` averages."""
+    normal = load_normal(x, mean, inverse, rows, cols, left, C)
+    tl.store(partial + cols, tl.sum(dn * normal, axis=0), mask=cols < C)
+    if CENTER:
+        other = partial + tl.num_programs(0).to(tl.int64) * C
+        tl.store(other + cols, tl.sum(dn, axis=0), mask=cols < C)
+    dn *= load_channels(norm_w, cols, C)
+    return dn, tl.sum(dn * normal, axis=1), tl.sum(dn, axis=1)
+
+
+@triton.jit
+def store_input_gradient(
+    dx, dn, along, level, x, grad, mean, inverse, rows, cols, left,
+    C: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    d = dn - load_normal(x, mean, inverse, rows, cols, left, C) * (along / C)[:, None]
+    if CENTER:
+        d -= (level / C)[:, None]
+    d = d * inverse[:, None] + load_tile(grad, rows, cols, left, C)
+    store_tile(dx, d, rows, cols, left, C)
 
 
 @triton.jit(do_not_specialize=["M", "rows_a_sample"])
@@ -131,33 +190,53 @@ def feed_forward_kernel(
     CLAMP: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
-    CP: tl.constexpr,
-    KC: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
     BI: tl.constexpr,
 ):
     """An instance owns R rows of ``out [M, C]``; w_in ``[2 width, C]``, w_out ``[C, width]``."""
     rows = tl.arange(0, R)
-    cols = tl.arange(0, CP)
+    low = tl.arange(0, LOW)
     start = tl.program_id(0).to(tl.int64) * R
     left = tl.minimum(M - start, R).to(tl.int32)
     x += start * C
-    xs = load_tile(x, rows, cols, left, C, CP)
-    mean, inverse = row_statistics(xs, rows < left, cols < C, C, eps, CENTER)
-    n = load_normed(x, norm_w, norm_b, mean, inverse, rows, cols, left, C, CP, CENTER).to(DOT)
-    total = tl.zeros([R, CP], tl.float32)
+    mean, inverse = statistics(x, rows, left, eps, C, CENTER, LOW, HIGH)
+    again_rows = again(rows)
+    n_low = load_normed(x, norm_w, norm_b, mean, inverse, again_rows, low, left, C, CENTER).to(DOT)
+    total_low = tl.zeros([R, LOW], tl.float32)
+    if HIGH:
+        high = LOW + tl.arange(0, HIGH)
+        again_rows = again(rows)
+        n_high = load_normed(x, norm_w, norm_b, mean, inverse, again_rows, high, left, C, CENTER)
+        n_high = n_high.to(DOT)
+        total_high = tl.zeros([R, HIGH], tl.float32)
     for first in range(0, width, BI):
         block = first + tl.arange(0, BI)
-        a, u = first_layer(
-            x, norm_w, norm_b, mean, inverse, n, w_in, rows, block, left, width,
-            C, CENTER, DOT, CP, KC,
-        )  # fmt: skip
-        y = swiglu_product(a, u, CLAMP)
-        w_y = load_weight(w_out, cols, block, C, width).to(DOT)
-        total = product(y.to(DOT), tl.trans(w_y), total)
-    total *= load_factor(scale, start + rows, M, rows_a_sample)
+        w_a = load_weight(w_in, block, low, width, C).to(DOT)
+        w_u = load_weight(w_in + width * C, block, low, width, C).to(DOT)
+        a = product(n_low, tl.trans(w_a))
+        u = product(n_low, tl.trans(w_u))
+        if HIGH:
+            w_a = load_weight(w_in, block, high, width, C).to(DOT)
+            w_u = load_weight(w_in + width * C, block, high, width, C).to(DOT)
+            a = product(n_high, tl.trans(w_a), a)
+            u = product(n_high, tl.trans(w_u), u)
+        y = swiglu_product(a, u, CLAMP).to(DOT)
+        w_y = load_weight(w_out, low, block, C, width).to(DOT)
+        total_low = product(y, tl.trans(w_y), total_low)
+        if HIGH:
+            w_y = load_weight(w_out, high, block, C, width).to(DOT)
+            total_high = product(y, tl.trans(w_y), total_high)
+    rows = again(rows)
+    factor = load_factor(scale, start + rows, M, rows_a_sample)
+    out += start * C
     # read again, as registers are scarce in the loop
-    total += load_tile(x, rows, cols, left, C, CP)
-    store(out + start * C, total, rows, cols, C, left, C, CP)
+    total_low = total_low * factor + load_tile(x, rows, low, left, C)
+    store_tile(out, total_low, rows, low, left, C)
+    if HIGH:
+        rows = again(rows)
+        total_high = total_high * factor + load_tile(x, rows, high, left, C)
+        store_tile(out, total_high, rows, high, left, C)
 
 
 @triton.jit(do_not_specialize=["M", "rows_a_sample"])
@@ -183,8 +262,8 @@ def feed_forward_gradient_kernel(
     CLAMP: tl.constexpr,
     DOT: tl.constexpr,
     R: tl.constexpr,
-    CP: tl.constexpr,
-    KC: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
     BI: tl.constexpr,
 ):
     """Rows of `feed_forward_kernel`.
@@ -193,73 +272,101 @@ def feed_forward_gradient_kernel(
     ``normed [M, C]``: n; ``partial [2, instances, C]``: gradients of the norm's weight and bias.
     """
     rows = tl.arange(0, R)
-    cols = tl.arange(0, CP)
+    low = tl.arange(0, LOW)
     start = tl.program_id(0).to(tl.int64) * R
     left = tl.minimum(M - start, R).to(tl.int32)
     x += start * C
-    xs = load_tile(x, rows, cols, left, C, CP)
-    mean, inverse = row_statistics(xs, rows < left, cols < C, C, eps, CENTER)
-    n = load_normed(x, norm_w, norm_b, mean, inverse, rows, cols, left, C, CP, CENTER)
-    store(normed + start * C, n, rows, cols, C, left, C, CP)
-    n = n.to(DOT)
     grad += start * C
-    g = load_tile(grad, rows, cols, left, C, CP).to(DOT)
+    normed += start * C
+    mean, inverse = statistics(x, rows, left, eps, C, CENTER, LOW, HIGH)
+    again_rows = again(rows)
+    n_low = load_normed(x, norm_w, norm_b, mean, inverse, again_rows, low, left, C, CENTER)
+    store_tile(normed, n_low, again_rows, low, left, C)
+    n_low = n_low.to(DOT)
+    g_low = load_tile(grad, again(rows), low, left, C).to(DOT)
+    dn_low = tl.zeros([R, LOW], tl.float32)
+    if HIGH:
+        high = LOW + tl.arange(0, HIGH)
+        again_rows = again(rows)
+        n_high = load_normed(x, norm_w, norm_b, mean, inverse, again_rows, high, left, C, CENTER)
+        store_tile(normed, n_high, again_rows, high, left, C)
+        n_high = n_high.to(DOT)
+        g_high = load_tile(grad, again(rows), high, left, C).to(DOT)
+        dn_high = tl.zeros([R, HIGH], tl.float32)
     factor = load_factor(scale, start + rows, M, rows_a_sample)
     hidden += start * width
     dinside += start * (2 * width)
-    dn = tl.zeros([R, CP], tl.float32)
     for first in range(0, width, BI):
         block = first + tl.arange(0, BI)
-        a, u = first_layer(
-            x, norm_w, norm_b, mean, inverse, n, w_in, rows, block, left, width,
-            C, CENTER, DOT, CP, KC,
-        )  # fmt: skip
-        if KC == CP:
-            dy = product(g, load_weight(w_out, cols, block, C, width).to(DOT))
-        else:
-            dy = tl.zeros([R, BI], tl.float32)
-            for k in range(0, CP, KC):
-                cols_k = k + tl.arange(0, KC)
-                part = load_tile(grad, rows, cols_k, left, C, CP).to(DOT)
-                dy = product(part, load_weight(w_out, cols_k, block, C, width).to(DOT), dy)
+        w_a = load_weight(w_in, block, low, width, C).to(DOT)
+        w_u = load_weight(w_in + width * C, block, low, width, C).to(DOT)
+        a = product(n_low, tl.trans(w_a))
+        u = product(n_low, tl.trans(w_u))
+        dy = product(g_low, load_weight(w_out, low, block, C, width).to(DOT))
+        if HIGH:
+            w_a_high = load_weight(w_in, block, high, width, C).to(DOT)
+            w_u_high = load_weight(w_in + width * C, block, high, width, C).to(DOT)
+            a = product(n_high, tl.trans(w_a_high), a)
+            u = product(n_high, tl.trans(w_u_high), u)
+            dy = product(g_high, load_weight(w_out, high, block, C, width).to(DOT), dy)
         da, du, y = swiglu_gradients(a, u, dy, factor, CLAMP)
         mask = (rows < left)[:, None] & (block < width)[None, :]
         narrow = rows[:, None] * width + block[None, :]
         wide = rows[:, None] * (2 * width) + block[None, :]
         tl.store(hidden + narrow, y.to(hidden.dtype.element_ty), mask=mask)
+        da, du = da.to(DOT), du.to(DOT)
         tl.store(dinside + wide, da.to(dinside.dtype.element_ty), mask=mask)
         tl.store(dinside + width + wide, du.to(dinside.dtype.element_ty), mask=mask)
-        dn = product(da.to(DOT), load_weight(w_in, block, cols, width, C).to(DOT), dn)
-        w_u = load_weight(w_in + width * C, block, cols, width, C).to(DOT)
-        dn = product(du.to(DOT), w_u, dn)
-    # read again, as registers are scarce in the loop
-    normal = load_normal(x, mean, inverse, rows, cols, left, C, CP)
-    place = partial + tl.program_id(0).to(tl.int64) * C + cols
-    tl.store(place, tl.sum(dn * normal, axis=0), mask=cols < C)
-    if CENTER:
-        tl.store(place + tl.num_programs(0).to(tl.int64) * C, tl.sum(dn, axis=0), mask=cols < C)
-    d = into_norm(dn * load_channels(norm_w, cols, C), normal, inverse, C, CENTER)
-    d += load_tile(grad, rows, cols, left, C, CP)
-    store(dx + start * C, d, rows, cols, C, left, C, CP)
+        dn_low = product(da, w_a, dn_low)
+        dn_low = product(du, w_u, dn_low)
+        if HIGH:
+            dn_high = product(da, w_a_high, dn_high)
+            dn_high = product(du, w_u_high, dn_high)
+    # all is read again, as registers are scarce in the loop
+    partial += tl.program_id(0).to(tl.int64) * C
+    dx += start * C
+    dn_low, along, level = norm_sums(
+        dn_low, x, norm_w, mean, inverse, again(rows), low, left, partial, C, CENTER
+    )
+    if HIGH:
+        dn_high, more, higher = norm_sums(
+            dn_high, x, norm_w, mean, inverse, again(rows), high, left, partial, C, CENTER
+        )
+        along += more
+        level += higher
+        store_input_gradient(
+            dx, dn_high, along, level, x, grad, mean, inverse, again(rows), high, left, C, CENTER
+        )
+    store_input_gradient(
+        dx, dn_low, along, level, x, grad, mean, inverse, again(rows), low, left, C, CENTER
+    )
 
 
 def _sizes(x: Tensor, w_in: Tensor, grad: bool) -> tuple[int, dict]:
     """Number of instances, and a kernel's constants."""
-    padded = power_of_2(x.shape[1])
+    low, high = _split(x.shape[1])
     table = BACKWARD if grad else FORWARD
-    rows, block, chunk, warps = table[max(padded, 128), w_in.element_size()]
+    size = w_in.element_size()
+    rows, block, warps = next(v for (n, s), v in table.items() if s == size and low + high <= n)
     constants = dict(
         C=x.shape[1],
         CLAMP=w_in.dtype == torch.float16,
         DOT=operand_dtype(w_in.dtype),
         R=rows,
-        CP=padded,
-        KC=min(chunk, padded),
+        LOW=low,
+        HIGH=high,
         BI=block,
         num_warps=warps,
         num_stages=1,
     )
-    return cdiv(len(x), rows), constants
+    return cdiv(x.shape[0], rows), constants
+
+
+def _split(channels: int) -> tuple[int, int]:
+    """Widths of two parts, powers of 2, that hold all channels with little beside; or of one."""
+    low = max(16, power_of_2(channels) // 2)
+    rest = channels - low
+    return low, power_of_2(rest) if rest > 0 else 0
 
 
 def operand_dtype(dtype: torch.dtype) -> tl.dtype:
@@ -278,11 +385,11 @@ def triton_feed_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor | None]:
     """See `feed_forward`, of rows ``x [M, C]``; and w_in's output ``[M, 2I]`` if it was made."""
-    if x.shape[1] <= MAX_CHANNELS:
+    if x.shape[1] <= MAX_CHANNELS.get(w_in.element_size(), 0):
         return fused(x, norm_w, norm_b, w_in, w_out, scale, eps), None
     inside = linear(norm(x, norm_w, norm_b, eps, w_in.dtype), w_in)
     out = torch.empty_like(x)
-    samples = (1 if scale is None else len(scale), -1, x.shape[1])
+    samples = (1 if scale is None else scale.shape[0], -1, x.shape[1])
     y = linear(swiglu(inside), w_out)
     factor = None if scale is None else scale[:, None, None]
     add_scaled(x.view(samples), y.view(samples), factor, out.view(samples))
@@ -299,12 +406,14 @@ def triton_feed_forward_backward(
     scale: Tensor | None,
     inside: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of ``x [M, C]``, of the norm's weight and bias, of w_in and w_out.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x [M, C]``, of the norm's weight and bias (or no matter), of w_in and w_out.
 
     The kernels give what both layers' gradients need beside the gradients that they compute.
     """
     dy = grad.to(w_in.dtype)
+    if inside is None and x.shape[1] > MAX_GRADIENT_CHANNELS:
+        inside = linear(norm(x, norm_w, norm_b, eps, w_in.dtype), w_in)
     if inside is None:
         dx, dinside, hidden, normed, dnorm = fused_backward(
             grad, x, norm_w, norm_b, w_in, w_out, scale, eps
@@ -317,15 +426,18 @@ def triton_feed_forward_backward(
         dx, normed, dnorm = norm_backward(
             linear_input_gradient(dinside, w_in), x, norm_w, norm_b, grad, eps
         )
-    dnorm_b = None if norm_b is None else dnorm[1]
-    return dx, dnorm[0], dnorm_b, linear_weight_gradient(dinside, normed, w_in), dw_out
+    return dx, dnorm[0], dnorm[-1], linear_weight_gradient(dinside, normed, w_in), dw_out
 
 
 def _fake(x, norm_w, norm_b, w_in, w_out, scale, eps):
     return x.new_empty(x.shape)
 
 
-@operator("feed_forward", _fake)
+def _flops(x_shape, norm_w, norm_b, w_in_shape, w_out_shape, *_):
+    return 2 * x_shape[0] * (math.prod(w_in_shape) + math.prod(w_out_shape))
+
+
+@operator("feed_forward", _fake, flops=_flops)
 def fused(
     x: Tensor,
     norm_w: Tensor,
@@ -339,11 +451,11 @@ def fused(
     x = as_rows(x)
     out = torch.empty_like(x)
     instances, sizes = _sizes(x, w_in, False)
-    samples = 1 if scale is None else len(scale)
+    samples = 1 if scale is None else scale.shape[0]
     with device_of(x):
         feed_forward_kernel[(instances,)](
-            x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, out, len(x),
-            w_out.shape[1], len(x) // samples, eps, CENTER=norm_b is not None,
+            x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, out, x.shape[0],
+            w_out.shape[1], x.shape[0] // samples, eps, CENTER=norm_b is not None,
             **sizes,
         )  # fmt: skip
     return out
@@ -351,12 +463,17 @@ def fused(
 
 def _fake_backward(grad, x, norm_w, norm_b, w_in, w_out, scale, eps):
     channels, width = w_out.shape
-    between = (w_in.new_empty(len(x), n) for n in (2 * width, width, channels))
+    between = (w_in.new_empty(x.shape[0], n) for n in (2 * width, width, channels))
     sums = norm_w.new_empty(1 if norm_b is None else 2, channels, dtype=SCRATCH)
     return x.new_empty(x.shape), *between, sums
 
 
-@operator("feed_forward_backward", _fake_backward)
+def _backward_flops(grad_shape, *shapes):
+    # the first layer once more, and the gradients of both layers' inputs
+    return _flops(*shapes) + 2 * grad_shape[0] * math.prod(shapes[3])
+
+
+@operator("feed_forward_backward", _fake_backward, flops=_backward_flops)
 def fused_backward(
     grad: Tensor,
     x: Tensor,
@@ -375,17 +492,17 @@ def fused_backward(
     x, (channels, width) = as_rows(x), w_out.shape
     dx = torch.empty_like(x)
     dinside, hidden, normed = (
-        torch.empty(len(x), n, dtype=w_in.dtype, device=x.device)
+        torch.empty(x.shape[0], n, dtype=w_in.dtype, device=x.device)
         for n in (2 * width, width, channels)
     )
     instances, sizes = _sizes(x, w_in, True)
-    samples = 1 if scale is None else len(scale)
+    samples = 1 if scale is None else scale.shape[0]
     sums = 1 if norm_b is None else 2
     partial = torch.empty(sums, instances, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         feed_forward_gradient_kernel[(instances,)](
             as_rows(grad), x, norm_w, norm_b, w_in.contiguous(), w_out.contiguous(), scale, dx,
-            dinside, hidden, normed, partial, len(x), width, len(x) // samples, eps,
+            dinside, hidden, normed, partial, x.shape[0], width, x.shape[0] // samples, eps,
             CENTER=norm_b is not None, **sizes,
         )  # fmt: skip
     return dx, dinside, hidden, normed, partial.sum(1)

@@ -127,7 +127,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torc
 
 def _fake_norm_backward(grad, x, weight, bias, residual, eps):
     out = x.new_empty(x.shape, dtype=grad.dtype)
-    sums = weight.new_empty(1 if bias is None else 2, len(weight), dtype=SCRATCH)
+    sums = weight.new_empty(1 if bias is None else 2, weight.shape[0], dtype=SCRATCH)
     return x.new_empty(x.shape), out, sums
 
 
@@ -146,7 +146,7 @@ def norm_backward(
     out = torch.empty(x.shape, dtype=grad.dtype, device=x.device)
     sums = 1 if bias is None else 2
     if not x.numel():
-        return dx, out, weight.new_zeros(sums, len(weight), dtype=SCRATCH)
+        return dx, out, weight.new_zeros(sums, weight.shape[0], dtype=SCRATCH)
     rows = as_rows(x)
     instances, _, sizes = gradient_sizes(1, *rows.shape, GRADIENT_PER_THREAD)
     partial = torch.empty(sums, instances, rows.shape[1], dtype=SCRATCH, device=x.device)

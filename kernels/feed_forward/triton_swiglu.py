@@ -115,9 +115,9 @@ def swiglu(x: Tensor) -> Tensor:
     out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
     if out.numel():
         x = as_rows(x)
-        grid, sizes = _sizes(len(x), width, x.dtype)
+        grid, sizes = _sizes(x.shape[0], width, x.dtype)
         with device_of(x):
-            swiglu_kernel[grid](x, out, len(x), width, **sizes)
+            swiglu_kernel[grid](x, out, x.shape[0], width, **sizes)
     return out
 
 
@@ -133,11 +133,11 @@ def swiglu_backward(grad: Tensor, x: Tensor, scale: Tensor | None) -> tuple[Tens
     out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
     if out.numel():
         rows = as_rows(x)
-        grid, sizes = _sizes(len(rows), width, x.dtype)
+        grid, sizes = _sizes(rows.shape[0], width, x.dtype)
         with device_of(x):
             swiglu_gradient_kernel[grid](
-                as_rows(grad), rows, scale, dx, out, len(rows), width,
-                len(rows) if scale is None else len(rows) // len(scale),
+                as_rows(grad), rows, scale, dx, out, rows.shape[0], width,
+                rows.shape[0] if scale is None else rows.shape[0] // scale.shape[0],
                 SCALE=scale is not None, **sizes,
             )  # fmt: skip
     return dx, out

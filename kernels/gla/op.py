@@ -122,7 +122,7 @@ def gla_forward(
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=out_dtype)
     if backend == "cpu":
-        from .cpu import cpu_forward
+        from ..cpu import cpu_forward
 
         out = v.new_empty(v.shape, dtype=out_dtype)
         return cpu_forward(q, k, v, gate_f, gate_b, out=out)
@@ -189,7 +189,7 @@ def gla_backward_into(
     if q.shape[0] == 0:
         return
     if backend == "cpu":
-        from .cpu import cpu_backward
+        from ..cpu import cpu_backward
 
         cpu_backward(grad, *inputs, out=results)
         return

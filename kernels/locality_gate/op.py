@@ -8,7 +8,7 @@ from ..dispatch import LIBRARY, operator, run, select_backend
 from ..torch_utils import upcast
 from .torch import torch_locality_gate, torch_locality_gate_backward
 
-GATE_BACKENDS = ("torch", "triton")
+GATE_BACKENDS = ("torch", "cpu", "triton")
 
 
 def locality_gate(
@@ -36,8 +36,9 @@ def locality_gate(
         g_weight, l_weight: ``[D]``, weights of the norms of o and local.
         eps: added to the mean squares.
         act: return silu(y) instead of y.
-        backend: ``triton`` (one fused kernel; the default for CUDA tensors) or ``torch`` (the
-            default in all other cases, which are those of `bidirectional_gla`).
+        backend: ``triton`` (one fused kernel; the default for CUDA tensors), ``cpu`` (one in
+            machine code by numba, with gradients in plain PyTorch; the default on a CPU with numba)
+            or ``torch`` (the default in all other cases, which are those of `bidirectional_gla`).
 
     Returns:
         ``[B, N, H, D]``, contiguous, in the dtype of ``o``.
@@ -46,10 +47,12 @@ def locality_gate(
         TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend is unknown or does not
             take these inputs.
-        ImportError: ``backend="triton"`` and there is no Triton.
+        ImportError: ``backend="triton"`` and there is no Triton, or "cpu" and no numba.
     """
     _check(o, local, gate, g_weight, l_weight)
-    backend = select_backend(backend, GATE_BACKENDS, "torch", o=o)
+    backend = select_backend(
+        backend, GATE_BACKENDS, "torch", o=o, local=local, gate=gate, g_weight=g_weight
+    )
     if backend == "torch":
         return torch_locality_gate(o, local, gate, g_weight, l_weight, eps=eps, act=act)
     return _gate(o, local, gate, g_weight, l_weight, eps, act, backend)
@@ -85,6 +88,10 @@ def _gate(
     backend: str,
 ) -> Tensor:
     tensors = (o, local, gate, g_weight, l_weight)
+    if backend == "cpu":
+        from ..cpu.locality_gate import gate_forward as cpu_gate_forward
+
+        return cpu_gate_forward(*tensors, eps, act)
 
     def kernels() -> Tensor:
         from .triton import gate_forward

@@ -55,14 +55,26 @@ def gate_projection(
 
     def plain() -> Tensor:
         out = torch.empty_like(x)
+        tensors = (o, local, gate, g_weight, l_weight)
+        y = None
+        if backend == "cpu":
+            from ..cpu.locality_gate import gate_forward
+
+            y = gate_forward(*tensors, eps, act).flatten(0, 1).flatten(1)
         rows = [t.flatten(0, 1) for t in (o, local, gate, x, out)]
         factor = scale_of_rows(scale, len(rows[0]))
         for r in token_blocks(rows[0]):
             o_r, local_r, gate_r, x_r, out_r = (t[r] for t in rows)
             with no_autocast(x):
-                y = torch_locality_gate(o_r, local_r, gate_r, g_weight, l_weight, eps=eps, act=act)
-                y = linear(y.flatten(1).to(weight.dtype), weight)
-            add_scaled(x_r, y, None if factor is None else factor[r], out_r)
+                y_r = (
+                    y[r]
+                    if y is not None
+                    else torch_locality_gate(
+                        o_r, local_r, gate_r, g_weight, l_weight, eps=eps, act=act
+                    ).flatten(1)
+                )
+                y_r = linear(y_r.to(weight.dtype), weight)
+            add_scaled(x_r, y_r, None if factor is None else factor[r], out_r)
         return out
 
     return run("gate_projection", backend, kernels, plain, o, x)
@@ -103,7 +115,8 @@ def gate_projection_backward(
             dhidden, o, local, gate, g_weight, l_weight, scale, dgate, eps, act
         )
         dweight = linear_weight_gradient(dy, y.flatten(0, 1).flatten(1), weight)
-        return do, dlocal, sums[2].flatten(), *sums[:2].sum(1), dweight
+        dg_weight, dl_weight = sums[:2].sum(1).unbind()
+        return do, dlocal, sums[2].flatten(), dg_weight, dl_weight, dweight
 
     def plain() -> tuple[Tensor, ...]:
         do, dlocal = torch.empty_like(o), torch.empty(o.shape, dtype=local.dtype, device=o.device)

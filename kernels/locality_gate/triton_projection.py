@@ -95,7 +95,7 @@ def gate_projection(
 ) -> Tensor:
     """``[B, N, C]`` like x from ``[B, N, H, D]``; products in the dtype of weight ``[C, H D]``."""
     batch, num_tokens, heads, width = o.shape
-    channels = len(weight)
+    channels = weight.shape[0]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if batch == 0:
         return out

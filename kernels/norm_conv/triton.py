@@ -245,8 +245,8 @@ def _fake_statistics(x, center, eps):
 def statistics(x: Tensor, center: bool, eps: float) -> Tensor:
     """``[2, M]`` of x ``[..., C]``, M tokens: mean (0 without ``center``), 1 / deviation."""
     rows = as_rows(x)
-    stats = torch.empty(2, len(rows), dtype=SCRATCH, device=x.device)
-    if len(rows):
+    stats = torch.empty(2, rows.shape[0], dtype=SCRATCH, device=x.device)
+    if rows.shape[0]:
         instances, sizes = row_sizes(*rows.shape)
         with device_of(x):
             statistics_kernel[(instances,)](rows, stats, *rows.shape, eps, CENTER=center, **sizes)

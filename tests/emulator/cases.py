@@ -297,6 +297,8 @@ def fused(dtype, M, C, width, center=True, scaled=False, nan=None):
     def run(_) -> Results:
         args = (x, norm_w, norm_b, w_in, w_out, scale, EPS)
         out = feed_forward.fused(*args)
+        if C > feed_forward.MAX_GRADIENT_CHANNELS:
+            return {"out": out}
         *results, dws = feed_forward.fused_backward(grad, *args)
         return named(names, out, *results, *dws[:, None])
 
@@ -341,7 +343,7 @@ def part_cases(_) -> Iterator[Case]:
         yield fused(dtype, 100, 96, 72, True, True)
         yield fused(dtype, 70, 192, 40, False, False)
         yield fused(dtype, 40, 128, 50, True, False)
-        yield fused(dtype, 33, 256, 32, False, True)
+        yield fused(dtype, 33, 192 if dtype == FP32 else 256, 32, False, True)
         yield fused(dtype, 20, 20, 24, True, True)
 
 

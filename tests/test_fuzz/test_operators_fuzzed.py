@@ -22,6 +22,7 @@ interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or find_spec("triton") is None,
     reason="needs Triton's interpreter; tests/test_kernels has looser bounds for a GPU's tf32",
 )
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="needs numba")
 INPUTS = ("q", "k", "v", "gate_f", "gate_b")
 HALF = (torch.bfloat16, torch.float16)
 TOKENS = st.one_of(
@@ -83,7 +84,7 @@ def test_chunked(call):
     check(call, "chunked", torch.finfo(dtype).eps, CHUNKED_STEPS[dtype], CHUNKED_FLOOR[dtype])
 
 
-@pytest.mark.skipif(find_spec("numba") is None, reason="needs numba")
+@needs_numba
 @times(1)
 @given(calls(TOKENS, rows=4, width=33, dtypes=(torch.float32, *HALF)))
 def test_cpu(call):
@@ -208,6 +209,13 @@ def check_gate(call: GateCall, backend: str) -> None:
 @given(gate_calls(DTYPES, tokens=300, width=128))
 def test_locality_gate(call):
     check_gate(call, "torch")
+
+
+@needs_numba
+@times(1)
+@given(gate_calls((torch.float32, *HALF), tokens=100, width=64))
+def test_locality_gate_cpu(call):
+    check_gate(call, "cpu")
 
 
 @interpreted

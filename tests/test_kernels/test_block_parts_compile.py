@@ -20,6 +20,10 @@ MORE_TARGETS = {"hier_stage1_autocast": (89, 100), "plain_tiny_autocast": (89, 1
 # name: batch, grid, channels, hidden width, dtype of the residual stream, of the projections, act
 CASES = {
     "hier_stage1_autocast": (2, (200, 334), 96, 256, "float32", "bfloat16", False),
+    "hier_base_stage1_autocast": (2, (200, 334), 128, 352, "float32", "bfloat16", False),
+    "hier_base_stage1_fp32": (2, (200, 334), 128, 352, "float32", "float32", False),
+    "hier_stage1_fp32": (2, (200, 334), 96, 256, "float32", "float32", False),
+    "hier_stage2_fp32": (2, (100, 167), 192, 512, "float32", "float32", False),
     "hier_base_stage2_autocast": (2, (100, 167), 256, 704, "float32", "bfloat16", False),
     "hier_base_stage2_fp32": (2, (100, 167), 256, 704, "float32", "float32", False),
     "hier_stage4_autocast": (2, (25, 42), 768, 2048, "float32", "bfloat16", False),
@@ -35,6 +39,7 @@ KERNELS = {
     "gate_projection": ("gate_projection_kernel",),
 }
 NARROW = {"feed_forward": ("feed_forward_kernel", "feed_forward_gradient_kernel")}
+LIMITS = {"bfloat16": (256, 128), "float16": (256, 128), "float32": (192, 128)}  # widest C of each
 
 
 def launches(case: str) -> list:
@@ -90,8 +95,6 @@ def launches(case: str) -> list:
         for scale in (empty(batch), None):
             unwrap(triton_projection.gate_projection)(*gated, last, x, scale, 1e-6, act)
             unwrap(locality_gate.gate_backward_into)(local, *gated, scale, gate, 1e-6, act)
-            if channels > feed_forward.HELD_CHANNELS:
-                continue
             layers = (
                 empty(2 * hidden, channels, dtype=projections),
                 empty(channels, hidden, dtype=projections),
@@ -99,8 +102,10 @@ def launches(case: str) -> list:
             for b in (bias, None):
                 rows = x.flatten(0, 1)
                 args = (rows, weight, b, *layers, scale, 1e-6)
-                unwrap(feed_forward.fused)(*args)
-                unwrap(feed_forward.fused_backward)(rows, *args)
+                if channels <= feed_forward.MAX_CHANNELS[projections.itemsize]:
+                    unwrap(feed_forward.fused)(*args)
+                if channels <= feed_forward.MAX_GRADIENT_CHANNELS:
+                    unwrap(feed_forward.fused_backward)(rows, *args)
     return found
 
 
@@ -113,8 +118,10 @@ def test_launches_compile_without_spills(case, record_property):
     assert run.returncode == 0, run.stderr[-4000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
     found = {result["kernel"].removesuffix("_grad") for result in results}
-    expected = KERNELS | NARROW if CASES[case][2] <= 256 else KERNELS
-    assert found == {name for names in expected.values() for name in names}
+    channels, projections = CASES[case][2], CASES[case][5]
+    limits = zip(*NARROW.values(), LIMITS[projections], strict=True)
+    narrow = {kernel for kernel, limit in limits if channels <= limit}
+    assert found == {name for names in KERNELS.values() for name in names} | narrow
     for result in results:
         print(case, result)
         record_property(f"{result['kernel']}_sm{result['target']}", json.dumps(result))

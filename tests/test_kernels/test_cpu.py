@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vig_mm.kernels import bidirectional_gla, dispatch, trace_time
-from vig_mm.kernels.gla import cpu
+from vig_mm.kernels import bidirectional_gla, cpu, dispatch, locality_gate, trace_time
 from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 
 pytest.importorskip("numba")
@@ -31,7 +30,7 @@ def threads():
 @pytest.fixture
 def many_threads(monkeypatch):
     """For the smallest call, too."""
-    from vig_mm.kernels.gla.cpu import launch
+    from vig_mm.kernels.cpu import launch
 
     monkeypatch.setattr(launch, "WORK", 1)
 
@@ -59,7 +58,7 @@ def truth(inputs, grad):
 
 def results(inputs, grad, plan=None):
     """Of the kernels themselves."""
-    from vig_mm.kernels.gla.cpu.launch import run
+    from vig_mm.kernels.cpu.launch import run
 
     out = torch.empty(grad.shape, dtype=grad.dtype)
     grads = tuple(torch.empty_like(x) for x in inputs)
@@ -208,7 +207,7 @@ def test_memory_in_between_is_left_alone(many_threads):
 
 
 def test_scratch_memory_is_written_before_it_is_read(monkeypatch, many_threads):
-    from vig_mm.kernels.gla.cpu import launch
+    from vig_mm.kernels.cpu import launch
 
     def nan(size):
         return torch.full((size,), 0xFF, dtype=torch.uint8)
@@ -241,7 +240,32 @@ def test_opcheck():
     torch.library.opcheck(backward, (grad, *inputs, "cpu"))
 
 
-def chosen(inputs, **options):
+@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_locality_gate(dtype, act):
+    for batch, tokens, heads, width in ((2, 131, 3, 32), (1, 1, 1, 5), (0, 4, 2, 16)):
+        o, local, gate = (
+            torch.randn(3, batch, tokens, heads * width + 3).to(dtype)[..., :-3].unbind()
+        )
+        inputs = [x.unflatten(-1, (heads, -1)) for x in (o, local, gate * 10)]
+        inputs += torch.rand(2, width).unbind()
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = locality_gate(*leaves, eps=1e-5, act=act, backend="cpu")
+        assert torch.equal(out, locality_gate(*inputs, eps=1e-5, act=act))
+        assert out.dtype == dtype and out.is_contiguous()
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        expected = locality_gate(*exact, eps=1e-5, act=act)
+        grad = torch.randn_like(out)
+        found = [out, *torch.autograd.grad(out, leaves, grad)]
+        true = [expected, *torch.autograd.grad(expected, exact, grad.double())]
+        for x, y in zip(found, true, strict=True):
+            bound = torch.finfo(x.dtype).eps
+            if x is not out:  # plain PyTorch's, in which much may cancel
+                bound += 4e-6
+            assert error(x.detach(), y.detach(), grad.norm().item() or 1.0) < bound
+
+
+def chosen(inputs):
     return dispatch.select_backend(
         None, ("chunked", "cpu", "triton"), "chunked", **dict(zip("qkv", inputs, strict=False))
     )
@@ -303,7 +327,7 @@ def test_where_numba_cannot_compile(tmp_path):
 import sys, warnings, torch
 import vig_mm.kernels as kernels
 assert "numba" not in sys.modules
-from vig_mm.kernels.gla import cpu
+from vig_mm.kernels import cpu
 from vig_mm.kernels import trace_time
 import numba
 from pathlib import Path
@@ -318,7 +342,7 @@ def call():
     return str(warning.message)
 assert "NUMBA_DISABLE_JIT" in call()
 numba.config.DISABLE_JIT = 0
-from vig_mm.kernels.gla.cpu import host
+from vig_mm.kernels.cpu import host
 host.LANES = 0
 assert "this CPU" in call()
 host.LANES = host.lanes()
@@ -339,7 +363,7 @@ def test_avx2_is_kept_on_disk(tmp_path):
 import sys, torch
 sys.path.insert(0, sys.argv[-1]) if len(sys.argv) > 1 else None
 from vig_mm.kernels import bidirectional_gla
-from vig_mm.kernels.gla.cpu import host
+from vig_mm.kernels.cpu import host
 torch.manual_seed(0)
 x = [torch.randn(2, 50, 2, w).bfloat16().float().requires_grad_() for w in (5, 5, 9, 5, 5)]
 def gradients(dtype, backend):
@@ -349,12 +373,12 @@ def gradients(dtype, backend):
 for dtype, bound in ((torch.float32, 2e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)):
     for y, z in zip(gradients(dtype, "cpu"), gradients(torch.float64, "reference")):
         assert (y.double() - z).norm() < bound * z.norm(), dtype
-from vig_mm.kernels.gla.cpu.launch import gradient_kernel, output_kernel
+from vig_mm.kernels.cpu.launch import gradient_kernel, output_kernel
 stats = output_kernel.stats, gradient_kernel.stats
 print(host.LANES, *(sum(getattr(s, name).values()) for name in ("cache_hits", "cache_misses")
                     for s in stats))
 """
-    if "avx2" not in __import__("vig_mm.kernels.gla.cpu.host", fromlist=["host"]).features():
+    if "avx2" not in __import__("vig_mm.kernels.cpu.host", fromlist=["host"]).features():
         pytest.skip("no AVX2")
     environment = dict(HASWELL, NUMBA_CACHE_DIR=str(tmp_path))
     assert start(code, **environment) == ["8", "0", "0", "1", "1"]

@@ -95,7 +95,7 @@ def test_in_double(backend, kind, act, monkeypatch):
 
     for module in (triton_rows, norm_conv_kernels):
         monkeypatch.setattr(module, "ACC", tl.float64)
-        monkeypatch.setattr(module, "SCRATCH", torch.float64)
+    monkeypatch.setattr(norm_conv_kernels, "SCRATCH", torch.float64)
     tensors = inputs(SHAPES[1], kind, torch.float64)
     results = found(backend, SHAPES[1][1], act, *tensors)
     for x, y in zip(results, expected(SHAPES[1][1], act, *tensors), strict=True):

@@ -22,6 +22,7 @@ import common
 import gpu as gpu_module
 import gpu_backbones
 import gpu_operator
+import gpu_parts
 import gpu_variants
 import rivals
 import shapes
@@ -409,9 +410,9 @@ def test_variants_on_a_stand_in(clock, tmp_path, monkeypatch):
     default, other = gpu_variants.Variant(), gpu_variants.Variant(chunk=16, warps=1)
     q = torch.empty(1, 40, 1, 16, device="meta")
     with gpu_variants.settings(other):
-        assert launch.make_plan(q, q).C == launch.make_plan(q, q, grad=True).C == 16
+        assert launch.make_plan(q, q).BT == launch.make_plan(q, q, grad=True).BT == 16
         assert launch.options("output", launch.make_plan(q, q))["num_warps"] == 1
-    assert launch.make_plan(q, q).C == 64
+    assert launch.make_plan(q, q).BT == 64
     slim = gpu_variants.Variant(fp32_states=True)
     with gpu_variants.settings(slim):
         assert launch.state_dtype(torch.bfloat16) == torch.float32
@@ -436,6 +437,22 @@ def test_variants_on_a_stand_in(clock, tmp_path, monkeypatch):
         share /= result[mode][best["variant"]]["median"] * result_bandwidth(out)
         assert best["bandwidth_share"] == pytest.approx(share)
     assert str(shape) in out.with_suffix(".md").read_text()
+
+
+def test_fused_steps_beside_their_parts_on_a_stand_in(clock, tmp_path, monkeypatch):
+    """Both forms are computed and agree; a fused form that is wrong is not timed."""
+    pytest.importorskip("vig_mm.kernels.gla.triton.launch")
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are not interpreted")
+    out, sizes = tmp_path / "parts.json", ((1, (4, 5), 32),)
+    assert gpu_parts.benchmark(clock, sizes, str(out), common.Budget(None))
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 3 and all(0 < row["error"] < 2e-2 for row in results)
+    assert all(row["times"].keys() == {"fused", "parts"} for row in results)
+    monkeypatch.setattr(gpu_parts, "MAX_ERROR", 1e-9)
+    assert not gpu_parts.benchmark(clock, sizes, str(out), common.Budget(None))
+    results = json.loads(out.read_text())["results"]
+    assert all("error" in row["problem"] and "times" not in row for row in results)
 
 
 def result_bandwidth(out):

@@ -1,4 +1,5 @@
-"""Time the launch settings of the GLA kernels on a GPU: chunk, warps, type of the states.
+"""Time variants on a GPU: fused steps of a block beside their parts (`gpu_parts`), and the launch
+settings of the GLA kernels: chunk, warps, type of the states.
 
     python tools/benchmark/gpu_variants.py [--minutes 4] [--out work_dirs/gpu_variants.json]
 
@@ -15,9 +16,11 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import gpu_parts
 import torch
 from common import Budget, report, save
 from compile_ahead import run_workers
@@ -203,8 +206,10 @@ def main() -> int:
                 largest_error(variant, shape, Gpu())
         return 0
     budget = Budget(args.minutes)
+    parts = str(Path(args.out).with_name(f"{Path(args.out).stem}_parts.json"))
+    right = gpu_parts.benchmark(Gpu(), gpu_parts.SIZES, parts, budget)
     compile_ahead(seconds=60 * args.minutes / 3)
-    return int(not benchmark(Gpu(), SHAPES, variants(), args.out, budget))
+    return int(not (benchmark(Gpu(), SHAPES, variants(), args.out, budget) and right))
 
 
 if __name__ == "__main__":

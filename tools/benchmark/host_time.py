@@ -3,9 +3,9 @@
     python tools/benchmark/host_time.py [OTHER CHECKOUT] [--rounds 20]
 
 Triton launches into a driver that does nothing (tests/test_kernels/stand_in_gpu.py), and torch's
-operators run on the CPU, on few tokens: launches cost what they cost with a GPU, or a bit more.
-This checkout and another one, such as of ``git worktree add FOLDER COMMIT``, take turns, each in
-a process of its own; the best of all rounds counts. Needs a C compiler.
+own operators run on the CPU, on few tokens: they cost about what a launch does, or more. This
+checkout and another one, such as ``git worktree add FOLDER COMMIT`` gives, take turns in processes
+of their own. The least CPU time of all rounds counts. Needs a C compiler.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def serve(driver: Path) -> None:
     grad = torch.randn_like(x)
 
     def step(dtype: torch.dtype | None) -> tuple[float, float]:
-        start = time.perf_counter()
+        start = time.process_time()
         with torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext():
             out = block(x, HW)
-        middle = time.perf_counter()
+        middle = time.process_time()
         out.backward(grad)
-        return middle - start, time.perf_counter() - middle
+        return middle - start, time.process_time() - middle
 
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -248,7 +248,7 @@ def _backward(
         grad, o, local.view(shape), gate.view(shape), w.g_norm, w.l_norm, layers.out, scale,
         dgate.view(shape), eps=s.gate_eps, act=s.act, backend=s.backend,
     )  # fmt: skip
-    gates, dgates = _decay_gates(rank, layers), rank.new_empty(len(rank), channels)
+    gates, dgates = _decay_gates(rank, layers), rank.new_empty(rank.shape[0], channels)
     gla_backward_into(
         do,
         *(t.view(shape) for t in (q, k, v, *gates)),
@@ -271,7 +271,7 @@ def _backward(
         eps=s.norm_eps, act=s.act, backend=s.backend,
     )  # fmt: skip
     return dx, _Weights(
-        dnorm, dnorm_bias, dconv, *dweight.split([len(t) for t in (w.qkv, w.gate, w.low)]),
+        dnorm, dnorm_bias, dconv, *dweight.split([t.shape[0] for t in (w.qkv, w.gate, w.low)]),
         dgate_bias, dhigh, dhigh_bias, dg_norm, dl_norm, dout,
     )  # type: ignore[call-arg]  # fmt: skip
 
@@ -289,9 +289,9 @@ class _Layers(NamedTuple):
 def _layers(s: _Settings, w: _Weights) -> _Layers:
     """Joined and cast in one launch."""
     parts, others = (w.qkv, w.gate, w.low), (w.high, w.high_bias, w.out)
-    sizes = [len(x) for x in parts]
-    weight = w.qkv.new_empty(sum(sizes), w.qkv.shape[1], dtype=s.dtype)
-    bias = weight.new_empty(len(weight))
+    sizes = [x.shape[0] for x in parts]  # len of a tensor takes a microsecond
+    rows, width = sum(sizes), w.qkv.shape[1]
+    weight, bias = (w.qkv.new_empty(shape, dtype=s.dtype) for shape in ((rows, width), rows))
     no_bias = zeros(max(sizes), w.gate_bias)
     places = [*weight.split(sizes), *bias.split(sizes)]
     sources = [*parts, no_bias[: sizes[0]], w.gate_bias, no_bias[: sizes[2]]]

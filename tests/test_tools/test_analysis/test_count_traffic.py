@@ -68,8 +68,8 @@ BEFORE = {
 def test_our_models_at_512(tool, name):
     """Less than half is kept, and less than two thirds of the bytes move.
 
-    Since 128 channels are the most that the fused feed-forward takes: before, it took 256 in twice
-    the instructions' time of four launches, and ViG-H-T kept 251 MiB and moved 3.35 GiB.
+    The backward pass of the feed-forward beyond 128 channels computes its first layer again: with
+    all of it in one kernel, which issued twice as long as four launches, ViG-H-T moved 3.35 GiB.
     """
     pytest.importorskip("triton")
     found = tool.backbone_traffic(Config.fromfile(CONFIGS / f"{name}.py"))
@@ -80,9 +80,9 @@ def test_our_models_at_512(tool, name):
         mine = listed[Path(name).name]
         assert (mine["kept"], mine["training"]) == (found["kept"], found["training"])
     if "vig-h-t" in name:
-        assert found["kept"] <= 286 * MIB and found["training"] <= 3.65 * GIB
+        assert found["kept"] <= 255 * MIB and found["training"] <= 3.55 * GIB
         peers = [listed[f"mask-rcnn_{peer}_fpn_1x_coco"] for peer in ("swin-t", "convnext-t")]
-        assert all(found["kept"] < 0.53 * peer["kept"] for peer in peers)
+        assert all(found["kept"] < 0.47 * peer["kept"] for peer in peers)
 
 
 def test_what_a_cpu_keeps(tool):

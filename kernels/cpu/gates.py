@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from ..naive import GATE_LOGIT_NORMALIZER
 from .blocks import BLOCK, ROW
 from .host import inner, small
 from .vectors import absolute, load, power, store, where
@@ -18,7 +17,7 @@ from .vectors import absolute, load, power, store, where
 LOG2_E, LOG_2 = math.log2(math.e), math.log(2)
 ROUNDING = 1.5 * 2.0**23  # adding it rounds to an integer, left in the lowest bits
 SMALLEST = 126.0  # -log2 of the smallest alpha
-SHARE = 1 / GATE_LOGIT_NORMALIZER
+SHARE = 1 / 16  # GATE_LOGIT_NORMALIZER of the definition
 OPEN = 300.0  # logit of a token that decays nothing
 
 
