@@ -345,6 +345,8 @@ def conv_backward(
         grad = du
     batch, tokens, channels = x.shape
     instances, tiles, sizes = gradient_sizes(batch, tokens, channels, GRADIENT_PER_THREAD)
+    if sizes["CP"] >= 1024:  # a tile is one row: four warps would spill
+        sizes["num_warps"] = 8
     partial = torch.empty(instances, SUMS, channels, dtype=SCRATCH, device=x.device)
     with device_of(x):
         conv_gradient_kernel[(instances,)](
