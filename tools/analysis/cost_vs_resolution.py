@@ -102,7 +102,13 @@ def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 def count(model: torch.nn.Module, size: int) -> dict:
     """Parameters, bytes of the weights, multiply-adds of an image; ViG's also without down_proj."""
     image = torch.empty(1, 3, size, size, device="meta")
+    # module by module, not by operators that take several at once
+    ours = [part for part in model.modules() if getattr(part, "backend", "") is None]
+    for part in ours:
+        part.backend = "torch"
     flops = multiply_adds(model, lambda meta: meta(image))
+    for part in ours:
+        part.backend = None
     counted = {
         "parameters": sum(x.numel() for x in model.parameters()),
         "weight_bytes": held_bytes(model),

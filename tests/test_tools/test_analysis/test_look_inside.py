@@ -408,7 +408,7 @@ def test_score_thr_is_for_detectors(trained, tmp_path, run_tool):
 
 @pytest.mark.parametrize("tool", ["cam", "gate_memory"])
 def test_no_image_no_picture(trained, tmp_path, run_tool, tool):
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="'none.png' is not there"):
         run_tool(f"analysis/{tool}", "none.png", CONFIG, trained / "weights.pth", cwd=tmp_path)
     with pytest.raises(UsageError, match="not a picture"):
         run_tool(f"analysis/{tool}", CONFIG, CONFIG, trained / "weights.pth", cwd=tmp_path)
@@ -528,9 +528,8 @@ def test_receptive_field_files(trained, tmp_path, run_tool):
     [
         (["--images", "nowhere"], "no folder"),
         (["--images", "."], "no picture"),
-        (["--size", "0", "2"], "refuses images of 0x2.*expected images"),
     ],
-    ids=["no folder", "empty folder", "no pixels"],
+    ids=["no folder", "empty folder"],
 )
 def test_receptive_field_says_what_is_wrong(tmp_path, run_tool, extra, message):
     with pytest.raises(UsageError, match=message):

@@ -168,7 +168,8 @@ def test_what_cannot_be_counted_is_one_clear_error(tool):
     with pytest.raises(UsageError, match="DETR is neither a one-stage nor a two-stage detector"):
         tool.count(get_config("mmdet::detr/detr_r50_8xb2-150e_coco.py"))
     cfg = Config.fromfile(CONFIGS / VIG_T)
-    cfg.test_pipeline = [step for step in cfg.test_pipeline if step.type != "CenterCrop"]
+    steps = [step for step in cfg.test_pipeline if step.type != "CenterCrop"]
+    cfg.test_dataloader.dataset.pipeline = steps
     with pytest.raises(UsageError, match="0 CenterCrop steps"):
         tool.count(cfg)
 
