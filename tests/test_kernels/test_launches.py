@@ -43,6 +43,7 @@ def test_launches_of_a_block(name, how, rate):
     if how == "bf16":
         block = block.bfloat16()
     for _ in range(2):  # zeros for the bias are made once
+        block.zero_grad()
         found = record_block(block, BATCH, hw, torch.bfloat16 if "autocast" in how else None)
     widest = MAX_CHANNELS[4 if how == "fp32" else 2]
     one_kernel = len(block._modules[block.names[0]].weight) <= widest
