@@ -53,7 +53,7 @@ def test_forward_is_the_same_with_checkpointing(name: str) -> None:
 
 @every_model
 def test_backward_reaches_every_parameter(name: str) -> None:
-    model = timm.create_model(name, num_classes=3, drop_path_rate=0.1, drop_rate=0.1).train()
+    model = timm.create_model(name, num_classes=3, drop_rate=0.1).train()
     model(image(name)).square().mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
