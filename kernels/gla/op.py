@@ -16,7 +16,7 @@ BACKENDS = ("reference", "chunked", "cpu", "triton")
 """``reference``: the recurrence. ``chunked``: plain PyTorch, for everything else and in exported
 graphs. ``cpu``: machine code by numba, the default on a CPU where numba is installed. ``triton``:
 the fused kernels, the default on a GPU. They have been tested in Triton's interpreter and compiled
-for three GPU architectures, but not yet run on a GPU."""
+for six GPU architectures, but not yet run on a GPU."""
 
 
 def bidirectional_gla(
