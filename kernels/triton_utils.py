@@ -1,5 +1,6 @@
 """What several operators' kernels share: device functions, grids, strides, dtypes of products."""
 
+import functools
 from contextlib import AbstractContextManager
 
 import torch
@@ -112,15 +113,14 @@ def by_blocks(rows: int, blocks: int) -> tuple[int, int, int]:
     return rows, cdiv(blocks, planes), planes
 
 
+@functools.cache
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:
     """Type of the operands of a product; sums are float32 always.
 
     float32 means tf32. float16 is widened: states exceed its range. Triton's interpreter
     miscomputes products of bfloat16.
     """
-    if dtype == torch.bfloat16 and not triton.knobs.runtime.interpret:
-        return tl.bfloat16
-    return tl.float32
+    return tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRETED else tl.float32
 
 
 def by_tokens(x: Tensor) -> Tensor:

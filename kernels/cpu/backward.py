@@ -13,7 +13,7 @@ from .recurrence import scan, scan_transposed
 from .states import enter, operands, span
 from .vectors import full, load, scalar, store, store_scalar, total
 
-BORDER = 128
+BORDER = 64
 
 
 @inner

@@ -371,8 +371,7 @@ def _split(channels: int) -> tuple[int, int]:
 
 def operand_dtype(dtype: torch.dtype) -> tl.dtype:
     """Type of a product's operands: `dot_dtype`, but float16 stays, as in torch's own products."""
-    half = dtype == torch.float16 and not triton.knobs.runtime.interpret
-    return tl.float16 if half else dot_dtype(dtype)
+    return tl.float16 if dtype == torch.float16 and not INTERPRETED else dot_dtype(dtype)
 
 
 def triton_feed_forward(

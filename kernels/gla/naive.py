@@ -36,19 +36,18 @@ def reference_bidirectional_gla(
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     out_dtype = out_dtype or v.dtype
     q, k, v, gate_f, gate_b = (x.to(dtype) for x in (q, k, v, gate_f, gate_b))
-    num_tokens = q.shape[1]
-
-    def scan(gate: Tensor, order: range) -> list[Tensor]:
-        alpha = (F.logsigmoid(gate) / GATE_LOGIT_NORMALIZER).exp()
-        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-        outputs = {}
-        for t in order:
-            state = alpha[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
-            outputs[t] = (q[:, t, :, :, None] * state).sum(dim=2)
-        return [outputs[t] for t in range(num_tokens)]
-
-    if num_tokens == 0:
+    if q.shape[1] == 0:
         return v.to(out_dtype)
-    forward = torch.stack(scan(gate_f, range(num_tokens)), dim=1)
-    backward = torch.stack(scan(gate_b, range(num_tokens - 1, -1, -1)), dim=1)
-    return ((forward + backward) * (0.5 * q.shape[-1] ** -0.5)).to(out_dtype)
+    queries, keys, values = (x.unbind(1) for x in (q, k, v))
+
+    def scan(gate: Tensor, order: int) -> Tensor:
+        alpha = (F.logsigmoid(gate) / GATE_LOGIT_NORMALIZER).exp().unbind(1)
+        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+        outputs = []
+        for a, q_t, k_t, v_t in list(zip(alpha, queries, keys, values, strict=True))[::order]:
+            state = a[..., None] * state + k_t[..., None] * v_t[..., None, :]
+            outputs.append((q_t[..., None] * state).sum(dim=2))
+        return torch.stack(outputs[::order], dim=1)
+
+    out = scan(gate_f, 1) + scan(gate_b, -1)
+    return (out * (0.5 * q.shape[-1] ** -0.5)).to(out_dtype)

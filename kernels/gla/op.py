@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_shape, check_tokens
-from ..dispatch import LIBRARY, operator, run, select_backend
+from ..dispatch import LIBRARY, check_shape, check_tokens, operator, run, select_backend
 from ..torch_utils import no_autocast, upcast
 from .chunk import chunked_backward, chunked_forward
 from .naive import reference_bidirectional_gla

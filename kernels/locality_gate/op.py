@@ -3,8 +3,16 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_floating, check_shape, check_tokens
-from ..dispatch import LIBRARY, operator, run, select_backend
+from ..dispatch import (
+    LIBRARY,
+    check_device,
+    check_floating,
+    check_shape,
+    check_tokens,
+    operator,
+    run,
+    select_backend,
+)
 from ..torch_utils import upcast
 from .torch import torch_locality_gate, torch_locality_gate_backward
 
