@@ -69,11 +69,12 @@ def by_vig(config: Path) -> tuple[Path, Path]:
     return config, Path((work_dir / "last_checkpoint").read_text())
 
 
-def scores(config: Path, checkpoint: Path) -> tuple[dict[str, float], list[dict]]:
+def scores(config: Path, checkpoint: Path, *options) -> tuple[dict[str, float], list[dict]]:
     """What tools/test.py reports on a config's test data, and what it dumps."""
-    folder = config.parent / f"test_{config.stem}"
+    folder = config.parent / f"test_{config.stem}{''.join(options)}"
     out = folder / "out.pkl"
-    tool("test.py", config, checkpoint, "--work-dir", folder, "--out", out, cwd=config.parent)
+    args = (config, checkpoint, "--work-dir", folder, "--out", out, *options)
+    tool("test.py", *args, cwd=config.parent)
     (report,) = folder.glob("*/*.json")
     return json.loads(report.read_text()), pickle.loads(out.read_bytes())
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
 from vig_mm.apis.launch import add_arguments, build_runner, load_config, run, skippable
+from vig_mm.apis.precision import infer_in_bfloat16
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.checks.config import check_folder, check_loop, leaves
 from vig_mm.checks.data import prepare_data
@@ -34,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--show-dir", help="write pictures of the predictions beside the ground truth here"
     )
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
     parser.add_argument("--out", metavar="FILE.pkl", help="write all predictions here")
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
@@ -95,6 +97,8 @@ def main() -> None:
             guard_loaders(runner)
             check_channels(bare_model(runner.model), model_cfg)
             check_weights(runner.model, cfg.load_from)
+    if args.amp:
+        infer_in_bfloat16(runner.model)
     if args.out is not None:
         runner.test_evaluator.metrics.append(dump_metric(cfg.default_scope, args.out))
     runner.test()

@@ -77,6 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--score-thr", type=float, help="leave out detections with a lower score (0.3)"
     )
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU, if there is one)")
     add_config_options(parser)
     args = parser.parse_args()
@@ -239,7 +240,7 @@ def main() -> None:
             chosen = check_targets(sources, [out_dir / name for name in names])
 
     checkpoint = prepare_checkpoint(args.checkpoint, cfg.work_dir)
-    predictor = Predictor(cfg, checkpoint, args.device)
+    predictor = Predictor(cfg, checkpoint, args.device, args.amp)
     score_thr = 0.3 if args.score_thr is None else args.score_thr
     drawer = sample_pictures(cfg.default_scope, predictor.meta, score_thr)
     drawer.write_legend(out_dir)

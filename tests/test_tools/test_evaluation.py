@@ -166,11 +166,14 @@ def test_coco_numbered_from_0(detection):
 
 
 def test_coco_by_vig(detection):
-    reported, predictions = scores(*by_vig(detection))
+    trained, truth = by_vig(detection), detection.parent / "data/truth.json"
+    reported, predictions = scores(*trained)
     assert 0.05 < reported["coco/bbox_mAP"] < 0.95 and 0.05 < reported["coco/segm_mAP"] < 0.95
-    agree(
-        reported, by_hand.coco_scores(predictions, detection.parent / "data/truth.json", ANIMALS), 3
-    )
+    agree(reported, by_hand.coco_scores(predictions, truth, ANIMALS), 3)
+    half, predictions = scores(*trained, "--amp")
+    assert half["coco/bbox_mAP"] == pytest.approx(reported["coco/bbox_mAP"], abs=0.05)
+    assert half["coco/segm_mAP"] == pytest.approx(reported["coco/segm_mAP"], abs=0.05)
+    agree(half, by_hand.coco_scores(predictions, truth, ANIMALS), 3)
 
 
 # ADE20K ----------------------------------------------------------------------------------------
@@ -224,10 +227,14 @@ def test_ade20k_by_colour(segmentation):
 
 
 def test_ade20k_by_vig(segmentation):
-    reported, predictions = scores(*by_vig(segmentation))
+    trained, labels = by_vig(segmentation), segmentation.parent / "data/labels"
+    half, predictions = scores(*trained, "--amp")
+    agree(half, by_hand.seg_scores(predictions, labels, 5), 2)
+    reported, predictions = scores(*trained)
     assert 5 < reported["mIoU"] < 99
+    assert half["mIoU"] == pytest.approx(reported["mIoU"], abs=3)
     assert len(torch.cat([x["pred_sem_seg"]["data"].unique() for x in predictions]).unique()) > 1
-    agree(reported, by_hand.seg_scores(predictions, segmentation.parent / "data/labels", 5), 2)
+    agree(reported, by_hand.seg_scores(predictions, labels, 5), 2)
 
 
 # ImageNet --------------------------------------------------------------------------------------
@@ -270,9 +277,14 @@ def test_imagenet_by_colour(classification):
 
 
 def test_imagenet_by_vig(classification):
-    reported, predictions = scores(*by_vig(classification))
-    assert len({int(x["pred_label"]) for x in predictions}) > 1
-    agree(reported, by_hand.class_scores(predictions, (1, 5)), 4)
+    trained = by_vig(classification)
+    reported, exact = scores(*trained)
+    assert len({int(x["pred_label"]) for x in exact}) > 1
+    agree(reported, by_hand.class_scores(exact, (1, 5)), 4)
+    half, predictions = scores(*trained, "--amp")
+    agree(half, by_hand.class_scores(predictions, (1, 5)), 4)
+    for x, y in zip(predictions, exact, strict=True):
+        assert 0 < (x["pred_score"] - y["pred_score"]).abs().max() < 0.05
 
 
 def test_by_hand_on_a_dump(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from vig_mm.errors import UsageError
 from vig_mm.registry import type_name
 
 from .launch import resolve_device
+from .precision import infer_in_bfloat16
 
 _VISUALIZERS = dict(
     mmdet="DetLocalVisualizer", mmseg="SegLocalVisualizer", mmpretrain="UniversalVisualizer"
@@ -31,6 +32,7 @@ class Predictor:
         cfg: mmdet, mmseg or mmpretrain config.
         checkpoint: mm checkpoint of its model.
         device: `cpu`, `cuda:0`, ...; default: the GPU where there is one.
+        amp: compute in bfloat16.
 
     Attributes:
         meta: ``dataset_meta`` of the checkpoint, or of the config's test set where the checkpoint
@@ -41,7 +43,9 @@ class Predictor:
         UsageError: the device is not there, or the class names are nowhere.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None = None) -> None:
+    def __init__(
+        self, cfg: Config, checkpoint: str, device: str | None = None, amp: bool = False
+    ) -> None:
         init_default_scope(cfg.default_scope)
         self.scope = cfg.default_scope
         self.meta = _meta(cfg, checkpoint)
@@ -50,6 +54,8 @@ class Predictor:
         cfg.visualizer = dict(type=_VISUALIZERS[self.scope], vis_backends=[])
         self.inferencer = _inferencer(cfg, checkpoint, str(resolve_device(device)))
         check_weights(self.inferencer.model, checkpoint)
+        if amp:
+            infer_in_bfloat16(self.inferencer.model)
 
     def predict(self, image: str | np.ndarray) -> Any:
         """The data sample, on the CPU, that a file or a BGR array ``[h, w, 3]`` gives."""
