@@ -1,10 +1,10 @@
 """Bidirectional GLA as machine code, made by numba's LLVM for the CPU that runs it: no compiler.
 
-    launch      cuts a call into programs and runs them on threads
+    launch      cuts a call into programs and runs them on torch's threads
     forward, backward, states   the kernels, functions of addresses and sizes as in Triton
     recurrence, gates, blocks   their parts, for a block of tokens in the L1 cache
     vectors     vectors of float32 as values in numba functions
-    host        the CPU's features, and the folder that keeps what has been compiled
+    host        the CPU's features and threads, and the folder that keeps what has been compiled
 
 numba is imported with the first call, never with `vig_mm.kernels`, which must work without it.
 """

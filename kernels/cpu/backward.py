@@ -8,9 +8,9 @@ gates are closed.
 
 from .blocks import BLOCK, ROW, fill, load_block, move, rows_of, store_sum
 from .gates import OPEN, gates
-from .host import inner, kernel
+from .host import inner, kernel, num_threads, team, thread_num
 from .recurrence import scan, scan_transposed
-from .states import enter, operands, span
+from .states import INPUTS, enter, operands, span, unpack_call, unpack_tensors
 from .vectors import full, load, scalar, store, store_scalar, total
 
 BORDER = 64
@@ -134,3 +134,9 @@ def gradient_kernel(c, x, y, thread, threads):
                 move(before, alpha + (count - 1) * a_row, a_row)
         out = rows_of(y.q, c.H, head, first, length, 0)
         store_sum(out, 0, length, dq_f, a_row, dq_b + (length - 1) * a_row, -a_row)
+
+
+@team
+def gradient_team(p):
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
+    gradient_kernel(c, x, y, thread_num(), num_threads())

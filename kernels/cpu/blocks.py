@@ -32,6 +32,15 @@ class Tensor(NamedTuple):
 
 
 @small
+def unpack_tensor(p, start, i):
+    """The i-th of those whose numbers are in memory from ``start`` on."""
+    at = start + 6 * i
+    return Tensor(
+        int(p[at]), int(p[at + 1]), int(p[at + 2]), int(p[at + 3]), int(p[at + 4]), int(p[at + 5])
+    )
+
+
+@small
 def rows_of(x, heads, index, first, length, direction):
     """Tokens ``first`` to ``first + length`` of one of the B H heads, in a direction's order."""
     data = x.data + index // heads * x.batch + index % heads * x.head

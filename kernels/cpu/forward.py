@@ -2,9 +2,9 @@
 
 from .blocks import BLOCK, fill, load_block, rows_of, store_sum
 from .gates import OPEN, gates
-from .host import inner, kernel
+from .host import inner, kernel, num_threads, team, thread_num
 from .recurrence import scan
-from .states import enter, operands, own_states, span
+from .states import INPUTS, enter, operands, own_states, span, unpack_call, unpack_tensors
 
 PART = 256  # tokens of one head before the next, whose rows lie beside
 
@@ -69,3 +69,15 @@ def half_kernel(c, x, y, thread, threads):
                     fill(state, 4 * c.K * c.V, 0.0)
                 partial = c.partial + 4 * c.V * ((2 * head + i) * (c.segment + BLOCK) + row)
                 scan_tokens(c, x, y, head, first, length, direction, c.last, state, partial, alpha)
+
+
+@team
+def output_team(p):
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
+    output_kernel(c, x, y, thread_num(), num_threads())
+
+
+@team
+def half_team(p):
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
+    half_kernel(c, x, y, thread_num(), num_threads())

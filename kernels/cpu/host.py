@@ -1,5 +1,6 @@
-"""The CPU that runs this: its vectors, and the folder of what is compiled for it."""
+"""The CPU that runs this: its vectors, its threads, and the folder of what is compiled for it."""
 
+import ctypes
 import functools
 import hashlib
 import inspect
@@ -108,10 +109,38 @@ def small(function: Callable) -> Callable:
     return numba.njit(**wrappers, **OPTIONS)(_named(function))
 
 
-def kernel(function: Callable) -> Callable:
-    """Compiled once and kept on disk; runs without the interpreter's lock."""
+def _kept(decorate: Callable, function: Callable) -> Callable:
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder())
     try:
-        return numba.njit(cache=True, **OPTIONS)(function)
+        return decorate(function)
     finally:
         numba.config.CACHE_DIR = before
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiled once and kept on disk; runs without the interpreter's lock."""
+    return _kept(numba.njit(cache=True, **OPTIONS), function)
+
+
+@functools.cache
+def openmp() -> Callable | None:
+    """Runs a C function on torch's own threads; None where torch has none of OpenMP's.
+
+    Threads of our own would have to wait for these, which spin for a while after each of torch's
+    operators.
+    """
+    run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)  # torch exports what it was linked with
+    if run is not None:
+        run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        run.restype = None
+    return run
+
+
+thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
+num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+def team(function: Callable) -> Callable:
+    """A C function of one address for `openmp`, compiled with the first call and kept on disk."""
+    signature = types.void(types.CPointer(types.float64))
+    return functools.cache(lambda: _kept(numba.cfunc(signature, cache=True, **OPTIONS), function))

@@ -4,19 +4,20 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import blocks
-from .backward import BORDER, gradient_kernel
+from .backward import BORDER, gradient_kernel, gradient_team
 from .blocks import BFLOAT16, BLOCK, FLOAT16, FLOAT32
-from .forward import half_kernel, output_kernel
-from .host import LANES
-from .states import Call, Inputs, local_kernel
+from .forward import half_kernel, half_team, output_kernel, output_team
+from .host import LANES, openmp
+from .states import Call, Inputs, local_kernel, local_team
 
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 SEGMENT = 2048  # tokens: what a segment keeps stays in the L2 cache
@@ -25,19 +26,22 @@ WORK = 2**20  # entries of a state times tokens for which it pays to wake a thre
 MOST_KEPT = 2**26  # bytes of scratch memory
 
 
-def balanced(programs: int, threads: int) -> bool:
-    return programs >= 0.8 * threads * math.ceil(programs / threads)
+def busy(programs: int, threads: int) -> float:
+    """Share of the threads' time in which they have a program of equal ones."""
+    return programs / (threads * math.ceil(programs / threads))
 
 
 def make_plan(tokens: int, heads: int, threads: int, gradient: bool) -> tuple[int, int]:
     """Number of segments; heads of a program if they are the forward pass's halves, else 0."""
-    if tokens <= 2 * BLOCK or tokens <= LONGEST and balanced(heads, threads):
+    # segments take half as much work again, halves none
+    enough = 2 / 3 if gradient else 0.8
+    if tokens <= 2 * BLOCK or tokens <= LONGEST and busy(heads, threads) >= enough:
         return 1, 0
     for group in range(heads, 0, -1) if not gradient else ():
-        if heads % group == 0 and balanced(2 * heads // group, threads):
+        if heads % group == 0 and busy(2 * heads // group, threads) >= enough:
             return 2, group
-    enough = min(math.ceil(4 * threads / heads), tokens // (4 * BLOCK))
-    return max(math.ceil(tokens / SEGMENT), enough, 1), 0
+    segments = min(math.ceil(4 * threads / heads), tokens // (4 * BLOCK))
+    return max(math.ceil(tokens / SEGMENT), segments, 1), 0
 
 
 def fits(x: Tensor) -> bool:
@@ -64,16 +68,41 @@ def pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1024, "vig_mm_cpu")
 
 
-def launch(kernel: Callable, c: Call, x: Inputs, y: Inputs, threads: int, keep: object) -> None:
-    """Args: keep: what the addresses point into; an interrupt leaves the threads running."""
+_imported_by = os.getpid()
 
-    def work(thread: int, keep: object = keep) -> None:
-        kernel(c, x, y, thread, threads)
 
-    others = [pool(os.getpid()).submit(work, thread) for thread in range(1, threads)]
-    work(0)
-    for other in others:
-        other.result()
+def launch(
+    kernel: Callable, team: Callable, arguments: tuple, threads: int, keep: object = None
+) -> None:
+    """Run a kernel on so many threads: torch's own, or Python's where OpenMP's cannot be had.
+
+    Args:
+        arguments: of the kernel before the thread's number, named tuples of numbers.
+        team: the kernel for OpenMP's threads, see `host.team`.
+        keep: what the addresses point into; an interrupt leaves Python's threads running.
+    """
+    if threads == 1:
+        kernel(*arguments, 0, 1)
+    elif openmp() and os.getpid() == _imported_by:  # its threads do not outlive a fork either
+        numbers = np.array([*_flat(arguments)], np.float64)  # holds addresses, of 48 bits, too
+        openmp()(team().address, numbers.ctypes.data, threads, 0)
+    else:
+
+        def work(thread: int, keep: object = keep) -> None:
+            kernel(*arguments, thread, threads)
+
+        others = [pool(os.getpid()).submit(work, thread) for thread in range(1, threads)]
+        work(0)
+        for other in others:
+            other.result()
+
+
+def _flat(numbers: tuple) -> Iterator[float]:
+    for x in numbers:
+        if isinstance(x, tuple):
+            yield from _flat(x)
+        else:
+            yield x
 
 
 class _Kept(threading.local):
@@ -137,15 +166,17 @@ def run(
         Inputs(*map(address, tensors), *[nothing] * (6 - len(tensors)))
         for tensors in (padded, targets)
     )
+    half, local = (half_kernel, half_team), (local_kernel, local_team)
     steps: list[tuple] = []
     if group:
-        steps = [(half_kernel, 2 * heads // group, c._replace(last=last)) for last in (0, 1)]
+        steps = [(half, 2 * heads // group, c._replace(last=last)) for last in (0, 1)]
     else:
         if segments > 1:
-            steps.append((local_kernel, 2 * heads * segments, c))
-        steps.append((gradient_kernel if gradient else output_kernel, heads * segments, c))
+            steps.append((local, 2 * heads * segments, c))
+        whole = (gradient_kernel, gradient_team) if gradient else (output_kernel, output_team)
+        steps.append((whole, heads * segments, c))
     for kernel, programs, c in steps:
-        launch(kernel, c, x, y, min(threads, programs), keep=(padded, targets, memory))
+        launch(*kernel, (c, x, y), min(threads, programs), keep=(padded, targets, memory))
     if len(memory) <= MOST_KEPT:
         _kept.memory = memory
     for result, target in zip(results, targets, strict=True):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import blocks
-from .blocks import BLOCK, ROW, fill, load_block, rows_of, store_sum
+from .blocks import BLOCK, ROW, fill, load_block, rows_of, store_sum, unpack_tensor
 from .gates import LOG2_E, exp2_negative
-from .host import LANES, inner, kernel, small
+from .host import LANES, inner, kernel, num_threads, small, team, thread_num
 from .launch import address, fits, fitting, launch, scratch_memory
 from .vectors import absolute, full, load, store, total, where
 
@@ -35,6 +35,9 @@ class Inputs(NamedTuple):
     o: blocks.Tensor
     local: blocks.Tensor
     gate: blocks.Tensor
+
+
+GATE = len(Gate._fields)
 
 
 @small
@@ -82,6 +85,16 @@ def gate_kernel(c, x, y, thread, threads):
                 store_sum(rows_of(y, c.H, head, first, count, 0), 0, count, o, row, zero, 0)
 
 
+@team
+def gate_team(p):
+    c = Gate(
+        int(p[0]), int(p[1]), int(p[2]), int(p[3]), int(p[4]), p[5], int(p[6]), int(p[7]),
+        int(p[8]), int(p[9]), int(p[10]),
+    )  # fmt: skip
+    x = Inputs(unpack_tensor(p, GATE, 0), unpack_tensor(p, GATE, 1), unpack_tensor(p, GATE, 2))
+    gate_kernel(c, x, unpack_tensor(p, GATE, 3), thread_num(), num_threads())
+
+
 def gate_forward(
     o: Tensor,
     local: Tensor,
@@ -108,5 +121,6 @@ def gate_forward(
         *(w.data_ptr() for w in weights), memory.data_ptr(), size,
     )  # fmt: skip
     x = Inputs(*map(address, inputs))
-    launch(gate_kernel, c, x, address(target), threads, keep=(inputs, weights, target, memory))
+    keep = inputs, weights, target, memory
+    launch(gate_kernel, gate_team, (c, x, address(target)), threads, keep)
     return out if target is out else target[..., :width].contiguous()

@@ -9,9 +9,9 @@ c[i] the product of its gates, g the gradient of the result.
 
 from typing import NamedTuple
 
-from .blocks import BLOCK, ROW, Tensor, fill, load_block, rows_of
+from .blocks import BLOCK, ROW, Tensor, fill, load_block, rows_of, unpack_tensor
 from .gates import OPEN, gates
-from .host import inner, kernel, small
+from .host import inner, kernel, num_threads, small, team, thread_num
 from .recurrence import scan
 from .vectors import full, load, scalar, store, where
 
@@ -43,6 +43,27 @@ class Inputs(NamedTuple):
     gate_f: Tensor
     gate_b: Tensor
     grad: Tensor  # without meaning in the forward pass
+
+
+@small
+def unpack_call(p):
+    """From numbers in memory; all but the scale are whole."""
+    return Call(
+        int(p[0]), int(p[1]), int(p[2]), int(p[3]), int(p[4]), int(p[5]), int(p[6]), p[7],
+        int(p[8]), int(p[9]), int(p[10]), int(p[11]), int(p[12]), int(p[13]), int(p[14]),
+    )  # fmt: skip
+
+
+@small
+def unpack_tensors(p, i):
+    """The inputs that are behind the call, or (i = 6) the results."""
+    return Inputs(
+        unpack_tensor(p, CALL, i), unpack_tensor(p, CALL, i + 1), unpack_tensor(p, CALL, i + 2),
+        unpack_tensor(p, CALL, i + 3), unpack_tensor(p, CALL, i + 4), unpack_tensor(p, CALL, i + 5),
+    )  # fmt: skip
+
+
+CALL, INPUTS = len(Call._fields), len(Inputs._fields)
 
 
 @small
@@ -123,3 +144,9 @@ def local_kernel(c, x, y, thread, threads):
                 store(decay + at, where(product < NOTHING, 0.0, product))
             if c.gradient:
                 scan(d, ones, keys, keys, values, unused, a_row, v_row, count)
+
+
+@team
+def local_team(p):
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
+    local_kernel(c, x, y, thread_num(), num_threads())

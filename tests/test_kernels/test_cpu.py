@@ -106,14 +106,24 @@ def test_half_precision(dtype, plan, many_threads):
                 assert error(x, y, 1e-2) < torch.finfo(dtype).eps / 2
 
 
+@pytest.mark.parametrize("openmp", [True, False], ids=["openmp", "python"])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_threads(count, threads, many_threads):
+def test_threads(count, openmp, threads, many_threads, monkeypatch):
     """More of them than heads and directions, too; results differ by rounding alone."""
+    from vig_mm.kernels.cpu import launch
+
     threads(count)
+    used = []
+    if openmp:
+        run = launch.openmp()
+        monkeypatch.setattr(launch, "openmp", lambda: lambda *x: (used.append(x[2]), run(*x)))
+    else:
+        monkeypatch.setattr(launch, "openmp", lambda: None)
     for size in ((1, 700, 1, 16, 32), (1, 70, 3, 16, 32), (2, 20, 2, 8, 8)):
         inputs, grad = make(size)
         for x, y in zip(results(inputs, grad), truth(inputs, grad), strict=True):
             assert error(x, y, 1e-2) < 2e-6
+    assert bool(used) is (openmp and count > 1) and max(used, default=1) <= count
 
 
 @pytest.mark.parametrize("plan", [ONE, (3, 0), HALVES], ids=str)
