@@ -5,7 +5,6 @@ parts of a resumed training are put together: what was trained again replaces wh
 
 Without --keys the loss and the validation metrics are plotted (of COCO's the two averages).
 Training keys run over iterations, validation keys over epochs where the run counts in epochs.
---deviation prints how far the training keys of the runs are from those of the first one.
 
 Example: python tools/analysis_tools/analyze_logs.py work_dirs/run1 work_dirs/run2 --keys loss '*mAP_50'
 """  # noqa: E501
@@ -155,23 +154,6 @@ def choose(runs: list[Run], patterns: list[str] | None) -> list[tuple[str, bool]
     return chosen
 
 
-def deviation(reference: Run, run: Run, key: str) -> str:
-    """Relative difference of a training key, at every iteration that both have logged.
-
-    Raises:
-        LogError: there is none.
-    """
-    first, second = (dict(zip(*x.curve(key, True), strict=True)) for x in (reference, run))
-    sizes = {step: abs(second[step] / first[step] - 1) for step in first if step in second}
-    if not sizes:
-        raise LogError(f"{reference.name} and {run.name} have logged {key} at no common iteration")
-    worst = max(sizes, key=sizes.__getitem__)
-    return (
-        f"{run.name}, {key}: {len(sizes)} iterations, mean {sum(sizes.values()) / len(sizes):.2%}, "
-        f"largest {sizes[worst]:.2%} at {worst}"
-    )
-
-
 def plot(runs: list[Run], keys: list[tuple[str, bool]], path: Path) -> None:
     """Draw one panel for each key, each run in its colour.
 
@@ -222,7 +204,6 @@ def main() -> None:
     parser.add_argument(
         "--keys", nargs="+", metavar="KEY", help="what to plot; * and ? stand for any characters"
     )
-    parser.add_argument("--deviation", action="store_true", help="from the first run, too")
     parser.add_argument(
         "--out", type=Path, default="curves.png", metavar="FILE.png", help="picture (curves.png)"
     )
@@ -238,9 +219,6 @@ def main() -> None:
         )
     plot(runs, keys, args.out)
     print(f"written: {args.out}: {', '.join(key for key, _ in keys)} of {len(runs)} run(s)")
-    if args.deviation:
-        for run in runs[1:]:
-            print(*(deviation(runs[0], run, key) for key, kind in keys if kind), sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ Examples:
 
 `det`, `seg` and `cls` build the Mask R-CNN, UperNet or classifier of configs/ and configs/*/peers
 with each backbone; `maps` takes backbones alone, from vig_mm.nets and timm, which needs nothing of
-OpenMMLab. Weights are random. Counted are parameters (of the whole model) and FLOPs, and of the
-backbone what a float32 training step of an image keeps and moves (get_flops.py).
+OpenMMLab. Weights are random. Counted are parameters (of the whole model) and FLOPs (get_flops.py).
 Measured, in turn in one process, are images a second and the peak memory of
 
 - inference: the forward pass up to the heads' outputs; detectors with their proposals, without the
@@ -65,7 +64,7 @@ ARCHS = {"t": "tiny", "s": "small", "b": "base"}
 TIMM = {"swin-t": "swin_tiny_patch4_window7_224", "convnext-t": "convnext_tiny"}
 ALONE = (REFERENCE, *TIMM, "vig-t", "vig-s", "vig-h-s", "vig-b", "vig-h-b")  # of maps
 MODES, PRECISIONS = ("inference", "training"), ("float32", "bfloat16", "int8")
-OBJECTS, GROUP = 8, 9  # backbones that run in turn
+OBJECTS, GROUP = 8, 3  # random objects; backbones that run in turn where time is short
 SECONDS = {"cpu": 5.0, "cuda": 1.0}  # for the timing of a model in a mode
 
 
@@ -122,20 +121,14 @@ def without_padding(cfg: Any, size: tuple[int, int]) -> Any:
 
 def build_configured(path: Path, size: tuple[int, int]) -> tuple[nn.Module, dict]:
     """The model of a config, and what is counted of it."""
-    from get_flops import backbone_traffic, build, count_model
+    from get_flops import build, count_model
 
     from vig_mm.apis.launch import load_config
 
     options = dict(cfg_options=None, work_dir=None, launcher="none", local_rank=0)
     cfg = without_padding(load_config(argparse.Namespace(config=str(path), **options)), size)
     model = build(cfg)
-    counted: dict = {"config": path.name, **count_model(model, cfg.default_scope, size)}
-    try:
-        found = backbone_traffic(cfg, size)
-        counted |= {"kept_bytes": found["kept"], "traffic_bytes": found["training"]}
-    except Exception as error:  # an operator that torch's meta device does not know
-        print(f"{path.stem}: traffic not counted: {problem(error)}", flush=True)
-    return model, counted
+    return model, {"config": path.name, **count_model(model, cfg.default_scope, size)}
 
 
 def build_alone(name: str, size: tuple[int, int]) -> tuple[nn.Module, dict]:
@@ -286,17 +279,12 @@ def measure_group(rows: list[dict], models: dict[str, nn.Module], key: str, abou
 
 # Tables -----------------------------------------------------------------------------------------
 
-COUNTED = {
-    "parameters": ("parameters, M", 1e6),
-    "flops": ("FLOPs, G", 1e9),
-    "kept_bytes": ("kept, MiB", 2**20),
-    "traffic_bytes": ("traffic, GiB", 2**30),
-}
+COUNTED = {"parameters": ("parameters, M", 1e6), "flops": ("FLOPs, G", 1e9)}
 MEASURED = {"images_per_s": ("images/s", 1), "peak_bytes": ("MiB", 2**20), "error": ("error", 1)}
 
 
 def table(rows: list[dict]) -> str:
-    """A line a backbone: every quantity with its ratio to the reference; below, what failed."""
+    """A line a backbone, in multiples of the first; below, what failed."""
     keys = [f"{p} {m}" for m in MODES for p in PRECISIONS if any(f"{p} {m}" in r for r in rows)]
     quantities = {(key,): value for key, value in COUNTED.items()}
     quantities |= {(k, q): (f"{k}, {u[0]}", u[1]) for k in keys for q, u in MEASURED.items()}
@@ -318,8 +306,9 @@ def table(rows: list[dict]) -> str:
             elif path[-1] == "error":
                 cells.append(f"{mine:.1e}")
             else:
-                ratio = f" ({mine / reference:.2f})" if reference else ""
-                cells.append(significant(mine / quantities[path][1]) + ratio)
+                own = row is rows[0] or not reference
+                value_ = mine / quantities[path][1]
+                cells.append(significant(value_) if own else f"{mine / reference:.2f}x")
         lines.append(cells)
         for key in ("", *keys):
             entry = row.get(key, {}) if key else row
@@ -364,13 +353,15 @@ def compare(args: argparse.Namespace) -> dict:
     }  # fmt: skip
     built = [row for row in rows if row["backbone"] in models]
     keys = [f"{p} {m}" for p in args.precisions for m in args.modes if (p, m) != ("int8", MODES[1])]
-    for start in range(0, len(built), GROUP):
-        for key in keys:
-            if budget.over():
-                print("time is up", flush=True)
-                break
-            measure_group(built[start : start + GROUP], models, key, about)
-            write_json(args.out, machine=machine(args.device), settings=settings, results=rows)
+    group = GROUP if args.minutes is not None else len(built)
+    parts = [built[start : start + group] for start in range(0, len(built), group)]
+    for part, key in [(None, ""), *((part, key) for part in parts for key in keys)]:
+        if part and budget.over():
+            print("time is up", flush=True)
+            break
+        if part:
+            measure_group(part, models, key, about)
+        write_json(args.out, machine=machine(args.device), settings=settings, results=rows)
     return json.loads(args.out.read_text())
 
 

@@ -106,6 +106,7 @@ def table(results: list[dict], device: str) -> str:
         names = (rival, rival) if claim.key == "top1" else (rival + SOFTMAX, rival)
         mine = rows.get((ours, claim.size), {})
         cells = [found(claim, mine, rows.get((name, claim.size), {})) for name in names]
+        cells = cells[:1] + ["as softmax" if claim.key == "top1" else cells[1]]
         on = "GPU" if device == "cuda" else "CPU"
         on = "counted" if claim.key in COUNTED else "`--weights`" if claim.key == "top1" else on
         text = f"{ours}, {rival} at {claim.size}: {claim.text}"
@@ -174,7 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cost", type=Path, default=ROOT / "docs/cost.json", metavar="JSON")
+    parser.add_argument(
+        "--cost", type=Path, default=ROOT / "docs/measured/cost.json", metavar="JSON"
+    )
     parser.add_argument(
         "--weights", nargs="+", type=weights, default=[], metavar="MODEL=FILE",
         help=f"checkpoints of {', '.join(TESTS)}: test these",

@@ -44,7 +44,7 @@ def peak_bytes(run: Run, device: str) -> int:
     events = profiler.profiler.kineto_results.events()
     changes = [(x.start_ns(), x.nbytes()) for x in events if x.name() == "[memory]"]
     held = itertools.accumulate(nbytes for _, nbytes in sorted(changes, key=lambda x: x[0]))
-    return max(0, *held)
+    return max([0, *held])
 
 
 def measure(rivals: dict[str, Run], seconds: float, device: str) -> dict[str, dict]:

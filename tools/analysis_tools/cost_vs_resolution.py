@@ -256,8 +256,7 @@ def run_all(args: argparse.Namespace) -> dict:
         results = [row for row in results if (row["model"], row["size"]) not in new] + rows
         settings = {"precision": args.precision, "batch at 224x224": args.batch}
         write_json(args.out, machine=about, settings=settings, results=results)
-        for row in rows:
-            print(f"{size:>5}", " | ".join(cell for cell in line(row) if cell), flush=True)
+        print(table({"machine": about, "settings": settings, "results": rows}), flush=True)
     print(f"written: {args.out}")
     return json.loads(args.out.read_text())
 
@@ -265,41 +264,29 @@ def run_all(args: argparse.Namespace) -> dict:
 # Tables and picture -----------------------------------------------------------------------------
 
 
-def millis(stats: dict) -> str:
-    low, middle, high = (significant(1e3 * stats[key]) for key in ("min", "median", "max"))
-    return f"{middle} ({low}-{high})"
-
-
-def line(row: dict) -> list[str]:
-    def scaled(key: str, unit: float, of: dict = row) -> str:
-        return significant(of[key] / unit) if key in of else ""
-
-    training = row.get("training", {})
-    return [
-        row["model"],
-        scaled("parameters", 1e6),
-        scaled("flops", 1e9),
-        scaled("peak_bytes", 2**20),
-        millis(row["latency"]) if "latency" in row else row.get("missing", ""),
-        scaled("images_per_s", 1),
-        *([millis(training), scaled("peak_bytes", 2**20, training)] if training else []),
-    ]
-
-
-def tables(data: dict) -> str:
-    """The page's tables: one of models for every size."""
+def table(data: dict) -> str:
+    """A line a model; of every size FLOPs, memory and latency, and what failed below."""
     results = data["results"]
-    parts = [f"Measured on: {describe(data['machine'], data['settings'])}."]
-    columns = ["", "parameters, M", "FLOPs, G", "memory, MiB", "latency, ms", "images/s"]
-    for size in sorted({row["size"] for row in results}):
-        rows = [row for row in results if row["size"] == size]
-        lines = [line(row) for row in sorted(rows, key=lambda row: MODELS.index(row["model"]))]
-        width = max(map(len, lines))
-        shown = [*columns, "training, ms", "training, MiB"][:width]
-        batch = max((row.get("batch", 1) for row in rows), default=1)
-        title = f"### {size}x{size}, images/s of batches of {batch}"
-        parts += [title, markdown(shown, [x + [""] * (width - len(x)) for x in lines])]
-    return "\n\n".join(parts)
+    sizes, lines = sorted({row["size"] for row in results}), []
+    notes: dict[str, list[str]] = {}
+    for name in MODELS:
+        rows = {row["size"]: row for row in results if row["model"] == name}
+        if not rows:
+            continue
+        counted = [row["parameters"] for row in rows.values() if "parameters" in row]
+        cells = [name, significant(min(counted) / 1e6) if counted else ""]
+        for size in sizes:
+            row = rows.get(size, {})
+            values = [row["flops"] / 1e9] if "flops" in row else []
+            if "latency" in row:
+                values += [row["peak_bytes"] / 2**20, 1e3 * row["latency"]["median"]]
+            cells.append(", ".join(map(significant, values)))
+            if "missing" in row:
+                notes.setdefault(row["missing"], []).append(f"{name} at {size}")
+        lines.append(cells)
+    text = markdown(["", "parameters, M", *(f"{size}x{size}" for size in sizes)], lines)
+    about = f"Measured on: {describe(data['machine'], data['settings'])}."
+    return "\n\n".join([about, text, *(f"{x}: {', '.join(y)}." for x, y in notes.items())])
 
 
 SERIES = {
@@ -315,18 +302,15 @@ PANELS = (
 
 
 def takeaway(name: str, points: dict[str, dict[int, float]]) -> str:
-    """What a panel says of ViG-T beside DeiT-T at the smallest and the largest size."""
+    """What a panel says of ViG-T and DeiT-T (SDPA) at the smallest and the largest size."""
     ours, rival = points.get("ViG-T", {}), points.get("DeiT-T", {})
     sizes = sorted(ours.keys() & rival.keys())
     parts = []
     for size in dict.fromkeys([*sizes[:1], *sizes[-1:]]):
         ratio = rival[size] / ours[size]
-        more, less = ("DeiT-T", "ViG-T") if ratio >= 1 else ("ViG-T", "DeiT-T")
-        ratio = max(ratio, 1 / ratio)
-        verb = f"{less} is {ratio:.1f}x faster" if name == "Latency" else (
-            f"{more} needs {ratio:.1f}x"
-        )  # fmt: skip
-        parts.append(f"at {size} {verb}")
+        less = "ViG-T" if ratio >= 1 else "DeiT-T"
+        verb = "faster" if name == "Latency" else "less"
+        parts.append(f"{less} {max(ratio, 1 / ratio):.1f}x {verb} at {size}")
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
@@ -358,7 +342,7 @@ def draw(data: dict, path: Path) -> None:
         panel.tick_params(axis="y", labelsize=13)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.set_title(takeaway(title, points), fontsize=15)
+        panel.set_title(takeaway(title, points), fontsize=14)
         panel.set_ylabel(unit, fontsize=13)
         panel.grid(alpha=0.3)
     panels.flat[-1].set_xlabel("height and width of the image, pixels", fontsize=13)
@@ -416,7 +400,7 @@ def main() -> None:
     if find_spec("matplotlib"):
         draw(data, picture)
         print(f"written: {picture}")
-    print(text := tables(data))
+    print(text := table(data))
     if args.page:
         link = Path(os.path.relpath(picture.resolve(), args.page.resolve().parent)).as_posix()
         alt = "FLOPs, memory and latency over resolution"

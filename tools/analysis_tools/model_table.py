@@ -133,6 +133,7 @@ def arch_table() -> str:
 def model_tables(models: Sequence[dict]) -> str:
     """One table a task, its peers in a table of their own."""
     parts = []
+    models = [m for m in models if "px_test" not in m["config"]]  # as the model that they test
     for scope, title in TITLES.items():
         for peers in (False, True):
             chosen = [m for m in models if m["scope"] == scope and is_peer(m) is peers]

@@ -79,18 +79,20 @@ def test_run_of_a_task(tool, task, tmp_path, monkeypatch, capsys, default_scope)
     names = ["refusing", "same"] if task == "cls" else ["refusing"]
     precisions = ("float32", "bfloat16") if task == "det" else ("float32",)
     run = ("--task", task, *COMMON, "--backbones", *names, "--precisions", *precisions)
-    call(tool, monkeypatch, *run, "--batch", 1, "--out", out, "--page", page)
+    # UperNet pools to one pixel, which has no statistics in a batch of one
+    batch = 2 if task == "seg" else 1
+    call(tool, monkeypatch, *run, "--batch", batch, "--out", out, "--page", page)
 
     data = json.loads(out.read_text())
     reference, refused, *others = data["results"]
     assert [row["backbone"] for row in data["results"]] == ["vig-h-t", *names]
     assert data["settings"]["size"] == [64, 96] and "cpu" in data["machine"]
     for row in (reference, *others):
-        assert row["kept_bytes"] > 0 and row["flops"] > 0
+        assert row["flops"] > 0
         for key in (f"{precision} {mode}" for precision in precisions for mode in tool.MODES):
             entry = row[key]
             assert entry["runs"] == 3 and entry["min"] <= entry["median"] <= entry["max"]
-            assert entry["images_per_s"] == pytest.approx(1 / entry["median"])
+            assert entry["images_per_s"] == pytest.approx(batch / entry["median"])
         # gradients, and activations kept for them
         assert row["float32 training"]["peak_bytes"] > 4 * row["parameters"]
     for same in others:
@@ -99,7 +101,8 @@ def test_run_of_a_task(tool, task, tmp_path, monkeypatch, capsys, default_scope)
         assert peaks[0] == pytest.approx(peaks[1], rel=0.05)
     assert "none" in refused["missing"] and "float32 inference" not in refused
     text = capsys.readouterr().out
-    assert "- refusing: failed: " in text and f"written: {out}" in text and "(1.00)" in text
+    assert "- refusing: failed: " in text and f"written: {out}" in text
+    assert task != "cls" or "1.00x" in text
     assert "| vig-h-t " in page.read_text() and "old" not in page.read_text()
 
 

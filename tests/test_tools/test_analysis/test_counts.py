@@ -171,7 +171,9 @@ def test_our_models_at_512(flops, name):
     listed = json.loads((ROOT / "docs/measured/traffic.json").read_text())["results"]
     if torch.__version__.startswith("2.11."):  # others split some operators in other parts
         mine = listed[Path(name).name]
-        assert (mine["kept"], mine["training"]) == (found["kept"], found["training"])
+        assert mine["kept"] == found["kept"]
+        # zeros for a bias are made once a process
+        assert mine["training"] == pytest.approx(found["training"], rel=1e-5)
     if "vig-h-t" in name:
         assert found["kept"] <= 255 * MIB and found["training"] <= 3.55 * GIB
         peers = [listed[f"mask-rcnn_{peer}_fpn_1x_coco"] for peer in ("swin-t", "convnext-t")]

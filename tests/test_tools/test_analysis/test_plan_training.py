@@ -82,8 +82,8 @@ def test_hours(tool) -> None:
     """By hand: 2 images of 1 T multiply-adds, 300 GB a step, on an A100; or as measured."""
     shortest, longest = tool.step_seconds(MEASURED, 2, "A100")
     compute = 2 * 3 * 2 * 1e12 / 312e12
-    assert shortest == pytest.approx(max(compute / 0.5, 2 * 300e9 * 0.5 / (2.04e12 * 0.8)))
-    assert longest == pytest.approx(compute / 0.2 + 2 * 300e9 / (2.04e12 * 0.4))
+    assert shortest == pytest.approx(max(compute / 0.4, 2 * 300e9 * 0.5 / (2.04e12 * 0.8)))
+    assert longest == pytest.approx(compute / 0.04 + 2 * 300e9 / (2.04e12 * 0.2))
     hours = plan(tool, COCO, 8)["hours"]
     assert hours == pytest.approx([x * 12 * 7330 / 3600 for x in (shortest, longest)])
     assert plan(tool, COCO, 8, step_seconds=0.5)["hours"] == [12 * 7330 / 7200] * 2
