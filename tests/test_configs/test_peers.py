@@ -46,7 +46,8 @@ def stem(name: str) -> str:
 def shrink(cfg: Config, name: str) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """The smallest images that the peer takes, to train and to test with (None: the same)."""
     if cfg.default_scope == "mmpretrain":
-        return (64, 64) if "convnext" in name or "hornet" in name else (224, 224), None
+        any_size = re.search("convnext|hornet|deit", name)
+        return (64, 64) if any_size else (224, 224), None
     size, test_size = (128, 128), None
     if "maxvit" in name:
         size, test_size = (256, 256), (200, 300)

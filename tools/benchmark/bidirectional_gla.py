@@ -7,10 +7,10 @@ in turn; fails where it is not as many times as fast as it should be. On a GPU (
 there is one): the Triton kernels in bfloat16 (`triton.testing.do_bench`, which empties the L2
 cache), forward, and forward with backward, against plain PyTorch, torch's flash attention with
 heads of the value width (left out where N^2 takes too long) and, with --fla, two passes of
-flash-linear-attention's chunk_gla, which tunes itself for minutes. There, too: the share of the
-bandwidth of copying that the least possible traffic is (every input read once, every output
-written once), the time in a CUDA graph at batch 1, peak memory. Errors are relative, of the output
-and the gradients, against plain PyTorch in float32, of the first and the last image.
+flash-linear-attention's chunk_gla, which tunes itself for minutes, and of its recurrence. There,
+too: the share of the bandwidth of copying that the least possible traffic is (every input read
+once, every output written once), the time in a CUDA graph at batch 1, peak memory. Errors are
+relative, of output and gradients, against plain PyTorch in float32, of the first and last image.
 """
 
 import argparse
@@ -270,10 +270,11 @@ def main() -> int:
     }
     if args.fla:
         try:
-            from fla.ops.gla import chunk_gla
+            from fla.ops.gla import chunk_gla, fused_recurrent_gla
         except ImportError:
             parser.error("--fla needs flash-linear-attention (the package fla), not installed here")
         rivals["fla"] = fla_operator(chunk_gla)
+        rivals["fla recurrent"] = fla_operator(fused_recurrent_gla)
     bandwidth, results = copy_bandwidth() if gpu else 0.0, []
     out = args.out or Path(f"work_dirs/benchmark/bidirectional_gla_{'gpu' if gpu else 'cpu'}.json")
     for shape in shapes:
