@@ -268,8 +268,8 @@ def test_backbone_only(tool, tmp_path):
 
 
 def test_table_of_the_page_is_that_of_the_reports(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools/analysis"))
-    table = importlib.import_module("export_table").table
+    monkeypatch.syspath_prepend(str(ROOT / "tools/analysis_tools"))
+    table = importlib.import_module("model_table").export_table
     exports = json.loads((ROOT / "docs/export.json").read_text())["exports"]
     assert table(exports) in (ROOT / "docs/deploy.md").read_text()
     for export in exports:

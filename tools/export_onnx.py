@@ -142,7 +142,8 @@ def add_to_report(path: Path, entry: dict) -> None:
 
     exports = [export for export in exports if key(export) != key(entry)] + [entry]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"exports": sorted(exports, key=key)}, indent=1) + "\n")
+    lines = ",\n  ".join(json.dumps(one) for one in sorted(exports, key=key))
+    path.write_text(f'{{\n "exports": [\n  {lines}\n ]\n}}\n')
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
-# ViG-B, ImageNet-1K validation at 1024x1024 (test only) as for ViG-T.
-# The rest is that of vig-b_8xb128_in1k.py.
-_base_ = './vig-t_in1k-1024px_test.py'
+# ViG-B, ImageNet-1K validation at 1024x1024 with weights trained at 224x224 (test only).
+_base_ = './vig-b_8xb128_in1k.py'
 
-model = dict(backbone=dict(arch='base', drop_path_rate=0.5), head=dict(in_channels=768))
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale, test_pipeline[2].crop_size = 1170, 1024  # as 256, 224
+test_dataloader = dict(batch_size=8, dataset=dict(pipeline=test_pipeline))
+tta_pipeline = [*test_pipeline[:3], _base_.tta_pipeline[-1]]

@@ -1,9 +1,7 @@
-# ViG-H-S, ImageNet-1K validation at 1024x1024 (test only) as for ViG-H-T.
-# The rest is that of vig-h-s_8xb128_in1k.py.
-_base_ = './vig-h-t_in1k-1024px_test.py'
+# ViG-H-S, ImageNet-1K validation at 1024x1024 with weights trained at 224x224 (test only).
+_base_ = './vig-h-s_8xb128_in1k.py'
 
-model = dict(backbone=dict(arch='small', drop_path_rate=0.3))
-lr_per_512 = 5e-4
-optim_wrapper = dict(optimizer=dict(lr=lr_per_512 * 1024 / 512))
-_base_.param_scheduler[0].start_factor = 5e-7 / lr_per_512
-_base_.param_scheduler[1].eta_min_ratio = 5e-6 / lr_per_512
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale, test_pipeline[2].crop_size = 1170, 1024  # as 256, 224
+test_dataloader = dict(batch_size=8, dataset=dict(pipeline=test_pipeline))
+tta_pipeline = [*test_pipeline[:3], _base_.tta_pipeline[-1]]

@@ -1,14 +1,7 @@
 # ViG-H-T, ImageNet-1K validation at 384x384 with weights trained at 224x224 (test only).
-# Same convention as at 224: short side int(384 * 256 / 224) = 438, bicubic, centre crop.
 _base_ = './vig-h-t_8xb128_in1k.py'
 
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge', scale=438, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=384),
-    dict(type='PackInputs'),
-]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale, test_pipeline[2].crop_size = 438, 384  # as 256, 224
 test_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
-
 tta_pipeline = [*test_pipeline[:3], _base_.tta_pipeline[-1]]

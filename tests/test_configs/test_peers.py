@@ -1,5 +1,6 @@
 """Other backbones in our recipes: each builds, learns, predicts, and differs in nothing else."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from mmengine.registry import MODELS, DefaultScope
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 PEERS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/peers/*.py"))
+PEERS = [name for name in PEERS if "px_test" not in name]  # of a peer at another size
 OURS = {
     "mmdet": "mmdet/mask-rcnn_vig-h-t_fpn_1x_coco.py",
     "mmseg": "mmseg/vig-h-t_upernet_8xb2-160k_ade20k-512x512.py",
     "mmpretrain": "mmpretrain/vig-h-t_8xb128_in1k.py",
 }
+PLAIN = "mmpretrain/vig-t_8xb128_in1k.py"  # DeiT has its recipe
 FIXED = "mmdet/peers/mask-rcnn_vig-h-t_fpn_1x_coco-1024x1024.py"
 FAMILIES = ("convnext", "swin-", "swinv2", "hornet", "gcvit", "maxvit", "volo")
 # entries in which a peer may differ from ours, and those of the fixed image size
@@ -43,7 +46,8 @@ def stem(name: str) -> str:
 def shrink(cfg: Config, name: str) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """The smallest images that the peer takes, to train and to test with (None: the same)."""
     if cfg.default_scope == "mmpretrain":
-        return (64, 64) if "convnext" in name or "hornet" in name else (224, 224), None
+        any_size = re.search("convnext|hornet|deit", name)
+        return (64, 64) if any_size else (224, 224), None
     size, test_size = (128, 128), None
     if "maxvit" in name:
         size, test_size = (256, 256), (200, 300)
@@ -90,7 +94,8 @@ def flat(value: dict, prefix: str = "") -> dict:
 
 @pytest.mark.parametrize("name", PEERS, ids=stem)
 def test_only_the_backbone_differs(name):
-    ours, theirs = flat(load(OURS[name.partition("/")[0]]).to_dict()), flat(load(name).to_dict())
+    base = PLAIN if "deit" in name else OURS[name.partition("/")[0]]
+    ours, theirs = flat(load(base).to_dict()), flat(load(name).to_dict())
     differing = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
     allowed = ("model.backbone.",) if name == FIXED else ALLOWED
     if "1024x1024" in name:
@@ -98,7 +103,7 @@ def test_only_the_backbone_differs(name):
     assert differing and all(key.startswith(allowed) for key in differing), differing
     heads = {k for k in differing if k.startswith("model.") and "_head." in k}
     assert all(key.endswith(".in_channels") for key in heads)
-    if name != FIXED and "volo-d1_8xb128" not in name:  # that one is a whole classifier of timm's
+    if name != FIXED and not re.search("volo-d1_8xb128|deit", name):  # whole classifiers of timm's
         assert theirs["model.backbone.drop_path_rate"] == ours["model.backbone.drop_path_rate"]
 
 

@@ -147,7 +147,7 @@ def metafile_parameters(folder: Path) -> dict[str, int]:
 
 
 def listed_parameters(name: str) -> int:
-    """What the metafile says; the tool that writes it is tools/analysis/model_table.py."""
+    """What the metafile says; the tool that writes it is tools/analysis_tools/model_table.py."""
     return metafile_parameters((CONFIG_ROOT / name).parent)[stem(name)]
 
 
@@ -254,6 +254,9 @@ def test_size_is_the_tiny_ones_recipe(name):
 
 
 LARGE_TESTS = [name for name, (_, entries) in VARIANTS.items() if entries is LARGE_TEST]
+LARGE_TESTS += [
+    f"mmpretrain/peers/deit-t_in1k-{side}px_test.py" for side in (384, 512, 640, 768, 1024)
+]
 
 
 @pytest.mark.parametrize("name", LARGE_TESTS, ids=stem)

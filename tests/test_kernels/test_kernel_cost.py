@@ -17,7 +17,7 @@ from test_triton_compile import CHOSEN
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools" / "benchmark"
-RECORDED = ROOT / "docs/benchmark/kernel_cost.json"
+RECORDED = ROOT / "docs/measured/kernel_cost.json"
 MAX_RISE = 1.1
 PASSES = ("forward", "backward", "gate forward", "gate backward")
 # B, N, H, K, V: whole chunks, one segment; instructions for a token and head in each pass

@@ -325,7 +325,7 @@ def test_backbone_with_and_without(family, autocast):
 
 
 def test_what_is_kept_for_the_backward_pass():
-    """Of a token C wide: 6.2 C by the mixer and 1 + 2 I / C by the MLP (docs/cost.md)."""
+    """Of a token C wide: 6.2 C by the mixer and 1 + 2 I / C by the MLP (docs/measurements.md)."""
 
     def kept(backend):
         sizes = {}

@@ -170,7 +170,7 @@ def test_every_tool(scope, known, run_tool, tmp_path, capsys):
     assert "onnxruntime" in call(
         "export_onnx", config, checkpoint, "m.onnx", "--size", 64, 64, *part
     )
-    assert "FLOPs" in call("analysis/count_flops", config)
+    assert "FLOPs" in call("analysis_tools/get_flops", config)
     plan = ("--gpus", 1, "--images", 4, "--size", 64, 64, "--threads", 1)
-    assert scope in call("analysis/plan_training", config, *plan)
-    call("analysis/count_traffic", config)
+    assert scope in call("analysis_tools/plan_training", config, *plan)
+    call("analysis_tools/get_flops", config, "--traffic")

@@ -1,181 +1,302 @@
-"""Time the operator, forward and forward plus backward, against what it replaces.
+"""Time the operator at the shapes of all six models: against plain PyTorch, attention and FLA.
 
-On a CPU: plain PyTorch in float32, against two flipped passes of a one-directional version; or,
-with --backends, the machine code against plain PyTorch, over the shapes of all six models. On a GPU
-(the default where there is one): bf16, the Triton kernels over the shapes of all six models,
-against the recurrence and softmax attention, or flash-linear-attention, and the device's own copy
-bandwidth. Inputs are the strided views that the mixer hands over; rivals run in turn.
+    python tools/benchmark/bidirectional_gla.py --shape 1 4096 3 32 64
+
+On a CPU: the machine code against plain PyTorch, float32 and bfloat16, forward and backward pass,
+in turn; fails where it is not as many times as fast as it should be. On a GPU (the default where
+there is one): the Triton kernels in bfloat16 (`triton.testing.do_bench`, which empties the L2
+cache), forward, and forward with backward, against plain PyTorch, torch's flash attention with
+heads of the value width (left out where N^2 takes too long) and, with --fla, two passes of
+flash-linear-attention's chunk_gla, which tunes itself for minutes, and of its recurrence. There,
+too: the share of the bandwidth of copying that the least possible traffic is (every input read
+once, every output written once), the time in a CUDA graph at batch 1, peak memory. Errors are
+relative, of output and gradients, against plain PyTorch in float32, of the first and last image.
 """
 
 import argparse
-import functools
+import contextlib
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
-from common import Budget, machine, milliseconds, report, time_interleaved
-from one_directional_gla import two_pass_gla
+import torch.nn.functional as F
 from shapes import MODELS, Shape, all_shapes, model_shapes
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vig_mm.kernels import bidirectional_gla
+sys.path.append(str(Path(__file__).resolve().parents[1] / "analysis_tools"))
 
-CPU_SHAPES = (
-    Shape(1, 196, 3, 32, 64),  # ViG-T at 224
-    Shape(8, 196, 3, 32, 64),
-    Shape(1, 4096, 3, 32, 64),  # ViG-T at 1024
-    Shape(1, 16384, 3, 32, 64),  # ViG-T at 2048
-    Shape(1, 16700, 3, 16, 32),  # ViG-H-T stage 2 at 1333x800
-    Shape(1, 66800, 3, 16, 32),  # ViG-H-T stage 1 at 1333x800
+from common import (  # noqa: E402
+    Budget,
+    Run,
+    add_device,
+    describe,
+    machine,
+    markdown,
+    measure,
+    peak_bytes,
+    problem,
+    set_device,
+    write_json,
 )
-FLOORS = {  # how many times as fast the machine code is at least, forward and backward
+
+from vig_mm.kernels import bidirectional_gla  # noqa: E402
+
+Operator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+NAMES = ("out", "dq", "dk", "dv", "dgate_f", "dgate_b")
+MAX_ERROR = 2e-2  # relative, of bfloat16 against float32; a wrong kernel is far beyond it
+MAX_ATTENTION_FLOPS = 1e13  # a forward pass of 0.05 to 0.1 s on an H100
+FLOORS = {  # how many times as fast the CPU's machine code is at least, forward and backward
     Shape(1, 65536, 3, 16, 32): (6, 4),
     Shape(1, 16384, 6, 16, 32): (6, 4),
     Shape(1, 4096, 12, 16, 32): (6, 4),
     Shape(1, 4096, 3, 32, 64): (4, 2.8),
 }
-PLAIN = functools.partial(bidirectional_gla, backend="chunked")
 
 
-def make_inputs(batch: int, tokens: int, heads: int, width: int, v_width: int) -> list[Tensor]:
-    qkv = torch.randn(batch, tokens, heads * (2 * width + v_width))
-    parts = qkv.split([heads * width, heads * width, heads * v_width], dim=-1)
-    gates = torch.randn(batch, tokens, 2 * heads * width).chunk(2, dim=-1)
-    return [x.unflatten(-1, (heads, -1)) for x in (*parts, *gates)]
+def cpu_shapes() -> list[Shape]:
+    models = (model_shapes(m, (x, x), 1) for x in (224, 512, 1024, 2048) for m in MODELS)
+    return sorted({*FLOORS, *(shape for shapes in models for shape in shapes)})
 
 
-def cpu(shapes: list[Shape], repeats: int, out: str) -> None:
-    rows, results = [], []
-    for shape in shapes:
-        inputs = make_inputs(*shape)
-        grad = torch.randn(shape.B, shape.N, shape.H, shape.V)
-        leaves = [x.detach().requires_grad_() for x in inputs]
+def make_inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
+    """q, k, v and gate logits as the strided views that the mixer hands over, and do."""
+    batch, tokens, heads, width, v_width = shape
+    generator = torch.Generator(device).manual_seed(0)
 
-        def forward(operator, inputs=inputs):
-            with torch.inference_mode():
-                operator(*inputs)
+    def randn(channels: int) -> Tensor:
+        size = (batch, tokens, heads * channels)
+        return torch.randn(size, generator=generator, device=device).to(dtype)
 
-        def train(operator, leaves=leaves, grad=grad):
-            torch.autograd.grad(operator(*leaves), leaves, grad)
-
-        result: dict = {"shape": shape._asdict()}
-        row = [str(shape)]
-        for mode, run in (("forward", forward), ("forward_backward", train)):
-            stats = time_interleaved(
-                {
-                    "ours": lambda run=run: run(PLAIN),
-                    "two_pass": lambda run=run: run(two_pass_gla),
-                },
-                repeats,
-            )
-            ratio = stats["two_pass"]["median"] / stats["ours"]["median"]
-            result[mode] = {**stats, "ratio": ratio}
-            row += [milliseconds(stats["ours"]), milliseconds(stats["two_pass"]), f"{ratio:.2f}"]
-        rows.append(row)
-        results.append(result)
-        print("measured:", *row, flush=True)
-    columns = ["shape", "forward ms", "two passes", "ratio", "fwd+bwd ms", "two passes", "ratio"]
-    report(
-        f"Bidirectional GLA, float32, {machine()['threads']} CPU threads: median (min-max)",
-        columns, rows, {"results": results}, out,
-    )  # fmt: skip
+    parts = randn(2 * width + v_width).split([heads * w for w in (width, width, v_width)], dim=-1)
+    views = [x.unflatten(-1, (heads, -1)) for x in (*parts, *randn(2 * width).chunk(2, dim=-1))]
+    return views, randn(v_width).unflatten(-1, (heads, -1))
 
 
-def backends(shapes: list[Shape], repeats: int, out: str) -> bool:
-    """Forward and backward pass, float32 and bfloat16. Returns whether every floor is met."""
-    rows, results, met = [], [], True
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape in shapes:
-            inputs = [x.to(dtype) for x in make_inputs(*shape)]
-            grad = torch.randn(shape.B, shape.N, shape.H, shape.V).to(dtype)
-            result = {"dtype": str(dtype)[6:], "shape": shape._asdict()}
-            row = [f"{shape} {result['dtype']}"]
-            passes = (
-                ("forward", torch.ops.vig_mm.bidirectional_gla, inputs),
-                ("backward", torch.ops.vig_mm.bidirectional_gla_backward, [grad, *inputs]),
-            )
-            for (name, function, tensors), floor in zip(
-                passes, FLOORS.get(shape, (1, 1)), strict=True
-            ):
-                with torch.inference_mode():
-                    rivals = {
-                        backend: functools.partial(function, *tensors, backend)
-                        for backend in ("cpu", "chunked")
-                    }
-                    stats = time_interleaved(rivals, repeats)
-                best = [1e3 * stats[backend]["min"] for backend in rivals]
-                ratio = best[1] / best[0]
-                met &= ratio >= floor
-                result[name] = {**stats, "ratio": ratio, "floor": floor}
-                row += [f"{best[0]:.2f}", f"{best[1]:.2f}", f"{ratio:.1f}"]
-                row.append(f"{floor} {'met' if ratio >= floor else 'MISSED'}")
-            rows.append(row)
-            results.append(result)
-            print("measured:", *row, flush=True)
-    columns = ["shape"]
-    for name in ("forward", "backward"):
-        columns += [f"{name} ms", "plain PyTorch", "ratio", "at least"]
-    title = f"Bidirectional GLA in machine code, {machine()['threads']} CPU threads: best of"
-    report(f"{title} {repeats}", columns, rows, {"results": results}, out)
-    return met
+def minimum_bytes(shape: Shape, training: bool) -> int:
+    """What a pass must move in bfloat16: every input read once, every output written once.
+
+    Forward: q, k and two gates in, v in, o out: 8 K + 4 V bytes a token and head. Backward: these
+    inputs and do in, five gradients out: 16 K + 6 V. Training is both.
+    """
+    per_token_head = 8 * shape.K + 4 * shape.V + (16 * shape.K + 6 * shape.V) * training
+    return per_token_head * shape.B * shape.N * shape.H
+
+
+def fla_operator(chunk_gla: Callable) -> Operator:
+    """Both directions as the public ViG code calls it: log-gates in the logits' dtype, two flips.
+
+    Args:
+        chunk_gla: of q, k, v and log-gates ``[B, N, H, width]``; left to right, scaled by
+            K^-1/2; returns the output first.
+    """
+
+    def run(q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor) -> Tensor:
+        forward = chunk_gla(q, k, v, F.logsigmoid(gate_f) / 16.0)[0]
+        flipped = (x.flip(1) for x in (q, k, v))
+        backward = chunk_gla(*flipped, F.logsigmoid(gate_b.flip(1)) / 16.0)[0]
+        return (forward + backward.flip(1)) / 2
+
+    return run
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> Tensor:
+    """Softmax attention of v with itself, torch's flash kernel on a GPU. ``[B, N, H, V]``."""
+    v = v.transpose(1, 2)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if v.is_cuda else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(v, v, v).transpose(1, 2)
+
+
+def inference(operator: Operator, *inputs: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return operator(*inputs)
+
+
+def with_gradients(operator: Operator, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """Output, and gradients of the inputs (None of those that do not matter)."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = operator(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad, allow_unused=True)]
+
+
+def errors(operator: Operator, inputs: list[Tensor], grad: Tensor) -> dict[str, float]:
+    """Relative errors of output and gradients, of the first and the last image."""
+    ends = sorted({0, len(grad) - 1})
+    exact = [x[ends].float() for x in (*inputs, grad)]
+    plain = partial(bidirectional_gla, backend="chunked")
+    expected = with_gradients(plain, exact[:-1], exact[-1])
+    found = with_gradients(operator, inputs, grad)
+    pairs = zip(NAMES, found, expected, strict=True)
+    return {name: ((x[ends].float() - y).norm() / y.norm()).item() for name, x, y in pairs}
+
+
+def time_kernels(runs: dict[str, Run]) -> dict[str, dict]:
+    """Seconds and peak bytes of calls on a GPU, or ``missing``: why there is no figure."""
+    from triton.testing import do_bench
+
+    found = {}
+    for name, run in runs.items():
+        try:
+            times = do_bench(run, quantiles=[0.5, 0.0, 1.0])
+            found[name] = dict(zip(("median", "min", "max"), (x / 1e3 for x in times), strict=True))
+            found[name]["peak_bytes"] = peak_bytes(run, "cuda")
+        except Exception as error:
+            found[name] = {"missing": problem(error)}
+            torch.cuda.synchronize()  # raises where the device itself is lost
+    return found
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read plus written, of copying 1 GiB."""
+    from triton.testing import do_bench
+
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * 2**30 / (do_bench(lambda: target.copy_(source)) / 1e3)
+
+
+def measure_gpu(shape: Shape, rivals: dict[str, Operator], bandwidth: float) -> dict:
+    """One row: ours and its rivals in both modes, errors, share of the bandwidth, graph time."""
+    inputs, grad = make_inputs(shape, torch.bfloat16, "cuda")
+    row: dict = {"shape": shape._asdict(), "error": errors(rivals["ours"], inputs, grad)}
+    if 4 * shape.B * shape.H * shape.N**2 * shape.V > MAX_ATTENTION_FLOPS:
+        rivals = {name: x for name, x in rivals.items() if name != "sdpa"}
+    for mode in ("forward", "forward+backward"):
+        training = mode != "forward"
+        runs: dict[str, Run] = {
+            name: partial(with_gradients, x, inputs, grad)
+            if training
+            else partial(inference, x, *inputs)
+            for name, x in rivals.items()
+        }
+        row[mode] = time_kernels(runs)
+        seconds = row[mode]["ours"].get("median")
+        if seconds:
+            row[mode]["ours"]["of_copy"] = minimum_bytes(shape, training) / seconds / bandwidth
+        if shape.B == 1 and seconds:
+            from triton.testing import do_bench_cudagraph
+
+            row[mode]["ours"]["graph"] = do_bench_cudagraph(runs["ours"]) / 1e3
+    return row
+
+
+def measure_cpu(shape: Shape, dtype: torch.dtype, seconds: float) -> dict:
+    """One row: the machine code ("ours") beside plain PyTorch, forward and backward pass."""
+    inputs, grad = make_inputs(shape, dtype, "cpu")
+    row: dict = {"shape": shape._asdict(), "dtype": str(dtype)[6:]}
+    row["error"] = errors(partial(bidirectional_gla, backend="cpu"), inputs, grad)
+    ops = torch.ops.vig_mm
+    passes = (ops.bidirectional_gla, inputs), (ops.bidirectional_gla_backward, [grad, *inputs])
+    for mode, (function, tensors) in zip(("forward", "backward"), passes, strict=True):
+        runs = {
+            name: partial(inference, function, *tensors, backend)
+            for name, backend in (("ours", "cpu"), ("plain", "chunked"))
+        }
+        row[mode] = measure(runs, seconds, "cpu")
+    return row
+
+
+def cells(row: dict) -> list[list[str]]:
+    """A line a mode: milliseconds of ours, those of the rivals over ours."""
+    lines, shape = [], Shape(**row["shape"])
+    for mode in ("forward", "backward", "forward+backward"):
+        ours = row.get(mode, {}).get("ours")
+        if ours is None:
+            continue
+        if "median" not in ours:
+            lines.append([f"{shape} {mode}", ours["missing"], "", "", "", ""])
+            continue
+        rivals = {name: x for name, x in row[mode].items() if name != "ours"}
+        ratios = (
+            f"{name} {x['min'] / ours['min']:.2f}" if "min" in x else f"{name}: {x['missing']}"
+            for name, x in rivals.items()
+        )
+        share = f"{100 * ours['of_copy']:.0f}" if "of_copy" in ours else ""
+        graph = f"{1e3 * ours['graph']:.3f}" if "graph" in ours else ""
+        peak = f"{ours['peak_bytes'] / 2**20:.1f}"
+        label = f"{shape} {row.get('dtype', 'bfloat16')} {mode}"
+        lines.append([label, f"{1e3 * ours['min']:.3f}", ", ".join(ratios), share, graph, peak])
+    return lines
+
+
+COLUMNS = ["shape and pass", "ours, ms", "others' time over ours", "% of copy", "graph ms", "MiB"]
+
+
+def is_right(row: dict) -> bool:
+    """Whether ours ran, agreed with float32, and was as fast as it should be."""
+    right = all(x <= MAX_ERROR for x in row["error"].values())
+    floors = FLOORS.get(Shape(**row["shape"]), (1, 1)) if "dtype" in row else ()
+    for mode, floor in zip(("forward", "backward"), floors, strict=False):
+        right &= row[mode]["plain"]["min"] / row[mode]["ours"]["min"] >= floor
+    return right and all("median" in x["ours"] for x in row.values() if "ours" in x)
+
+
+def compile_share(shapes: list[Shape], index: int, count: int) -> None:
+    """Run every n-th shape once: Triton keeps on disk what it compiles."""
+    for shape in shapes[index::count]:
+        with contextlib.suppress(Exception):  # reported where it is measured
+            inputs, grad = make_inputs(shape, torch.bfloat16, "cuda")
+            with_gradients(partial(bidirectional_gla, backend="triton"), inputs, grad)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python tools/benchmark/bidirectional_gla.py --shape 1 4096 3 32 64",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument(
         "--shape", type=int, nargs=5, action="append", metavar=tuple("BNHKV"),
-        help="instead of the built-in shapes; may be given several times",
+        help="instead of those of the models; may be given several times",
     )  # fmt: skip
-    parser.add_argument(
-        "--backends", action="store_true", help="CPU: machine code against plain PyTorch"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="CPU: threads (default 2)")
-    parser.add_argument("--repeats", type=int, default=15, help="CPU: runs per figure (default 15)")
-    parser.add_argument("--minutes", type=float, help="GPU: start no shape after this time")
-    parser.add_argument(
-        "--resume", action="store_true", help="GPU: keep what --out has, measure the rest"
-    )
-    parser.add_argument(
-        "--fla", action="store_true",
-        help="GPU: against flash-linear-attention only; its autotuning takes minutes",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", help="default: work_dirs/benchmark/bidirectional_gla[_backends|_gpu[_fla]].json"
-    )
+    parser.add_argument("--fla", action="store_true", help="GPU: flash-linear-attention, too")
+    parser.add_argument("--seconds", type=float, default=1.0, help="CPU: for a timing (1)")
+    parser.add_argument("--minutes", type=float, help="start no shape after this time")
+    parser.add_argument("--compile", type=int, nargs=2, metavar=("I", "N"),
+                        help="GPU: only compile, the part I of N")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="JSON", help="work_dirs/benchmark/...")
+    add_device(parser)
     args = parser.parse_args()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    shapes = [Shape(*shape) for shape in args.shape or ()]
-    torch.manual_seed(0)
-    if device == "cpu":
-        torch.set_num_threads(args.threads)
-        stem = "bidirectional_gla_backends" if args.backends else "bidirectional_gla"
-        out = args.out or f"work_dirs/benchmark/{stem}.json"
-        if args.backends:
-            sizes = ((side, side) for side in (224, 512, 1024, 2048))
-            models = [shape for size in sizes for m in MODELS for shape in model_shapes(m, size, 1)]
-            return 0 if backends(shapes or sorted({*FLOORS, *models}), args.repeats, out) else 1
-        cpu(shapes or list(CPU_SHAPES), args.repeats, out)
+    set_device(parser, args)
+    gpu, budget, places = args.device == "cuda", Budget(args.minutes), all_shapes()
+    shapes = [Shape(*x) for x in args.shape or ()] or (list(places) if gpu else cpu_shapes())
+    if args.compile:
+        compile_share(shapes, *args.compile)
         return 0
-    if not torch.cuda.is_available():
-        parser.error("--device cuda needs a CUDA GPU, and torch sees none")
-    from gpu import Gpu
-    from gpu_operator import benchmark
-    from rivals import flash_linear_attention
-
-    stem = "bidirectional_gla_gpu"
-    fla = None
+    rivals: dict[str, Operator] = {
+        "ours": partial(bidirectional_gla, backend="triton"),
+        "plain": partial(bidirectional_gla, backend="chunked"),
+        "sdpa": attention,
+    }
     if args.fla:
-        stem += "_fla"
-        if not (fla := flash_linear_attention()):
+        try:
+            from fla.ops.gla import chunk_gla, fused_recurrent_gla
+        except ImportError:
             parser.error("--fla needs flash-linear-attention (the package fla), not installed here")
-    out = args.out or f"work_dirs/benchmark/{stem}.json"
-    shapes = shapes or list(all_shapes())
-    right = benchmark(Gpu(), shapes, out, Budget(args.minutes), args.resume, fla)
-    return 0 if right else 1
+        rivals["fla"] = fla_operator(chunk_gla)
+        rivals["fla recurrent"] = fla_operator(fused_recurrent_gla)
+    bandwidth, results = copy_bandwidth() if gpu else 0.0, []
+    out = args.out or Path(f"work_dirs/benchmark/bidirectional_gla_{'gpu' if gpu else 'cpu'}.json")
+    for shape in shapes:
+        if budget.over():
+            print("time is up", flush=True)
+            break
+        for dtype in [torch.bfloat16] if gpu else [torch.float32, torch.bfloat16]:
+            row = (
+                measure_gpu(shape, rivals, bandwidth)
+                if gpu
+                else measure_cpu(shape, dtype, args.seconds)
+            )
+            results.append({**row, "where": places.get(shape, [])})
+            about = machine(args.device)
+            write_json(out, machine=about, copy_bandwidth=bandwidth, results=results)
+            for line in cells(row):
+                print(" | ".join(line), flush=True)
+    table = markdown(COLUMNS, [line for row in results for line in cells(row)])
+    print(f"{describe(machine(args.device))}\n{table}\nwritten: {out}")
+    wrong = [str(Shape(**row["shape"])) for row in results if not is_right(row)]
+    print("all right" if not wrong else f"WRONG, OR TOO SLOW: {', '.join(wrong)}")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,30 @@
-"""Time variants on a GPU: fused steps of a block beside their parts (`gpu_parts`), and the launch
-settings of the GLA kernels: chunk, warps, type of the states.
+"""Time variants on a GPU: fused steps of a block beside their parts, each a launch of its own, and
+the launch settings of the GLA kernels: chunk, warps, type of the states.
 
     python tools/benchmark/gpu_variants.py [--minutes 4] [--out work_dirs/gpu_variants.json]
 
-Every variant is first compared with float64, then all that are right are timed in turn, forward and
-forward with backward, at five lengths with the models' heads. The table at the end names the best
-of each shape and its share of the bandwidth of copying; `vig_mm.kernels.gla.triton.launch` is where
-what it shows becomes the default.
+Every variant is first compared with the default, then all that are right are timed
+(`triton.testing.do_bench`), forward and forward with backward, at five lengths with the models'
+heads. `vig_mm.kernels.gla.triton.launch` is where what it shows becomes the default.
 """
 
 import argparse
 import contextlib
-import functools
-import itertools
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import gpu_parts
 import torch
-from common import Budget, report, save
-from compile_ahead import run_workers
-from gpu import Gpu
-from gpu_operator import forward, forward_backward, make_sets, ours
+import torch.nn.functional as F
+from bidirectional_gla import MAX_ERROR, make_inputs, time_kernels, with_gradients
 from shapes import Shape
-from targets import MODES, fastest, minimum_bytes
+from torch import Tensor
+
+# found by way of bidirectional_gla
+from common import Budget, Run, machine, markdown, problem, write_json  # isort: skip
 
 from vig_mm.kernels import bidirectional_gla
 
@@ -38,10 +35,9 @@ SHAPES = (
     Shape(2, 16_700, 6, 16, 32),
     Shape(2, 4200, 12, 16, 32),
 )
-MAX_ERROR = 2e-2  # in bfloat16, of output and gradients in norm
-CHECKED_TOKENS = 333
-SECONDS = 0.1  # for a variant's timing
-COLUMNS = ["shape and pass", "default ms", "best ms", "% of copy", "best"]
+# images, grid, channels of the steps of a block
+STEPS = ((128, (56, 56), 96), (128, (28, 28), 192), (128, (14, 14), 192), (32, (28, 28), 256))
+HEAD = 32  # channels of a head
 
 
 class Variant(NamedTuple):
@@ -58,13 +54,12 @@ class Variant(NamedTuple):
         return ", ".join(f"{name} {x}" for name, x in changed.items()) or "default"
 
 
-def variants() -> list[Variant]:
-    """The default, and what differs from it, in the order of what is expected of it."""
-    found = [Variant()]
-    found += [Variant(chunk, warps) for chunk in (32, 64) for warps in (1, 2, 4)]
-    found += [Variant(fp32_states=True), Variant(per_program=2), Variant(per_program=32)]
-    found += [Variant(local_warps=1), Variant(local_warps=4)]
-    return found
+VARIANTS = (
+    Variant(),
+    *(Variant(chunk, warps) for chunk in (32, 64) for warps in (1, 2, 4)),
+    *(Variant(fp32_states=True), Variant(per_program=2), Variant(per_program=32)),
+    *(Variant(local_warps=1), Variant(local_warps=4)),
+)
 
 
 @contextlib.contextmanager
@@ -85,131 +80,144 @@ def settings(variant: Variant) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(launch, "options", options))
-        if variant.chunk:
-            for name in ("CHUNK", "GRADIENT_CHUNK"):
-                stack.enter_context(mock.patch.object(launch, name, variant.chunk))
+        for name in ("CHUNK", "GRADIENT_CHUNK") if variant.chunk else ():
+            stack.enter_context(mock.patch.object(launch, name, variant.chunk))
         if variant.fp32_states:
-            stack.enter_context(
-                mock.patch.object(launch, "state_dtype", lambda dtype: torch.float32)
-            )
+            stack.enter_context(mock.patch.object(launch, "state_dtype", lambda x: torch.float32))
         yield
 
 
-def largest_error(variant: Variant, shape: Shape, gpu: Gpu) -> float:
-    """Of output and gradients in norm, against float64, at the shape's heads and few tokens."""
-    short = shape._replace(B=2, N=min(shape.N, CHECKED_TOKENS))
-    one = make_sets(short, gpu, attention=False)[0]
-    exact = [x.detach().double().requires_grad_() for x in one.plain]
-    out = bidirectional_gla(*exact, backend="chunked")
-    expected = (out, *torch.autograd.grad(out, exact, one.grad.double()))
-    with settings(variant):
-        out = ours(*one.leaves)
-        found = (out, *torch.autograd.grad(out, one.leaves, one.grad))
-    return max(
-        ((x.double() - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True)
-    )
+def variant_runs(shape: Shape, device: str) -> dict[str, dict[str, Run]]:
+    """Per mode, what runs each variant and returns output, or output and gradients."""
+    inputs, grad = make_inputs(shape, torch.bfloat16, device)
+    ours = partial(bidirectional_gla, backend="triton")
+
+    def forward(variant: Variant) -> list[Tensor]:
+        with settings(variant), torch.inference_mode():
+            return [ours(*inputs)]
+
+    def training(variant: Variant) -> list[Tensor]:
+        with settings(variant):
+            return with_gradients(ours, inputs, grad)
+
+    runs = {"forward": forward, "forward+backward": training}
+    return {name: {str(v): partial(run, v) for v in VARIANTS} for name, run in runs.items()}
 
 
-def run(variant: Variant, mode: str, sets: Iterator) -> object:
-    with settings(variant):
-        return (forward if mode == "forward" else forward_backward)(ours, sets)
+def step_runs(
+    batch: int, hw: tuple[int, int], channels: int, device: str
+) -> dict[str, dict[str, Run]]:
+    """Per step of a block, its fused form and its parts; bfloat16, a float32 residual stream."""
+    from vig_mm.kernels.feed_forward import triton as feed_forward
+    from vig_mm.kernels.feed_forward.triton_norm import norm
+    from vig_mm.kernels.locality_gate.triton import gate_forward
+    from vig_mm.kernels.locality_gate.triton_projection import gate_projection
+    from vig_mm.kernels.norm_conv.triton import conv, statistics
+
+    half, eps, tokens = torch.bfloat16, 1e-6, hw[0] * hw[1]
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int, dtype: torch.dtype = half, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+
+    x = randn(batch, tokens, channels, dtype=torch.float32)
+    rows, weight, bias = x.flatten(0, 1), *randn(2, channels, dtype=torch.float32)
+    hidden = -(-(8 * channels // 3) // 32) * 32
+    layers = (randn(2 * hidden, channels, scale=channels**-0.5),
+              randn(channels, hidden, scale=hidden**-0.5))  # fmt: skip
+    o, local, gate = randn(3, batch, tokens, channels // HEAD, HEAD)
+    gated = (o, local, gate, *randn(2, HEAD, dtype=torch.float32))
+    last = randn(channels, channels, scale=channels**-0.5)
+    taps = randn(channels, 1, 3, 3, dtype=torch.float32, scale=1 / 3)
+
+    def ffn() -> Tensor:
+        return feed_forward.triton_feed_forward(rows, weight, bias, *layers, None, eps)[0]
+
+    def ffn_in_parts() -> Tensor:
+        with mock.patch.object(feed_forward, "MAX_CHANNELS", {}):
+            return ffn()
+
+    def conv_in_parts() -> Tensor:
+        y = norm(x, weight, bias, eps, half).unflatten(1, hw).permute(0, 3, 1, 2)
+        y = F.conv2d(y, taps.to(half), padding=1, groups=channels)
+        return y.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def norm_conv() -> Tensor:
+        return conv(x, statistics(x, True, eps), weight, bias, taps, *hw, False, half)
+
+    steps: dict[str, tuple[Callable, Callable]] = {
+        "feed-forward": (ffn_in_parts, ffn),
+        "gate and projection": (
+            lambda: x + gate_forward(*gated, eps, False).flatten(2) @ last.mT,
+            lambda: gate_projection(*gated, last, x, None, eps, False),
+        ),
+        "norm and convolution": (conv_in_parts, norm_conv),
+    }
+    runs = {name: dict(zip(("parts", "fused"), pair, strict=True)) for name, pair in steps.items()}
+    return {name: {k: partial(as_list, run) for k, run in x.items()} for name, x in runs.items()}
 
 
-def measure(shape: Shape, candidates: list[Variant], gpu: Gpu, bandwidth: float) -> dict:
-    """Errors, and per mode the time of every variant that is right."""
-    row: dict = {"shape": shape._asdict(), "label": str(shape), "error": {}, "wrong": {}}
-    right = []
-    for variant in candidates:
-        name, errors = str(variant), row["error"]
-
-        def check(variant: Variant = variant, name: str = name) -> None:
-            row["error"][name] = largest_error(variant, shape, gpu)
-
-        problem = gpu.attempt(check)
-        if problem or not errors[name] <= MAX_ERROR:
-            row["wrong"][name] = problem or f"error {errors.pop(name):.1e}"
-        else:
-            right.append(variant)
-    sets = itertools.cycle(make_sets(shape, gpu, attention=False))
-    for mode in MODES:
-        rivals = {str(v): functools.partial(run, v, mode, sets) for v in right}
-        row[mode] = gpu.time(rivals, SECONDS)
-        best = fastest(row[mode], row[mode])
-        if best:
-            least = minimum_bytes(shape._asdict(), training=mode != "forward")
-            share = least / row[mode][best]["median"] / bandwidth
-            row[f"{mode}_best"] = {"variant": best, "bandwidth_share": share}
-    return row
+def as_list(run: Callable[[], Tensor]) -> list[Tensor]:
+    with torch.inference_mode():
+        return [run()]
 
 
-def cells(row: dict) -> list[list[str]]:
-    lines = []
-    for mode in MODES:
-        best = row.get(f"{mode}_best")
-        if best is None:
-            lines.append([f"{row['label']} {mode}", "", "", "", "none is right"])
-            continue
-        times = {name: entry.get("median") for name, entry in row[mode].items()}
-        default = times.get("default")
-        lines.append([
-            f"{row['label']} {mode}",
-            f"{1e3 * default:.3f}" if default else "",
-            f"{1e3 * times[best['variant']]:.3f}",
-            f"{100 * best['bandwidth_share']:.0f}",
-            best["variant"],
-        ])  # fmt: skip
-    return lines
+def compare(runs: dict[str, Run], timer: Callable[[dict[str, Run]], dict]) -> dict:
+    """Errors against the first of them; the time of all that are right; what is wrong."""
+    errors, wrong, expected = {}, {}, None
+    for name, run in runs.items():
+        try:
+            found = [x.float() for x in run()]
+            expected = expected or found
+            pairs = zip(found, expected, strict=True)
+            errors[name] = max(((x - y).norm() / y.norm()).item() for x, y in pairs)
+            if not errors[name] <= MAX_ERROR:
+                wrong[name] = f"error {errors.pop(name):.1e}"
+        except Exception as error:
+            wrong[name] = problem(error)
+    times = timer({name: runs[name] for name in errors})
+    return {"error": errors, "wrong": wrong, "times": times}
 
 
-def compile_ahead(seconds: float) -> None:
-    """Run the variants once in many processes: Triton keeps what it compiles on disk."""
-    run_workers(__file__, min(os.cpu_count() or 1, len(variants())), seconds)
+def line(row: dict) -> list[str]:
+    """Milliseconds of the first and of the best one, and which that is."""
+    times = {name: x["median"] for name, x in row["times"].items() if "median" in x}
+    wrong = "; ".join(f"WRONG {name}: {x}" for name, x in row["wrong"].items())
+    if not times:
+        return [row["what"], "", "", wrong]
+    first, best = next(iter(times)), min(times, key=times.__getitem__)
+    best_ms = f"{1e3 * times[best]:.3f}"
+    return [row["what"], f"{first} {1e3 * times[first]:.3f}", f"{best} {best_ms}", wrong]
 
 
-def benchmark(
-    gpu: Gpu, shapes: tuple[Shape, ...], candidates: list[Variant], out: str, budget: Budget
-) -> bool:
-    """Measure until the time is up, and write after each shape; whether the default is right."""
-    bandwidth = gpu.copy_bandwidth()
-    results: list[dict] = []
-    title = "Launch settings of the GLA kernels, bf16"
-    for shape in shapes:
-        if budget.over():
-            print("time is up", flush=True)
-            break
-        results.append(measure(shape, candidates, gpu, bandwidth))
-        for line in cells(results[-1]):
-            print(" | ".join(line), flush=True)
-        rows = [line for row in results for line in cells(row)]
-        data = {"copy_bandwidth": bandwidth, "results": results}
-        put = report if len(results) == len(shapes) else save
-        put(title, COLUMNS, rows, data, out, device=gpu.device.type)
-    for row in results:
-        for name, problem in row["wrong"].items():
-            print(f"WRONG {row['label']} {name}: {problem}", flush=True)
-    return all("default" in row["error"] for row in results)
+def jobs(device: str) -> Iterator[tuple[str, Callable[[], dict[str, dict[str, Run]]]]]:
+    for batch, hw, channels in STEPS:
+        label = f"{batch} x {hw[0]}x{hw[1]}, {channels} channels"
+        yield label, partial(step_runs, batch, hw, channels, device)
+    for shape in SHAPES:
+        yield str(shape), partial(variant_runs, shape, device)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=["cuda"])
     parser.add_argument("--minutes", type=float, default=4.0, help="time limit")
-    parser.add_argument("--out", default="work_dirs/gpu_variants.json")
-    parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default="work_dirs/gpu_variants.json")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU, and torch sees none")
-    if args.worker is not None:
-        index, workers = args.worker
-        for shape, variant in list(itertools.product(SHAPES, variants()))[index::workers]:
-            with contextlib.suppress(Exception):  # reported where it is measured
-                largest_error(variant, shape, Gpu())
-        return 0
-    budget = Budget(args.minutes)
-    parts = str(Path(args.out).with_name(f"{Path(args.out).stem}_parts.json"))
-    right = gpu_parts.benchmark(Gpu(), gpu_parts.SIZES, parts, budget)
-    compile_ahead(seconds=60 * args.minutes / 3)
-    return int(not (benchmark(Gpu(), SHAPES, variants(), args.out, budget) and right))
+    budget, results = Budget(args.minutes), []
+    for label, make in jobs(args.device):
+        for name, runs in make().items():
+            if budget.over():
+                print("time is up", flush=True)
+                break
+            results.append({"what": f"{label}, {name}", **compare(runs, time_kernels)})
+            write_json(args.out, machine=machine("cuda"), results=results)
+            print(" | ".join(line(results[-1])), flush=True)
+    print(markdown(["", "first, ms", "best, ms", "wrong"], [line(row) for row in results]))
+    print(f"written: {args.out}")
+    return int(any(row["wrong"] for row in results))
 
 
 if __name__ == "__main__":

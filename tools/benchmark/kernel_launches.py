@@ -1,9 +1,14 @@
 """Record what the operators launch, on `meta` tensors, and compile it for any GPU.
 
-As `meta` tensors hold no values, this also shows that no launch depends on one.
+    python tools/benchmark/kernel_launches.py [--batch 128] [--autocast]
+
+prints what a block of each of ViG-H-T's stages launches, Triton's kernels and torch's own. As
+`meta` tensors hold no values, this also shows that no launch depends on one.
 """
 
+import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -201,3 +206,23 @@ def compile_launch(launch: Launch, target: int) -> Any:
         target=GPUTarget("cuda", target, 32),
         options={name: launch.options[name] for name in SETTINGS if name in launch.options},
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--autocast", action="store_true", help="to bfloat16")
+    args = parser.parse_args()
+    from vig_mm.nets.hier_vig import HierBlock
+
+    for channels, heads, side in ((96, 3, 56), (192, 6, 28), (384, 12, 14), (768, 24, 7)):
+        with torch.device("meta"):
+            block = HierBlock(channels, heads, 0.0, "triton")
+        dtype = torch.bfloat16 if args.autocast else None
+        for name, found in record_block(block, args.batch, (side, side), dtype).items():
+            names = ", ".join(f"{n} {kernel}" for kernel, n in Counter(found).most_common())
+            print(f"{channels} channels, {side}x{side}, {name}: {len(found)} launches: {names}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,16 +2,16 @@
 # Everything that only a GPU can tell, in at most eight minutes, what is worth most first:
 # correctness of all Triton kernels, the operator's benchmark, whole models beside Swin-T,
 # ConvNeXt-T and DeiT, and the kernels' launch settings. Needs a CUDA GPU, torch and triton, and this
-# checkout, which need not be installed. pytest, timm and flash-linear-attention are used if they
-# are there. What the benchmarks need is compiled in other processes beside the tests.
+# checkout, which need not be installed. pytest and timm are used if they are there. What the
+# operator's benchmark needs is compiled in other processes beside the tests.
 #
-#   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: tests operator models variants fla rest profile
+#   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: tests operator models variants fla
 #
-# `fla` (the comparison with flash-linear-attention), `rest` (what the time limits left out of
-# operator and models) and `profile` run only if they are named. A step named alone gets the time of
-# all. Files go to $OUT, or to work_dirs/benchmark_gpu, as the figures come. PYTHON names another
-# interpreter than python3. A step that fails does not stop the next ones. Exit status: 0 if all went
-# well, 1 if a test or another step failed, 2 if nothing could be run.
+# `fla` (the comparison with flash-linear-attention, which tunes itself for minutes) runs only if it
+# is named. A step named alone gets the time of all. Files go to $OUT, or to
+# work_dirs/benchmark_gpu, as the figures come. PYTHON names another interpreter than python3. A step
+# that fails does not stop the next ones. Exit status: 0 if all went well, 1 if a test or another
+# step failed, 2 if nothing could be run.
 set -uo pipefail
 
 readonly LIMIT=455 # seconds for all steps; the rest of eight minutes is for stopping the last one
@@ -21,8 +21,7 @@ python="${PYTHON:-python3}"
 out="${OUT:-$root/work_dirs/benchmark_gpu}"
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(tests operator models variants)
-# seconds for the tests and for each benchmark, of which `rest` measures what is left
-test_share=150 operator_share=80 share=75
+test_share=150 operator_share=80 share=75 # seconds
 [ ${#steps[@]} -gt 1 ] || test_share=$LIMIT operator_share=$LIMIT share=$((LIMIT / 2))
 workers="$(nproc)"
 [ "$workers" -le 8 ] || workers=8
@@ -34,12 +33,12 @@ fail() {
 
 for step in "${steps[@]}"; do
     case "$step" in
-        tests | operator | models | variants | fla | rest | profile) ;;
-        *) fail "unknown step '$step'; the steps are tests operator models variants fla rest profile" ;;
+        tests | operator | models | variants | fla) ;;
+        *) fail "unknown step '$step'; the steps are tests operator models variants fla" ;;
     esac
 done
 command -v "$python" >/dev/null || fail "no interpreter '$python'; name one in PYTHON"
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -c '
+PYTHONPATH="$root/tools/analysis_tools" "$python" -c '
 import sys
 try:
     import torch, triton
@@ -48,7 +47,7 @@ except ImportError as error:
 if not torch.cuda.is_available():
     sys.exit("run_gpu.sh: needs a CUDA GPU, and torch sees none")
 import common
-print(common.machine("cuda"))
+print(common.describe(common.machine("cuda")))
 ' || exit 2
 
 mkdir -p "$out" || fail "cannot write to $out"
@@ -56,7 +55,8 @@ out="$(cd "$out" && pwd)"
 : >"$out/run.log"
 tree="$(mktemp -d)"
 trap 'rm -rf "$tree"' EXIT
-"$python" "$here/source_tree.py" "$tree" || fail "cannot make the package importable"
+mkdir "$tree/vig_mm" # setup.py installs the folder kernels as vig_mm.kernels; links do here
+ln -s "$root"/vig_mm/* "$root/kernels" "$tree/vig_mm" || fail "cannot make the package importable"
 export PYTHONPATH="$tree${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET # it would run the kernels on the CPU
 
@@ -74,64 +74,38 @@ limited() {
 }
 
 run_tests() {
-    local files=() processes=() name i status=0
+    local files=() processes=() i status=0
     if ! "$python" -c 'import pytest' 2>/dev/null; then
         echo "pytest is not installed: no tests (the benchmark checks every shape it measures)"
         return 0
     fi
-    for name in test_triton test_locality_gate test_block_parts test_feed_forward; do
-        [ ! -f "$root/tests/test_kernels/$name.py" ] || files+=("$root/tests/test_kernels/$name.py")
+    for i in test_triton test_locality_gate test_norm_conv test_feed_forward; do
+        files+=("$root/tests/test_kernels/$i.py")
     done
     # from outside the checkout, whose vig_mm lacks the kernels as long as it is not installed
     cd "$tree" || return 1
-    export PYTHONPATH="$PYTHONPATH:$here" # of the plugins without_mm and shard
-    # each process compiles what its tests need
+    export PYTHONPATH="$PYTHONPATH:$here" # of the plugin shapes, by which the processes share tests
     for ((i = 0; i < workers; i++)); do
         TEST_SHARD=$i/$workers limited "$test_share" "$python" -m pytest -c "$root/pyproject.toml" \
-            --rootdir "$root" -p without_mm -p shard -p no:cacheprovider -v --tb=short \
-            --durations=3 "${files[@]}" >"$out/tests_$i.log" 2>&1 &
+            --rootdir "$root" -p shapes -p no:cacheprovider -q --tb=short "${files[@]}" \
+            >"$out/tests_$i.log" 2>&1 &
         processes+=($!)
     done
     for i in "${!processes[@]}"; do
         wait "${processes[i]}" || status=$?
-        cat "$out/tests_$i.log"
+        tail -n 40 "$out/tests_$i.log"
     done
     return "$status"
 }
 
-# what the benchmarks run, once, beside the tests; the first of them waits for its end
-ahead=
-compile_ahead() {
-    [[ " ${steps[*]}" == *" tests "* ]] || return 0
-    "$python" "$here/compile_ahead.py" --seconds "$test_share" >"$out/compile_ahead.log" 2>&1 &
-    ahead=$!
-}
-
-compiled() {
-    [ -z "$ahead" ] || wait "$ahead" || echo "compile_ahead.py failed, see compile_ahead.log"
-    ahead=
-}
-
 # benchmark SECONDS SCRIPT STEM OPTION...: its own guard ends it before it would be killed
 benchmark() {
-    local seconds=$1 script=$2 stem=$3 minutes
+    local seconds=$1 script=$2 stem=$3
     shift 3
     [ "$seconds" -le $((LIMIT - SECONDS)) ] || seconds=$((LIMIT - SECONDS))
     [ "$seconds" -ge 30 ] || seconds=30
-    [[ " $* " == *" --resume "* ]] || rm -f "$out/$stem".{json,md} # nothing old in the summary
-    minutes="$("$python" -c "print(($seconds - 30) / 60)")"
-    limited "$seconds" "$python" "$here/$script" --device cuda --minutes "$minutes" \
-        --out "$out/$stem.json" "$@"
-}
-
-run_fla() {
-    if ! "$python" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("fla") is None)'; then
-        echo "flash-linear-attention is not installed: not compared with"
-        return 0
-    fi
-    local third=$(((LIMIT - SECONDS) / 3))
-    limited $((third + 20)) "$python" "$here/fla_warm.py" --seconds $third
-    benchmark "$LIMIT" bidirectional_gla.py bidirectional_gla_gpu_fla --fla
+    limited "$seconds" "$python" "$root/tools/$script" --device cuda --out "$out/$stem.json" \
+        --minutes "$("$python" -c "print(($seconds - 25) / 60)")" "$@"
 }
 
 statuses=()
@@ -145,29 +119,29 @@ step() {
     echo "--- $name: exit status $status, $SECONDS s since the start"
 }
 
-compile_ahead
-operator=(bidirectional_gla.py bidirectional_gla_gpu)
-models=(backbones.py backbones_gpu)
+operator=benchmark/bidirectional_gla.py ahead=()
+if [[ " ${steps[*]} " == *" tests "* ]]; then
+    for ((i = 0; i < workers; i++)); do
+        timeout "$test_share" "$python" "$root/tools/$operator" --compile "$i" "$workers" \
+            >"$out/compile_$i.log" 2>&1 &
+        ahead+=($!)
+    done
+fi
 for name in "${steps[@]}"; do
-    [ "$name" = tests ] || compiled
+    [ "$name" = tests ] || [ ${#ahead[@]} -eq 0 ] || wait "${ahead[@]}"
     case "$name" in
         tests) step tests run_tests ;;
-        operator) step operator benchmark "$operator_share" "${operator[@]}" ;;
+        operator) step operator benchmark "$operator_share" $operator bidirectional_gla_gpu ;;
         models)
-            step dense benchmark "$share" dense_backbones.py dense_backbones_gpu
-            step models benchmark "$share" "${models[@]}"
+            step maps benchmark "$share" analysis_tools/benchmark.py maps_gpu --task maps \
+                --precisions bfloat16
+            step classifiers benchmark "$share" analysis_tools/cost_vs_resolution.py cost_gpu \
+                --training
             ;;
-        variants) step variants benchmark $((LIMIT - SECONDS)) gpu_variants.py gpu_variants ;;
-        fla) step fla run_fla ;;
-        rest)
-            step operator_rest benchmark $(((LIMIT - SECONDS) * 6 / 10)) "${operator[@]}" --resume
-            step models_rest benchmark $((LIMIT - SECONDS - 30)) "${models[@]}" --resume
-            ;;
-        profile)
-            step profile limited 60 "$python" "$here/backbones.py" --device cuda --profile 1024 \
-                --out "$out/profile_vig-t_1024_gpu.json"
-            ;;
+        variants) step variants benchmark $((LIMIT - SECONDS)) benchmark/gpu_variants.py variants ;;
+        fla) step fla benchmark "$LIMIT" $operator bidirectional_gla_gpu_fla --fla ;;
     esac
 done
-
-"$python" "$here/summary.py" "$out" "${statuses[@]}" 2>&1 | tee -a "$out/run.log"
+printf '%s\n' "==== ${statuses[*]}; files in $out" | tee -a "$out/run.log"
+[[ " ${statuses[*]} " =~ =[1-9] ]] && exit 1
+exit 0

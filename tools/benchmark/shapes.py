@@ -1,6 +1,8 @@
 """The operator's shapes in all six models, from their heads, head widths and strides."""
 
 import math
+import os
+import signal
 from typing import NamedTuple
 
 
@@ -70,3 +72,18 @@ def all_shapes() -> dict[Shape, list[str]]:
                 if where not in places:
                     places.append(where)
     return shapes
+
+
+def pytest_configure() -> None:
+    """As a plugin, `pytest -p shapes`: a shell's background processes ignore interrupts, after
+    which pytest says what failed so far."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config, items: list) -> None:
+    """Of the tests every n-th, by TEST_SHARD=0/8, so that n processes share them."""
+    index, count = map(int, os.environ.get("TEST_SHARD", "0/1").split("/"))
+    others = items[:]
+    del others[index::count]
+    config.hook.pytest_deselected(items=others)
+    items[:] = items[index::count]

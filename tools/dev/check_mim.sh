@@ -178,6 +178,6 @@ sed -i "s|$weights|http://127.0.0.1:$port|" "$(package)/.mim/configs/mmpretrain/
 check "mim download vig_mm --config $model" "Successfully dumped $model.py" download
 check 'mim test vig_mm with that public file: the same predictions' '^20 equal predictions' \
   test_downloaded
-check 'mim run vig_mm count_flops with the downloaded config' 'parameters +5,834,536' \
-  mim run vig_mm count_flops "downloads/$model.py"
+check 'mim run vig_mm get_flops with the downloaded config' 'parameters +5,834,536' \
+  mim run vig_mm get_flops "downloads/$model.py"
 echo "mim works with vig_mm $version ($SECONDS s)"

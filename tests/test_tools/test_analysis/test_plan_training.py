@@ -1,5 +1,6 @@
-"""tools/analysis/plan_training.py: the arithmetic, and a small model measured."""
+"""tools/analysis_tools/plan_training.py: the arithmetic, and a small model measured."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -23,15 +24,14 @@ COCO = CONFIGS / "mmdet/mask-rcnn_vig-h-t_fpn_1x_coco.py"
 ADE = CONFIGS / "mmseg/vig-h-t_upernet_8xb2-160k_ade20k-512x512.py"
 IMAGENET = CONFIGS / "mmpretrain/vig-b_8xb128_in1k.py"
 MINI = CONFIGS / "mmpretrain/vig-h-mini_digits.py"
-MEASURED = dict(
-    size=[64, 64], weights=1000, gradients=900, optimizer=1800, step={"1": 2000, "2": 3500}
-)
+MEASURED = dict(size=[64, 64], weights=1000, gradients=900, optimizer=1800, flops=1e12)
+MEASURED |= dict(traffic=300e9, step={"1": 2000, "2": 3500})
 
 
 @pytest.fixture(scope="module")
 def tool():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools" / "analysis"))
+        patch.syspath_prepend(str(ROOT / "tools" / "analysis_tools"))
         yield importlib.import_module("plan_training")
 
 
@@ -49,28 +49,46 @@ def test_training_size(tool, path: Path, size: tuple[int, int]) -> None:
     assert tool.training_size(Config.fromfile(path)) == size
 
 
+def plan(tool, path, gpus=8, **options):
+    chosen = dict(batch=None, images=None, gpu="A100", step_seconds=None) | options
+    return tool.plan(Config.fromfile(path), MEASURED, gpus, argparse.Namespace(**chosen))
+
+
 def test_epochs(tool) -> None:
-    plan = tool.plan(COCO, gpus=64, batch=None, images=None, measured=MEASURED)
-    assert (plan["batch"], plan["global_batch"], plan["base_batch"]) == (2, 128, 16)
-    assert plan["lr"] == pytest.approx(dict(written=1e-4, linear=8e-4, sqrt=8**0.5 * 1e-4))
-    assert plan["iterations"] == 12 * 917  # 117,266 images, the last batch not full
-    assert plan["warm_up"] == dict(iterations=1000, images=128_000)
-    assert plan["memory"] == dict(held=2800, gradients=1800, step=3500, all=8100)
+    found = plan(tool, COCO, 64)
+    assert (found["batch"], found["gpus"], found["base_batch"]) == (2, 64, 16)
+    assert found["rate"] == pytest.approx(dict(linear=8e-4, root=8**0.5 * 1e-4))
+    assert found["iterations"] == 12 * 917  # 117,266 images, the last batch not full
+    assert found["warm_up"] == 1000
+    assert found["memory"] == dict(held=2800, gradients=1800, step=3500, all=8100)
 
     # twice the weights, because of the moving average; a warm-up of epochs; incomplete batches drop
-    plan = tool.plan(IMAGENET, gpus=64, batch=None, images=None, measured=MEASURED)
-    assert plan["global_batch"] == 8192 and plan["lr"]["linear"] == pytest.approx(0.016)
-    assert plan["warm_up"]["iterations"] == 20 * 156 and plan["iterations"] == 300 * 156
-    assert plan["memory"]["held"] == 3800
+    found = plan(tool, IMAGENET, 64)
+    assert found["batch"] * 64 == 8192 and found["rate"]["linear"] == pytest.approx(0.016)
+    assert found["warm_up"] == 20 * 156 and found["iterations"] == 300 * 156
+    assert found["memory"]["held"] == 3800
 
 
 def test_iterations(tool) -> None:
-    plan = tool.plan(ADE, gpus=64, batch=None, images=None, measured=MEASURED)
-    assert plan["iterations"] == 160_000 and plan["epochs"] == pytest.approx(1013.4)
-    assert plan["iterations_for_the_same_images"] == 20_000
-    one = tool.plan(ADE, gpus=1, batch=16, images=None, measured=MEASURED)
-    assert one["lr"]["linear"] == one["lr"]["sqrt"] == one["lr"]["written"]
+    found = plan(tool, ADE, 64)
+    assert found["iterations"] == 160_000 and found["epochs"] == pytest.approx(1013.4)
+    assert found["iterations_for_the_same_images"] == 20_000
+    one = plan(tool, ADE, 1, batch=16)
+    assert one["rate"]["linear"] == one["rate"]["root"] == 6e-5
     assert one["memory"]["gradients"] == 900
+
+
+def test_hours(tool) -> None:
+    """By hand: 2 images of 1 T multiply-adds, 300 GB a step, on an A100; or as measured."""
+    shortest, longest = tool.step_seconds(MEASURED, 2, "A100")
+    compute = 2 * 3 * 2 * 1e12 / 312e12
+    assert shortest == pytest.approx(max(compute / 0.4, 2 * 300e9 * 0.5 / (2.04e12 * 0.8)))
+    assert longest == pytest.approx(compute / 0.04 + 2 * 300e9 / (2.04e12 * 0.2))
+    hours = plan(tool, COCO, 8)["hours"]
+    assert hours == pytest.approx([x * 12 * 7330 / 3600 for x in (shortest, longest)])
+    assert plan(tool, COCO, 8, step_seconds=0.5)["hours"] == [12 * 7330 / 7200] * 2
+    # for the same images at any batch
+    assert plan(tool, ADE, 64)["hours"][0] == pytest.approx(plan(tool, ADE, 8)["hours"][0] / 8)
 
 
 def test_more_images_than_measured(tool) -> None:
@@ -81,7 +99,7 @@ def test_more_images_than_measured(tool) -> None:
 
 def test_bad_input(tool) -> None:
     with pytest.raises(UsageError, match="give --images"):
-        tool.plan(MINI, gpus=2, batch=None, images=None, measured=MEASURED)
+        plan(tool, MINI)
     with pytest.raises(UsageError, match="give --size H W"):
         tool.training_size(Config(dict(default_scope="mmdet", model={}, train_pipeline=[])))
 
@@ -93,7 +111,7 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
     # under plain autograd, as activations then are most of what is held
     config = tmp_path / "plain.py"
     config.write_text(f'_base_ = "{MINI}"\nmodel = dict(backbone=dict(backend="torch"))\n')
-    command = [config, "--gpus", 4, "--images", 1000, "--out", out, "--page", page]
+    command = [config, "--gpus", 1, 4, "--images", 1000, "--out", out, "--page", page]
     command += ["--threads", torch.get_num_threads()]
     monkeypatch.setattr(sys, "argv", ["plan_training.py", *map(str, command)])
     tool.main()
@@ -106,6 +124,7 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
     assert found["step"]["2"] == pytest.approx(2 * found["step"]["1"], rel=0.1)
     text = page.read_text()
     assert "old" not in text and text.endswith("rest\n") and "32 x 4 = 128" in text
+    assert "32 x 1 = 32" in text and "assumed for A100s" in text and " to " in text
 
     # a second plan measures nothing
     monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("measured again"))

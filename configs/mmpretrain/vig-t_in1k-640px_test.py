@@ -1,0 +1,7 @@
+# ViG-T, ImageNet-1K validation at 640x640 with weights trained at 224x224 (test only).
+_base_ = './vig-t_8xb128_in1k.py'
+
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale, test_pipeline[2].crop_size = 731, 640  # as 256, 224
+test_dataloader = dict(batch_size=24, dataset=dict(pipeline=test_pipeline))
+tta_pipeline = [*test_pipeline[:3], _base_.tta_pipeline[-1]]

@@ -1,0 +1,247 @@
+"""What the measuring commands share: time and memory of a call, the machine, tables and files.
+
+Needs torch alone, so that a bare GPU machine can run `tools/benchmark`, too.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.benchmark.utils.timer import timer  # waits for a GPU before it reads the clock
+
+Run = Callable[[], object]
+ROOT = Path(__file__).resolve().parents[2]
+LEAST_RUNS, MOST_RUNS = 3, 15
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # to the profiler a missing GPU is an error
+
+
+def peak_bytes(run: Run, device: str) -> int:
+    """Bytes that torch allocates at most during a call, over what was allocated before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = run()  # noqa: F841 - what it returns is part of what it needs
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(x.start_ns(), x.nbytes()) for x in events if x.name() == "[memory]"]
+    held = itertools.accumulate(nbytes for _, nbytes in sorted(changes, key=lambda x: x[0]))
+    return max([0, *held])
+
+
+def measure(rivals: dict[str, Run], seconds: float, device: str) -> dict[str, dict]:
+    """Time and memory of calls that run in turn, A B C A B C ..., so that drift hits all alike.
+
+    Args:
+        seconds: for each rival in all; at least `LEAST_RUNS` runs, at most `MOST_RUNS`.
+        device: "cpu" or "cuda".
+
+    Returns:
+        Per rival ``median``, ``min``, ``max`` (seconds), ``runs`` and ``peak_bytes``; or
+        ``missing``: why there is no figure.
+    """
+    found: dict[str, dict] = {}
+    firsts: dict[str, float] = {}
+    for name, run in rivals.items():
+        try:
+            if device == "cuda":
+                run()  # compiles
+            start = timer()
+            found[name] = {"peak_bytes": peak_bytes(run, device)}
+            firsts[name] = timer() - start
+        except Exception as error:  # of one rival: noted, the others go on
+            found[name] = {"missing": problem(error)}
+            if device == "cuda":
+                torch.cuda.synchronize()  # raises where the device itself is lost
+                torch.cuda.empty_cache()
+    slowest = max(firsts.values(), default=0)
+    runs = min(max(int(seconds / max(slowest, 1e-6)), LEAST_RUNS), MOST_RUNS)
+    times: dict[str, list[float]] = {name: [] for name in firsts}
+    for i in range(-1 if slowest < 1 else 0, runs):  # the first run has warmed a slow one up
+        for name in firsts:
+            start = timer()
+            rivals[name]()
+            if i >= 0:
+                times[name].append(timer() - start)
+    for name, taken in times.items():
+        found[name] |= summary(taken)
+    return found
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "runs": len(seconds),
+    }
+
+
+def problem(error: Exception) -> str:
+    """One line for the table: why there is no figure."""
+    text = str(error).strip().partition("\n")[0][:200]
+    if isinstance(error, MemoryError) or any(x in str(error) for x in OUT_OF_MEMORY):
+        return "out of memory"
+    return f"failed: {text or type(error).__name__}"
+
+
+def limit_memory(share: float = 0.9) -> None:
+    """Let an allocation fail, rather than the machine, beyond this share of the free memory.
+
+    Linux only, where /proc says what is free; elsewhere nothing is limited.
+    """
+    files = Path("/proc/meminfo"), Path("/proc/self/status")
+    if not all(path.exists() for path in files):
+        return
+    lines = [line.split() for path in files for line in path.read_text().splitlines()]
+    kib = {line[0]: int(line[1]) for line in lines if line[0] in ("MemAvailable:", "VmData:")}
+    limit = 1024 * int(kib["VmData:"] + share * kib["MemAvailable:"])
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+class Budget:
+    """A time limit that is looked at before every piece of work; None is no limit."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def over(self, seconds: float = 0.0) -> bool:
+        """Whether work of so many seconds would end too late."""
+        return time.monotonic() + seconds >= self.end
+
+
+def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the weights and buffers."""
+    return held_bytes(itertools.chain(model.parameters(), model.buffers()))
+
+
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """What a figure is worth nothing without; with ``device="cuda"`` also the GPU's side of it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    info: dict[str, str | int] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "cpu": (names or [platform.processor() or platform.machine()])[0],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device == "cuda":
+        info |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+        for name in ("triton", "timm", "flash-linear-attention"):
+            try:
+                info[name] = version(name)
+            except PackageNotFoundError:
+                info[name] = "not installed"
+    return info
+
+
+def describe(*parts: dict) -> str:
+    """``key value, key value``"""
+    return ", ".join(f"{key} {value}" for part in parts for key, value in part.items())
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table that reads well in a terminal, too; the first column left, the others right."""
+    widths = [max(3, *map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        aligned = [cells[0].ljust(widths[0])]
+        aligned += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(columns), line(rule), *map(line, rows)])
+
+
+def write(path: Path, text: str) -> None:
+    """In one step, so that a process killed meanwhile leaves the last complete file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def write_json(path: Path, **content: object) -> None:
+    """An object with an entry a line, and of each list or dict of records a record a line."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(x) for x in value) + "\n ]"
+        elif isinstance(value, dict) and any(isinstance(x, dict) for x in value.values()):
+            records = (f"{json.dumps(k)}: {json.dumps(x)}" for k, x in value.items())
+            text = "{\n  " + ",\n  ".join(records) + "\n }"
+        else:
+            text = json.dumps(value)
+        lines.append(f" {json.dumps(key)}: {text}")
+    write(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        ValueError: the text has no such pair of markers.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the page lacks the lines '{begin}' and '{end}' around a table")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def fill_page(page: Path, name: str, content: str) -> None:
+    """Renew what stands between a page's markers, or end in one message if there are none."""
+    try:
+        write(page, fill(page.read_text(), name, content))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {page}: {error}")
+    print(f"written: {page}")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    parser.add_argument("--threads", type=int, default=2, help="CPU: threads (default 2)")
+
+
+def set_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Resolve ``--device``; on a CPU set the threads and limit the memory."""
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA GPU, and torch sees none")
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads)
+        limit_memory()
