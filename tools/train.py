@@ -21,6 +21,7 @@ from vig_mm.checks.config import check_loop, check_optimizer, seed
 from vig_mm.checks.data import prepare_data
 from vig_mm.checks.data.guard import guard_loaders
 from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.recipe import check_recipe, recipe_notes
 from vig_mm.checks.weights import bare_model, check_initial_weights, check_weights
 from vig_mm.engine.hooks.start_hook import StartHook, backbone_start
 from vig_mm.engine.loops.resume import (
@@ -92,6 +93,7 @@ def check_config(cfg: Config, check: bool) -> list[str]:
     """Check optimizer, data and model before anything is built; repair the data; what to log."""
     if check:
         check_optimizer(cfg)
+        check_recipe(cfg)
     lines = prepare_data(cfg, ("train", "val"), check)
     if check:
         check_options(cfg)
@@ -103,10 +105,11 @@ def check_model(cfg: Config, runner: Runner) -> list[str]:
     """Check the built model, let the data sets that come name their bad files; what to log."""
     guard_loaders(runner)
     check_channels(bare_model(runner.model), cfg.model)
+    lines = recipe_notes(cfg, bare_model(runner.model))
     if not cfg.get("load_from"):
-        return []
+        return lines
     resume = bool(cfg.get("resume"))
-    return check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume)
+    return lines + check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume)
 
 
 def set_start(cfg: Config, resume: str | None) -> None:
