@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from sphinx.application import Sphinx
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from vig_mm import __version__  # noqa: E402
@@ -50,13 +48,3 @@ html_css_files = ["site.css"]
 pygments_style = "friendly"
 highlight_language = "text"  # of code blocks that name none: error messages, folders
 copybutton_exclude = ".linenos, .gp, .go"
-
-
-def add_title(app: Sphinx, name: str, source: list[str]) -> None:
-    """Give a page that a benchmark wrote, which is a table alone, a title for the navigation."""
-    if name.startswith(("benchmark/", "compare/")) and not source[0].startswith("#"):
-        source[0] = f"# {name.replace('/', ': ').replace('_', ' ')}\n\n{source[0]}"
-
-
-def setup(app: Sphinx) -> None:
-    app.connect("source-read", add_title)

@@ -201,7 +201,7 @@ def test_stock_inferencer(enabled: tuple[str, Path]) -> None:
 
 
 def test_the_page_lists_every_function_that_is_served() -> None:
-    """docs/install.md: a row for each file of mmcv.ops whose functions `ext.py` has."""
+    """CONTRIBUTING.md: a row for each file of mmcv.ops whose functions `ext.py` has."""
     pytest.importorskip("mmcv")
     code = (
         "import json, pathlib, re, vig_mm.ops, mmcv.ops, mmcv\n"

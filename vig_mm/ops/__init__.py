@@ -22,7 +22,7 @@ MODULE = "mmcv._ext"
 STAND_IN = Path(__file__).with_name("ext.py")
 COMPILE = (
     "install mmcv with its own compiled operators in place of mmcv-lite: "
-    "`bash tools/setup_env.sh --mmcv compiled`, or by hand (docs/install.md)"
+    "`bash tools/setup_env.sh --mmcv compiled`"
 )
 
 
