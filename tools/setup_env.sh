@@ -227,8 +227,8 @@ choose_opencv() {
 
 install_vig_mm() {
   pip_install --no-build-isolation --no-deps -e .
-  # for programs that import mmcv.ops before anything of vig_mm: mmdet's own tools, mim, notebooks
-  "$py" -m vig_mm.ops "$([[ $mmcv == lite ]] && echo enable || echo disable)"
+  # for programs that start without vig_mm: the libraries' own tools, mim, inferencers, notebooks
+  "$py" -m vig_mm.ops "$([[ $line == upstream ]] && echo enable || echo disable)"
 }
 
 # Where only the tests of these libraries look: mmpretrain does not start beside transformers 5.
@@ -344,6 +344,7 @@ fi
 step 'every package imports' import_all
 rm -rf "$build_dir"
 say "$key" >"$stamp"
-[[ $mmcv != lite ]] || say "mmcv's operators: from torchvision, by $venv's vig_mm_ops.pth, in every" \
-  'program of this environment (python -m vig_mm.ops disable takes that back)'
+[[ $line != upstream ]] || say "enabled in every program of it, by vig_mm_ops.pth in site-packages:" \
+  "mmengine's checkpoints on this torch$([[ $mmcv != lite ]] || echo ', and mmcv'\''s operators from torchvision')" \
+  '(python -m vig_mm.ops disable takes that back)'
 say "environment: $venv is ready"
