@@ -18,7 +18,14 @@ STANDARD = sys.stdlib_module_names
 RANKS = (
     ("vig_mm.ops",),  # serves mmcv, imports nothing of ours; the registry puts it in place
     # known to all
-    ("vig_mm", "vig_mm.version", "vig_mm.errors", "vig_mm.serialization", "vig_mm.registry"),
+    (
+        "vig_mm",
+        "vig_mm.version",
+        "vig_mm.errors",
+        "vig_mm.serialization",
+        "vig_mm.registry",
+        "vig_mm.startup",
+    ),
     ("vig_mm.kernels",),
     ("vig_mm.nets",),
     ("vig_mm.models", "vig_mm.timm"),

@@ -260,7 +260,7 @@ def test_hooks_have_the_pinned_ruff() -> None:
     assert len(needed) == 1
 
 
-def test_install_page_shows_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributing_shows_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools" / "dev"))
     from tested_versions import PAGE, page_with_table
 

@@ -5,7 +5,7 @@ are taken. The file is named OUT-<hash>.pth after the first eight hexadecimal di
 and it can be read with torch's protection on (`torch.load(..., weights_only=True)`).
 
 It loads by `init_cfg=dict(type='Pretrained', checkpoint=...)`, by tools/test.py, and by the
-libraries' inferencers, which find the config in it (docs/look.md).
+libraries' inferencers, which find the config in it (docs/predict.md).
 
 Example: python tools/publish_model.py work_dirs/CONFIG/epoch_12.pth models/mask-rcnn_vig-h-t.pth
 """

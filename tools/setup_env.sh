@@ -5,8 +5,9 @@
 #
 # --line upstream (the default) takes OpenMMLab's own packages, --line onedl their maintained forks.
 # --mmcv lite takes mmcv without compiled operators, which vig_mm.ops serves through torchvision: no
-# compiler, no CUDA toolkit. --mmcv compiled builds mmcv's own, which takes 10 minutes or more. The
-# default is lite, or compiled where the environment has that already. The forks are always compiled.
+# compiler, no CUDA toolkit; every program of the environment finds them, mmdet's own tools as well.
+# --mmcv compiled builds mmcv's own, which takes 10 minutes or more. The default is lite, or compiled
+# where the environment has that already. The forks are always compiled.
 # DIR is $VIG_MM_VENV where that is set, else .venv in the repository, with -onedl added for the forks;
 # an environment that exists is completed, not replaced. $VIG_MM_PYTHON names the Python that makes it.
 # A run with nothing to do returns at once. Everything pip and the compiler print goes to DIR/setup.log.
@@ -224,6 +225,12 @@ choose_opencv() {
   "$py" -c 'import cv2'
 }
 
+install_vig_mm() {
+  pip_install --no-build-isolation --no-deps -e .
+  # for programs that start without vig_mm: the libraries' own tools, mim, inferencers, notebooks
+  "$py" -m vig_mm.ops "$([[ $line == upstream ]] && echo enable || echo disable)"
+}
+
 # Where only the tests of these libraries look: mmpretrain does not start beside transformers 5.
 install_hosts() {
   rm -rf "$venv/hosts"
@@ -326,7 +333,7 @@ step 'mmengine, mmcv, mmdet, mmsegmentation, mmpretrain, tools, tests' \
   pip_install -r "$packages" -r requirements/cpu.txt -r requirements/tools.txt -r requirements/tests.txt \
   -r requirements/docs.txt -r requirements/mim.txt
 [[ $line != upstream ]] || step 'libraries that ViG is tried in, apart' install_hosts
-step 'vig_mm, editable' pip_install --no-build-isolation --no-deps -e .
+step 'vig_mm, editable' install_vig_mm
 step 'OpenCV' choose_opencv
 # pip may have taken a wheel of mmcv that it kept from another torch, or one without CUDA.
 if [[ $mmcv == compiled ]] && ! mmcv_works; then
@@ -337,4 +344,7 @@ fi
 step 'every package imports' import_all
 rm -rf "$build_dir"
 say "$key" >"$stamp"
+[[ $line != upstream ]] || say "enabled in every program of it, by vig_mm_ops.pth in site-packages:" \
+  "mmengine's checkpoints on this torch$([[ $mmcv != lite ]] || echo ', and mmcv'\''s operators from torchvision')" \
+  '(python -m vig_mm.ops disable takes that back)'
 say "environment: $venv is ready"

@@ -21,8 +21,15 @@ from vig_mm.checks.config import check_loop, check_optimizer, seed
 from vig_mm.checks.data import prepare_data
 from vig_mm.checks.data.guard import guard_loaders
 from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.recipe import check_recipe, recipe_notes
 from vig_mm.checks.weights import bare_model, check_initial_weights, check_weights
-from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
+from vig_mm.engine.hooks.start_hook import StartHook, backbone_start
+from vig_mm.engine.loops.resume import (
+    how_to_resume,
+    latest_checkpoint,
+    make_resumable,
+    take_seed,
+)
 from vig_mm.errors import UsageError
 from vig_mm.registry import type_name
 
@@ -86,6 +93,7 @@ def check_config(cfg: Config, check: bool) -> list[str]:
     """Check optimizer, data and model before anything is built; repair the data; what to log."""
     if check:
         check_optimizer(cfg)
+        check_recipe(cfg)
     lines = prepare_data(cfg, ("train", "val"), check)
     if check:
         check_options(cfg)
@@ -93,14 +101,15 @@ def check_config(cfg: Config, check: bool) -> list[str]:
     return lines
 
 
-def check_model(cfg: Config, runner: Runner) -> None:
-    """Check the built model, and let the data sets that come name their bad files."""
+def check_model(cfg: Config, runner: Runner) -> list[str]:
+    """Check the built model, let the data sets that come name their bad files; what to log."""
     guard_loaders(runner)
     check_channels(bare_model(runner.model), cfg.model)
-    if cfg.get("load_from"):
-        resume = bool(cfg.get("resume"))
-        for line in check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume):
-            runner.logger.warning(line)
+    lines = recipe_notes(cfg, bare_model(runner.model))
+    if not cfg.get("load_from"):
+        return lines
+    resume = bool(cfg.get("resume"))
+    return lines + check_weights(runner.model, cfg.load_from, partly=not resume, resume=resume)
 
 
 def set_start(cfg: Config, resume: str | None) -> None:
@@ -139,8 +148,12 @@ def main() -> None:
         runner.logger.warning(line)
     if not args.no_check:
         with skippable():
-            check_model(cfg, runner)
-    runner.train()
+            lines += check_model(cfg, runner)
+    runner.register_hook(StartHook(backbone_start(cfg, runner.model), lines), priority="LOWEST")
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_resume(cfg.work_dir)) from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which of mmcv's operators the stock configs of mmdet, mmseg and mmpretrain reach.
 
     python tools/dev/mmcv_operators.py            # builds their models: 20 minutes of one core
-    python tools/dev/mmcv_operators.py --table    # only writes the table of docs/install.md anew
+    python tools/dev/mmcv_operators.py --table    # only writes the table of CONTRIBUTING.md anew
 
 Builds the model of every config on the `meta` device (no memory, no weights); configs that differ
 in numbers only count as one model. An operator counts as reached where a class of `mmcv.ops` is
@@ -30,7 +30,7 @@ import vig_mm.ops  # noqa: F401 (before mmcv.ops)
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "docs" / "mmcv_operators.json"
-PAGE = ROOT / "docs" / "install.md"
+PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- operators:begin -->\n", "<!-- operators:end -->\n"
 LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
 PYTHON = "mmcv's own Python"

@@ -1,10 +1,10 @@
-"""Keeps the record of which versions the tests were run with, and shows it in docs/install.md.
+"""Keeps the record of which versions the tests were run with, and shows it in CONTRIBUTING.md.
 
     bash tools/run_tests.sh --line onedl --record docs/tested/onedl_py313.json
     python tools/dev/tested_versions.py
 
 The first command, a test run, also writes its versions and counts (this file is then a plugin of
-pytest). The second writes the table of docs/install.md from all records.
+pytest). The second writes the table of CONTRIBUTING.md from all records.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "docs" / "tested"
-PAGE = ROOT / "docs" / "install.md"
+PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- tested:begin -->\n", "<!-- tested:end -->\n"
 PACKAGES = ("torch", "torchvision", "triton", "numpy")
 # Of these the installed one is recorded: upstream's, its build without operators, the fork's.
@@ -84,7 +84,7 @@ def table(records: list[dict]) -> str:
 
 
 def page_with_table() -> str:
-    """The text of docs/install.md with the table of the records that are there."""
+    """The text of CONTRIBUTING.md with the table of the records that are there."""
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

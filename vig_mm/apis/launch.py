@@ -3,15 +3,18 @@
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import mmengine.registry
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.dist import is_main_process
+from mmengine.registry import RUNNERS, Registry
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
@@ -89,6 +92,8 @@ def resolve_device(name: str | None) -> torch.device:
 def run(main: Callable[[], None]) -> None:
     """Run a tool; a mistake of its user ends in one message on stderr and exit status 1.
 
+    So does Ctrl-C, with exit status 130; what a KeyboardInterrupt carries is said, too.
+
     torch's protection against code in checkpoints stays on, also where mmengine reads them.
     """
     if os.environ.pop(UNPROTECTED, None) is not None:
@@ -96,6 +101,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         check_torch()
         main()
+    except KeyboardInterrupt as stop:
+        if is_main_process():
+            print(f"\n{': '.join([f'{sys.argv[0]}: stopped', *stop.args])}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except VigError as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
     except KeyError as error:
@@ -141,6 +150,7 @@ def load_config(args: argparse.Namespace) -> Config:
             f"{args.config}: default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}"
         )
     require(scope)
+    complete_registries(scope)
     if cfg.get("custom_imports"):
         import_modules_from_strings(**cfg.custom_imports)
 
@@ -152,6 +162,17 @@ def load_config(args: argparse.Namespace) -> Config:
     check_folder(cfg.work_dir, "--work-dir")
     prepare_distributed(cfg)
     return cfg
+
+
+def complete_registries(scope: str) -> None:
+    """Give a library an empty registry wherever it has none of its own.
+
+    Where there is none, mmengine falls back to its own all the same, but warns of an "unexpected
+    failure" each time.
+    """
+    for root in vars(mmengine.registry).values():
+        if isinstance(root, Registry) and root._search_child(scope) is None:
+            Registry(root.name, parent=root, scope=scope, locations=[f"{scope}.registry"])
 
 
 def build_runner(cfg: Config) -> Runner:

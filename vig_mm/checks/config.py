@@ -15,6 +15,7 @@ from mmengine.registry import OPTIMIZERS
 from vig_mm.errors import UsageError
 
 from .environment import SCOPES
+from .own_configs import tell_mmengine_of_own_configs
 
 _SEEDS = 2**31  # numpy takes 2**32, and mmengine adds the numbers of processes and workers
 _PARTS = {
@@ -65,6 +66,7 @@ def read_config(path: str) -> Config:
     """
     if not os.path.isfile(path):
         raise UsageError(f"config {path!r} is not a file (seen from {os.getcwd()!r})")
+    tell_mmengine_of_own_configs()
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
     except SyntaxError as error:

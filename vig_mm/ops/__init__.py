@@ -4,17 +4,16 @@ Every operator of `mmcv.ops` takes its functions by name from one compiled modul
 `import vig_mm.ops` puts a finder at the end of `sys.meta_path` that offers `ext.py` under that
 name: a compiled `mmcv._ext` is found before it and always wins. Nothing is loaded until mmcv asks.
 
-`vig_mm.registry` and the tools import this package. Before any other program imports `mmcv.ops`
-(mmdet's own tools, a notebook), either it imports `vig_mm.ops`, or
+`vig_mm.registry` and the tools import this package. For programs that import `mmcv.ops` before
+anything of vig_mm (mmdet's own tools, `mim train mmdet`, a notebook),
 
     python -m vig_mm.ops enable      # disable takes it back
 
-makes every Python of this environment do so when it starts.
+makes every Python of an environment do so when it starts; `tools/setup_env.sh` has done that.
 """
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
@@ -23,11 +22,11 @@ MODULE = "mmcv._ext"
 STAND_IN = Path(__file__).with_name("ext.py")
 COMPILE = (
     "install mmcv with its own compiled operators in place of mmcv-lite: "
-    "`bash tools/setup_env.sh --mmcv compiled`, or by hand (docs/install.md)"
+    "`bash tools/setup_env.sh --mmcv compiled`"
 )
 
 
-class OperatorFinder(MetaPathFinder):
+class OperatorFinder:  # importlib.abc's base class would double the time that a start takes
     """Finds `ext.py` for `mmcv._ext`, and nothing else."""
 
     def find_spec(

@@ -4,7 +4,7 @@
     python -m vig_mm.ops enable      # for mmdet's own tools, mim and notebooks
     python -m vig_mm.ops disable     # takes it back
 
-`enable` writes one file, vig_mm_ops.pth, into site-packages.
+`enable` writes one file, vig_mm_ops.pth, into site-packages, which runs `vig_mm.startup`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from . import provider
 
 # Python runs such a line when it starts. It must not fail once vig_mm is uninstalled.
-LINE = 'import importlib.util as u; u.find_spec("vig_mm") and __import__("vig_mm.ops")\n'
+LINE = 'import importlib.util as u; u.find_spec("vig_mm") and __import__("vig_mm.startup")\n'
 
 
 def hook() -> Path:

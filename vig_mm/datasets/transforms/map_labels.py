@@ -21,8 +21,9 @@ class MapLabels(BaseTransform):
     what that has loaded: with ``reduce_zero_label`` the numbers are reduced already. 255 is "no
     label" unless heads and evaluators say otherwise.
 
-    Required and modified key: ``gt_seg_map``, uint8 [H, W], or [H, W, 3] (blue, green, red, as mmcv
-    loads colours; a fourth channel is left out).
+    Modified key: ``gt_seg_map``, uint8 [H, W], or [H, W, 3] (blue, green, red, as mmcv loads
+    colours; a fourth channel is left out). A picture without a label map, as mmseg's inferencer has
+    it, stays as it is.
 
     Args:
         mapping: Number or colour (red, green, blue) -> number, all from 0 to 255.
@@ -30,7 +31,7 @@ class MapLabels(BaseTransform):
 
     Raises:
         ValueError: an entry is neither; a label map has colours that are not in the mapping, or
-            numbers where the mapping has colours.
+            numbers where the mapping has colours, or has not been loaded yet.
     """
 
     def __init__(self, mapping: Mapping[Value, int], others: int | None = None) -> None:
@@ -40,7 +41,11 @@ class MapLabels(BaseTransform):
         self.others = others
 
     def transform(self, results: dict) -> dict:
-        labels = results["gt_seg_map"]
+        labels = results.get("gt_seg_map")
+        if labels is None:
+            if results.get("seg_map_path") is not None:
+                raise ValueError("MapLabels stands before LoadAnnotations: put it behind")
+            return results
         mapped = self._numbers(labels) if labels.ndim == 2 else self._colours(labels)
         results["gt_seg_map"] = mapped
         return results

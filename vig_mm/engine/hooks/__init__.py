@@ -2,5 +2,6 @@
 
 from .checkpoint_hook import SafeCheckpointHook
 from .progress_hook import ProgressBarHook
+from .start_hook import StartHook
 
-__all__ = ["ProgressBarHook", "SafeCheckpointHook"]
+__all__ = ["ProgressBarHook", "SafeCheckpointHook", "StartHook"]

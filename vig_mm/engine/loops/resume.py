@@ -101,6 +101,17 @@ def latest_checkpoint(work_dir: str) -> str | None:
     return None
 
 
+def how_to_resume(work_dir: str) -> str:
+    """What is left of a training that was stopped, and how to go on."""
+    pointer = Path(work_dir, "last_checkpoint")
+    if not pointer.is_file():
+        return "no checkpoint was written yet, so the same command begins anew"
+    return (
+        f"the last checkpoint is {pointer.read_text().strip()!r}: the same command with --resume "
+        "goes on from it"
+    )
+
+
 def _candidates(work_dir: Path, named: Path | None) -> list[Path]:
     """The named checkpoint, then those beside it and in the work folder, the newest first."""
     folders = {work_dir, named.parent} if named else {work_dir}
