@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from vig_mm.checks.data import DataCheck, check_data
 from vig_mm.checks.data import guard as guard_module
-from vig_mm.checks.data.coco_rules import is_whole, shape_faults
+from vig_mm.checks.data.coco import is_whole, shape_faults
 from vig_mm.checks.data.guard import guard
 from vig_mm.checks.data.images import FAULTS, file_fault
 from vig_mm.checks.data.repair import repair
@@ -106,7 +106,7 @@ def pixels(dataset):
 
 
 BROKEN = {
-    "empty": (b"", "is an empty file"),
+    "empty": (b"", "is empty (0 bytes)"),
     "cut jpg": (JPG[:CUT], "is cut off"),
     "jpg with zeros for the rest": (JPG[:CUT] + bytes(len(JPG) - CUT), "is cut off"),
     "cut progressive jpg": (encoded(picture(), progressive=True)[:-300], "is cut off"),
@@ -162,7 +162,7 @@ def test_error_of_a_worker_is_one_message(classification):
     with pytest.raises(SampleError) as error:
         next(iter(loader))
     message = str(error.value)
-    assert message.startswith("'") and "\n" not in message and FAULTS["empty"][0] in message
+    assert message.startswith("'") and "\n" not in message and FAULTS["empty"] in message
 
 
 def test_wrapped_data_sets_are_guarded(tmp_path):
@@ -427,7 +427,7 @@ def test_polygon_that_crosses_itself_has_a_hole(coco):
 
 def crosses_itself(polygon):
     one = dict(bbox=[0, 0, 1, 1], area=1, segmentation=[list(polygon)])
-    return "crossing" in shape_faults(one, (99, 99), True)
+    return "crossing" in shape_faults((one, (99, 99)), True)
 
 
 def test_crossing_edges():

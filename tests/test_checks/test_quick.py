@@ -361,7 +361,7 @@ def test_seg_classes_of_another_data_set(ade):
 
 def test_seg_palette(ade):
     ade.train_dataloader.dataset.metainfo.palette = [[0, 0, 0]] * 3
-    complaint(ade, "metainfo.palette has 3 colours for 11 classes", count=1)
+    complaint(ade, "metainfo.palette: 3 colours for 11 classes", count=1)
 
 
 @pytest.mark.parametrize(
@@ -407,9 +407,9 @@ def test_seg_reads_some_label_maps_of_many(ade, tmp_path, monkeypatch):
     for i in range(90):
         touch(tmp_path / f"images/training/{i:02}.jpg")
         write_labels(tmp_path / f"annotations/training/{i:02}.png", 1)
-    read, read_label = [], label_maps.label_facts
+    read, read_label = [], label_maps.image_facts
     monkeypatch.setattr(
-        label_maps, "label_facts", lambda *args, **how: read.append(args) or read_label(*args)
+        label_maps, "image_facts", lambda *args, **how: read.append(args) or read_label(*args, **how)
     )
     check_data(ade, ("train",))
     assert 10 <= len(read) <= 20

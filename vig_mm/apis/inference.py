@@ -73,7 +73,7 @@ def read_image(path: Path) -> np.ndarray:
         UsageError: there is no such file, it is cut off, or it is not a picture.
     """
     if fault := file_fault(str(path)):
-        raise UsageError(f"{str(path)!r} {FAULTS[fault][0]} (seen from {str(Path.cwd())!r})")
+        raise UsageError(f"{str(path)!r} {FAULTS[fault]} (seen from {str(Path.cwd())!r})")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")

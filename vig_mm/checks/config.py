@@ -5,7 +5,7 @@ import difflib
 import inspect
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import OPTIMIZERS
 
 from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 from .environment import SCOPES
 
@@ -97,6 +98,20 @@ def _scope_of(cfg: Config) -> str | None:
     return None
 
 
+def walk(where: str, entry: Any) -> Iterator[tuple[str, dict]]:
+    """(key in the config, entry) of an entry and of all entries inside it, outer ones first."""
+    if isinstance(entry, dict):
+        yield where, entry
+    parts = entry.items() if isinstance(entry, dict) else ()
+    for key, value in enumerate(entry) if isinstance(entry, list | tuple) else parts:
+        yield from walk(f"{where}.{key}", value)
+
+
+def transform(pipeline: Any, name: str) -> dict:
+    """The config of the first transform of a type in a pipeline, at any depth; {} if none."""
+    return next((one for _, one in walk("", pipeline) if type_name(one) == name), {})
+
+
 def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
     """The data sets inside wrappers (RepeatDataset, ConcatDataset, lists...).
 
@@ -116,6 +131,18 @@ def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
             yield from leaves(f"{where}.{key}", dataset[key])
         if not inner:
             yield where, dataset
+
+
+def part_name(where: str) -> str:
+    """`model.roi_head.bbox_head.1` -> `bbox_head`."""
+    return next(name for name in reversed(where.split(".")) if not name.isdigit())
+
+
+def metrics_of(cfg: Mapping, split: str) -> list[dict]:
+    """The configs of a split's metrics."""
+    evaluator = cfg.get(f"{split}_evaluator")
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return [metric for metric in metrics if isinstance(metric, dict)]
 
 
 def pipeline_of(cfg: Config, split: str) -> list[dict]:

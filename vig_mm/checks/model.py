@@ -17,34 +17,18 @@ from torch import Tensor, nn
 from vig_mm.errors import ModelError
 from vig_mm.registry import MODELS as VIG_MODELS
 
+from .config import part_name, walk
+
 # Pixels, (H, W): the usual training size, as some backbones take no other.
 IMAGE_SIZE = (224, 224)
 
 
-def parts(where: str, model: Any) -> Iterator[tuple[str, dict]]:
-    """Backbones, necks, heads and preprocessors in a model's config, at any depth.
-
-    Args:
-        where: key of ``model`` in its config.
-        model: a model's config, or an entry or a list inside it.
-
-    Yields:
-        (key in the config, the part's config).
-    """
-    if isinstance(model, list | tuple):
-        for i, one in enumerate(model):
-            yield from parts(f"{where}.{i}", one)
-    elif isinstance(model, dict):
+def parts(model: Any) -> Iterator[tuple[str, dict]]:
+    """(key in the config, config) of a model's backbones, necks, heads and preprocessors."""
+    for where, part in walk("model", model):
         name = part_name(where)
         if name in ("backbone", "neck", "data_preprocessor") or name.endswith("head"):
-            yield where, model
-        for key, value in model.items():
-            yield from parts(f"{where}.{key}", value)
-
-
-def part_name(where: str) -> str:
-    """`model.roi_head.bbox_head.1` -> `bbox_head`."""
-    return next(name for name in reversed(where.split(".")) if not name.isdigit())
+            yield where, part
 
 
 def check_options(cfg: Config) -> None:
@@ -58,7 +42,7 @@ def check_options(cfg: Config) -> None:
     """
     problems = []
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-        for where, part in parts("model", cfg.get("model")):
+        for where, part in parts(cfg.get("model")):
             kind = part.get("type")
             if isinstance(kind, str):
                 if registry.get(kind) is None and VIG_MODELS.get(kind) is not None:

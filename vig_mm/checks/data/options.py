@@ -6,8 +6,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS, TRANSFORMS, Registry
 
-from vig_mm.datasets.transforms.map_labels import read_mapping
-from vig_mm.registry import type_name
+from ..config import transform, walk
 
 # What these do to a label map, they do to its pixels' places, not to their numbers.
 _KEEP_NUMBERS = ("mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "vig_mm")
@@ -25,14 +24,10 @@ class Listing:
     use: Any = None  # of annotations or label maps: a `CocoUse` or a `LabelUse`
     classes: tuple[str, ...] = ()  # of each image, or what the numbers in label maps stand for
     content: dict | None = None  # of a COCO file
+    ann_file: str = ""
     label_folder: str = ""
     labels: tuple[str, ...] = ()  # of each image
     label_backend: str = "pillow"  # `imdecode_backend` of `LoadAnnotations`
-
-    @property
-    def turns(self) -> bool:
-        """Whether mmcv follows the EXIF orientation."""
-        return self.flag in ("color", "grayscale") and self.backend in (None, "cv2", "pillow")
 
 
 def class_of(entry: dict, scope: str | None, registry: Registry = DATASETS) -> Any:
@@ -42,6 +37,13 @@ def class_of(entry: dict, scope: str | None, registry: Registry = DATASETS) -> A
         with registry.switch_scope_and_registry(scope) as found:
             return found.get(kind)
     return kind
+
+
+def base_of(kind: Any, name: str, *methods: str) -> type | None:
+    """The base of a name that a class is built on, if it has these methods of that base."""
+    base = next((x for x in getattr(kind, "__mro__", ()) if x.__name__ == name), None)
+    same = all(getattr(kind, x, None) is getattr(base, x, None) for x in methods)
+    return base if same else None
 
 
 def classes_of(dataset: dict, kind: type) -> tuple[str, ...] | str:
@@ -76,22 +78,8 @@ def option(dataset: dict, kind: type, name: str, default: Any = None) -> Any:
     return default
 
 
-def transform(pipeline: Any, name: str) -> dict:
-    """The config of the first transform of a type in a pipeline, at any depth; {} if none."""
-    if isinstance(pipeline, dict):
-        if type_name(pipeline) == name:
-            return pipeline
-        pipeline = list(pipeline.values())
-    if isinstance(pipeline, list | tuple):
-        for one in pipeline:
-            if found := transform(one, name):
-                return found
-    return {}
-
-
-def image_loader(dataset: dict) -> tuple[str, str | None]:
-    """`color_type` and `imdecode_backend` of a data set's `LoadImageFromFile`, or what reads it."""
-    pipeline = dataset.get("pipeline")
+def image_loader(pipeline: Any) -> tuple[str, str | None]:
+    """`color_type` and `imdecode_backend` of a pipeline's `LoadImageFromFile`, or what reads it."""
     if transform(pipeline, "LoadTiff"):
         return "unchanged", "tifffile"
     if transform(pipeline, "LoadImageFromNpyFile"):  # of the forks' mmseg
@@ -100,34 +88,22 @@ def image_loader(dataset: dict) -> tuple[str, str | None]:
     return load.get("color_type", "color"), load.get("imdecode_backend", "cv2")
 
 
-def has_own_transform(entry: Any, scope: str) -> bool:
+def turns(flag: str, backend: str | None) -> bool:
+    """Whether a loader of mmcv follows the EXIF orientation."""
+    return flag in ("color", "grayscale") and backend in (None, "cv2", "pillow")
+
+
+def has_own_transform(entry: Any, scope: str | None) -> bool:
     """Whether a data set, or a part of its config, has a transform that is no library's."""
-    if isinstance(entry, list | tuple):
-        return any(has_own_transform(one, scope) for one in entry)
-    if not isinstance(entry, dict):
-        return False
-    for key, value in entry.items():
-        steps = value if isinstance(value, list | tuple) else [value]
-        if key in ("pipeline", "transforms") and not all(
-            isinstance(one, list | tuple) or keeps_numbers(one, scope) for one in steps
-        ):
-            return True
-        if has_own_transform(value, scope):
-            return True
-    return False
+    steps = [one[k] for _, one in walk("", entry) for k in ("pipeline", "transforms") if k in one]
+    return any(
+        not (isinstance(one, list | tuple) or keeps_numbers(one, scope))
+        for value in steps
+        for one in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
-def keeps_numbers(step: Any, scope: str) -> bool:
+def keeps_numbers(step: Any, scope: str | None) -> bool:
     """Whether a transform (or its config) is one of the libraries' or ours."""
     kind = class_of(step, scope, TRANSFORMS) if isinstance(step, dict) else type(step)
     return getattr(kind, "__module__", "").partition(".")[0] in _KEEP_NUMBERS
-
-
-def label_mapping(dataset: Any) -> tuple[dict | None, int | None]:
-    """`mapping` and `others` of the first `vig_mm.MapLabels` of a data set; None without.
-
-    Raises:
-        ValueError: The mapping is none.
-    """
-    found = transform(dataset, "MapLabels")
-    return (read_mapping(found.get("mapping")), found.get("others")) if found else (None, None)

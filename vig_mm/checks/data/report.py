@@ -1,18 +1,78 @@
-"""Findings of the quick check, and what its parts share."""
+"""Findings: one record for each kind of fault in a data set, and the report that takes them."""
 
 import os
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
-from mmengine.registry import MODELS
 
-from ..model import part_name, parts
-from .findings import Finding, absent, finding, hint, number, some
+from vig_mm.datasets.files import entries, some
+
 from .options import Listing
 
-_HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head")
+SEVERITIES = ("error", "warning", "note")
+_OPTION = re.compile(r"\.(ann_file|data_root|data_prefix|metainfo|pipeline)\b.*")
+
+Rules = dict[str, list[str]]
+
+
+def rules(table: str) -> Rules:
+    """Kind -> severity, noun, what is so, what comes of it and what to do; and, where a library
+    leaves such things out, the words for that behind their number.
+
+    Args:
+        table: Lines ``severity noun kind | what is so | what to do | left out``, of which each may
+            go on in lines that are indented. Behind a slash in a kind: its variant.
+    """
+    lines = re.sub(r"\n +", " ", table.strip()).splitlines()
+    return {line.split()[2]: [*line.split()[:2], *line.split(" | ")[1:]] for line in lines}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault in one data set.
+
+    `error` if training would stop or learn wrong labels, `warning` if a library leaves something
+    out or changes it without a word, `note` if nothing is lost.
+    """
+
+    severity: str
+    kind: str  # a short fixed name
+    where: str  # key of the data set in its config
+    text: str  # the whole message: where, how many of what, what comes of it, what to do
+    count: int = 1  # of files, annotations, images or classes
+    names: tuple[str, ...] = ()  # all of them
+    left_out: str = ""  # what the library leaves out, with the count
+
+
+def number(count: int, noun: str) -> str:
+    """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
+    several = f"{noun}es" if noun.endswith("ss") else f"{noun}s"
+    return f"{count} {noun if count == 1 else several}".replace("_", " ")
+
+
+def findings(
+    table: Rules, cases: Mapping[str, Sequence], where: str, place: str, **said: object
+) -> Iterator[Finding]:
+    """One finding for each rule that has cases, in the order of the rules.
+
+    Args:
+        cases: Names by kind.
+        where: Key of the data set.
+        place: The folder or file they are in.
+        said: How many were looked at, by noun; and what else the rules have places for.
+    """
+    for kind, (severity, noun, *words) in table.items():
+        if names := tuple(map(str, cases.get(kind, ()))):
+            what, effect, *left_out = (one.format(**said) for one in words)
+            key, of = ".metainfo.classes" if noun == "class" else "", number(said[noun], noun)
+            text = f"{where}{key}: {len(names)} of {of} in {place!r} {what}, e.g. {some(names, 3)}"
+            out = f"{number(len(names), noun)} {left_out[0]}" if left_out else ""
+            kind = kind.partition("/")[0]
+            yield Finding(severity, kind, where, f"{text}: {effect}", len(names), names, out)
 
 
 class Report:
@@ -28,7 +88,6 @@ class Report:
         listings: The files of each data set, as far as they are there.
         classes: Data set -> its classes, in label order.
         ann_files: Split -> the annotation files of its loader.
-        num_classes: (key, value) of every `num_classes` of the model.
     """
 
     def __init__(self, cfg: Config, sample: int, coco: dict[str, dict | str] | None = None) -> None:
@@ -38,96 +97,75 @@ class Report:
         self.listings: list[Listing] = []
         self.classes: dict[str, tuple[str, ...]] = {}
         self.ann_files: dict[str, list[str]] = {}
-        self.num_classes = list(_num_classes(cfg.get("model")))
 
-    def error(self, where: str, kind: str, text: str, names: list[str] | None = None) -> None:
-        """Note what cannot be trained on; `names`: all that it holds for."""
-        self.findings.append(finding("error", kind, where, text, names or ()))
+    def add(
+        self, where: str, kind: str, text: str, names: Sequence = (), severity="error", left_out=""
+    ) -> None:
+        """Note what is wrong; `where` may go on to an option; `names`: all that it holds for."""
+        data_set, text, count = _OPTION.sub("", where), f"{where}: {text}", len(names) or 1
+        found = Finding(severity, kind, data_set, text, count, tuple(names), left_out)
+        self.findings.append(found)
 
-    def warning(self, where: str, kind: str, text: str, names: list[str] | None = None) -> None:
-        """Note what a library changes or leaves out, or what is not certain."""
-        self.findings.append(finding("warning", kind, where, text, names or ()))
+    def missing(self, where: str, path: str, what: str) -> None:
+        """Note that a file or folder is not there; `where`: the option that names it."""
+        text = f"no {what} {path!r} (seen from {os.getcwd()!r}): put the data there, or set {where}"
+        self.add(where, "missing", f"{text} in the config or by --cfg-options{hint(path)}")
 
-    def missing(self, where: str, key: str, path: str, what: str) -> None:
-        """Note that a file or folder is not there; `key`: the option that names it."""
-        self.error(
-            where,
-            "missing",
-            f"{where}.{key}: no {what} {path!r} (seen from {os.getcwd()!r}): put the data there, "
-            f"or set {where}.{key} in the config or by --cfg-options{hint(path)}",
-        )
-
-    def absent(self, where: str, key: str, names: list[str], path: str, folder: str) -> list[str]:
+    def absent(self, where: str, names: list[str], path: str, folder: str) -> list[str]:
         """Those of the names in the file `path` that are not in a folder, after noting them."""
-        gone = absent(names, folder)
+        there = {entry.name for entry in entries(folder)}  # one listing, as look-ups are slow
+        gone = [
+            x
+            for x in names
+            if x not in there and not ("/" in x and os.path.isfile(os.path.join(folder, x)))
+        ]
         if gone:
             windows = [name for name in gone if "\\" in name]
             advice = hint(folder)
             if windows:
-                advice = (
-                    f"; {len(windows)} have backslashes, as on Windows: write / for \\ in {path!r}"
-                )
+                advice = f"; {len(windows)} have backslashes, as on Windows: write / for \\ in "
+                advice += repr(path)
             elif other := _in_other_case(gone[0], folder):
                 advice = f"; there is {other!r}: upper and lower case differ here"
-            text = (
-                f"{where}.{key}: {len(gone)} of the {len(names)} images in {path!r} are not in "
-                f"{folder!r}, e.g. {gone[0]!r}{advice}"
-            )
-            self.error(where, "missing", text, gone)
+            text = f"{len(gone)} of the {len(names)} images in {path!r} are not in {folder!r}, "
+            self.add(where, "missing", f"{text}e.g. {gone[0]!r}{advice}", gone)
         return gone
 
     def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
         """Note the files in a folder that a data set leaves out, if there are any."""
         if names:
             what = f"{number(len(names), 'file')} in {folder!r} {why}"
-            text = (
-                f"{where}: {what}, e.g. {some(names, 3)}: {self.cfg.default_scope} leaves them "
-                "out; rename or convert them, or take them away"
-            )
-            found = Finding("warning", "not-taken", where, text, len(names), tuple(names), what)
-            self.findings.append(found)
+            text = f"{what}, e.g. {some(names, 3)}: {self.cfg.default_scope} leaves them out; "
+            text += "rename or convert them, or take them away"
+            self.add(where, "not-taken", text, names, "warning", what)
 
     def lines_of(self, where: str, path: str) -> list[str]:
         """The lines of an `ann_file`, split as the libraries do; none after noting the problem."""
+        lines, kind, fault = [], "list", ""
         if not os.path.isfile(path):
-            self.missing(where, "ann_file", path, "list of images")
+            self.missing(where, path, "list of images")
             return []
-        fault = ""
         try:
             lines = list_from_file(path)
+            if not lines:
+                kind, fault = "no-images", "is empty: list the images in it, one a line"
         except UnicodeDecodeError as error:
-            lines, fault = [], f": {path!r} is not UTF-8 ({error}): save it as UTF-8"
+            fault = f"is not UTF-8 ({error}): save it as UTF-8"
         except OSError as error:
-            lines, fault = [], f" cannot be read ({error}): correct its permissions"
+            fault = f"cannot be read ({error}): correct its permissions"
         if fault:
-            self.error(where, "list", f"{where}.ann_file{fault}")
-        elif not lines:
-            advice = "list the images in it, one a line"
-            self.error(where, "no-images", f"{where}.ann_file: {path!r} is empty: {advice}")
+            self.add(where, kind, f"{path!r} {fault}")
         return lines
 
 
 def _in_other_case(name: str, folder: str) -> str:
     """The file of a name whose letters differ in nothing but their case; "" if there is none."""
-    path = os.path.join(folder, name)
-    inside = os.path.dirname(path)
+    inside, base = os.path.split(os.path.join(folder, name))
     names = os.listdir(inside) if os.path.isdir(inside) else []
-    return next((x for x in names if x.lower() == os.path.basename(path).lower()), "")
+    return next((x for x in names if x.lower() == base.lower()), "")
 
 
-def _has_own_labels(head: dict) -> bool:
-    """Whether a head of mmseg computes what it learns, such as edges, from the label maps."""
-    kind = head.get("type")
-    if isinstance(kind, str):
-        with MODELS.switch_scope_and_registry("mmseg") as registry:
-            kind = registry.get(kind) if kind in registry.module_dict else None
-    bases = [base for base in getattr(kind, "__mro__", ()) if base.__name__ == "FCNHead"]
-    return bool(bases) and kind.loss_by_feat is not bases[0].loss_by_feat
-
-
-def _num_classes(model: Any) -> Iterator[tuple[str, int]]:
-    """`(key, value)` of every `num_classes` of a model's heads and of its preprocessor."""
-    for where, part in parts("model", model):
-        wanted = part_name(where) in (*_HEADS, "data_preprocessor") and not _has_own_labels(part)
-        if wanted and part.get("num_classes") is not None:
-            yield f"{where}.num_classes", part["num_classes"]
+def hint(path: str) -> str:
+    """How to make the data at a path, where this project does."""
+    made = "digits" in Path(path).parts
+    return "; the built-in digits are made by `python tools/data/make_digits.py`" if made else ""
