@@ -27,19 +27,13 @@ _PARTS = {
 class ConfigOptions(DictAction):
     """mmengine's action for ``KEY=VALUE``, except that a mistake is argparse's kind of error."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Sequence[str],
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Sequence[str], *more: Any) -> None:
         for value in values:
             key, sign, _ = value.partition("=")
             if not key or not sign:
                 raise argparse.ArgumentError(self, f"{value!r} is not of the form KEY=VALUE")
             try:
-                super().__call__(parser, namespace, [value], option_string)
+                super().__call__(parser, namespace, [value], *more)
             except (AssertionError, RecursionError) as error:
                 raise argparse.ArgumentError(self, f"brackets in {value!r} do not match") from error
 
@@ -68,18 +62,16 @@ def read_config(path: str) -> Config:
         raise UsageError(f"config {path!r} is not a file (seen from {os.getcwd()!r})")
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except SyntaxError as error:
-        line = f", line {error.lineno}: {(error.text or '').strip()!r}" if error.lineno else ""
-        raise UsageError(
-            f"config {path!r}, or a file in its _base_, is no valid Python: {error.msg}{line}"
-        ) from error
     except Exception as error:  # mmengine raises all kinds for files that it cannot take
-        if any(frame.name == "<module>" for frame in traceback.extract_tb(error.__traceback__)):
+        if isinstance(error, SyntaxError):
+            why = f"is no valid Python: {error.msg}"
+            if error.lineno:
+                why += f", line {error.lineno}: {(error.text or '').strip()!r}"
+        elif any(one.name == "<module>" for one in traceback.extract_tb(error.__traceback__)):
             raise  # from a config's own code
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"config {path!r}, or a file in its _base_, cannot be read: {why}") from (
-            error
-        )
+        else:
+            why = "cannot be read: " + " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"config {path!r}, or a file in its _base_, {why}") from error
     if cfg.get("default_scope") is None and (scope := _scope_of(cfg)):
         cfg.default_scope = scope
     return cfg
@@ -107,30 +99,21 @@ def walk(where: str, entry: Any) -> Iterator[tuple[str, dict]]:
         yield from walk(f"{where}.{key}", value)
 
 
+def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
+    """(key in the config, data set) of those inside wrappers (RepeatDataset, lists, ...)."""
+    inner = dict(enumerate(dataset)) if isinstance(dataset, list | tuple) else {}
+    if isinstance(dataset, dict):
+        keys = ("dataset", "datasets")
+        inner = {key: dataset[key] for key in keys if isinstance(dataset.get(key), dict | list)}
+        if not inner:
+            yield where, dataset
+    for key, one in inner.items():
+        yield from leaves(f"{where}.{key}", one)
+
+
 def transform(pipeline: Any, name: str) -> dict:
     """The config of the first transform of a type in a pipeline, at any depth; {} if none."""
     return next((one for _, one in walk("", pipeline) if type_name(one) == name), {})
-
-
-def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
-    """The data sets inside wrappers (RepeatDataset, ConcatDataset, lists...).
-
-    Args:
-        where: Key of `dataset` in its config.
-        dataset: A data set's config, wrapped or not, or a list of them.
-
-    Yields:
-        (key in the config, data set's config).
-    """
-    if isinstance(dataset, list | tuple):
-        for i, one in enumerate(dataset):
-            yield from leaves(f"{where}.{i}", one)
-    elif isinstance(dataset, dict):
-        inner = [k for k in ("dataset", "datasets") if isinstance(dataset.get(k), dict | list)]
-        for key in inner:
-            yield from leaves(f"{where}.{key}", dataset[key])
-        if not inner:
-            yield where, dataset
 
 
 def part_name(where: str) -> str:
@@ -161,9 +144,8 @@ def check_folder(path: str, option: str) -> None:
     absolute = Path(path).absolute()
     for part in (absolute, *absolute.parents):
         if os.path.lexists(part) and not os.path.isdir(part):
-            raise UsageError(
-                f"{option} {path!r} cannot be used: {str(part)!r} is no folder; choose another"
-            )
+            why = f"{str(part)!r} is no folder; choose another"
+            raise UsageError(f"{option} {path!r} cannot be used: {why}")
 
 
 def check_loop(cfg: Config, mode: str) -> None:
@@ -172,8 +154,7 @@ def check_loop(cfg: Config, mode: str) -> None:
     Raises:
         UsageError: Names what the config lacks.
     """
-    absent = [part for part in _PARTS[mode] if cfg.get(part) is None]
-    if absent:
+    if absent := [part for part in _PARTS[mode] if cfg.get(part) is None]:
         other = "test" if mode == "train" else "train"
         can = all(cfg.get(part) is not None for part in _PARTS[other])
         raise UsageError(
@@ -197,19 +178,14 @@ def check_optimizer(cfg: Config) -> None:
     wrapper = cfg.get("optim_wrapper") or {}
     # one for each part of a model, where mmengine's OptimWrapperDict takes several
     several = [one for one in wrapper.values() if isinstance(one, dict) and "optimizer" in one]
-    for one in several or [wrapper]:
-        optimizer = one.get("optimizer")
-        kind = optimizer.get("type") if isinstance(optimizer, dict) else None
-        with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-            if not isinstance(kind, str) or registry.get(kind) is not None:
-                continue
-            known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
-        close = difflib.get_close_matches(kind.lower(), known, 1)
-        raise UsageError(
-            f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
-            + (
-                f", did you mean {known[close[0]]!r}?"
-                if close
-                else "; correct it or import its module"
-            )
-        )
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        for optimizer in [one.get("optimizer") for one in several or [wrapper]]:
+            kind = optimizer.get("type") if isinstance(optimizer, dict) else None
+            if isinstance(kind, str) and registry.get(kind) is None:
+                known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
+                close = difflib.get_close_matches(kind.lower(), known, 1)
+                advice = f", did you mean {known[close[0]]!r}?" if close else ""
+                raise UsageError(
+                    f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
+                    f"{advice or '; correct it or import its module'}"
+                )
