@@ -142,8 +142,8 @@ class DataCheck(Report):
                     for one, other in ((classes, expected), (expected, classes))
                 )
                 difference = f"only there: {there}; only here: {here}"
-            of = f"its {len(classes)} classes differ from the {len(expected)} of {first}"
-            text = f"{of} ({difference}): give every loader the same classes"
+            text = f"its {len(classes)} classes differ from the {len(expected)} of {first} "
+            text += f"({difference}): give every loader the same classes"
             # mmseg uses a training set's names for nothing: its label maps decide
             severity = "warning" if scope == "mmseg" else "error"
             self.add(where, "classes-differ", text, severity=severity)
@@ -159,10 +159,8 @@ class DataCheck(Report):
             vectors = vectors or any(preprocessor.get(x) for x in ("batch_augments", "to_onehot"))
             spare |= "data_preprocessor" in key and not vectors
             spare |= scope == "mmseg" and count in map(len, self.classes.values())
-            text = (
-                f"{key} is {count}, but {first} has {len(expected)} classes "
-                f"({some(expected)}): set it to {len(expected)}"
-            )
+            text = f"{key} is {count}, but {first} has {len(expected)} classes ({some(expected)}): "
+            text += f"set it to {len(expected)}"
             severity = "warning" if spare else "error"
             self.findings.append(Finding(severity, "num-classes", first, text))
 

@@ -65,31 +65,17 @@ def guard(
     if isinstance(pipeline, Compose) and not isinstance(pipeline, GuardedPipeline):
         dataset.pipeline = GuardedPipeline(pipeline, dataset, ignored, has_more)
     elif isinstance(pipeline, list | tuple):  # of MultiImageMixDataset
-        has_more = has_more or _renumbers(pipeline)
+        has_more = has_more or any(
+            isinstance(x, MapLabels) or hasattr(x, "transforms") or not keeps_numbers(x, "")
+            for x in pipeline
+        )
     for one in (own.get("dataset"), own.get("_dataset"), *own.get("datasets", ())):
         if one is not None:
             guard(one, ignored, has_more)
 
 
-def _renumbers(transform: Any) -> bool:
-    """Whether transforms may give label maps other numbers: `MapLabels`, and users' own."""
-    if isinstance(transform, list | tuple):
-        return any(map(_renumbers, transform))
-    inner = getattr(transform, "transforms", ())
-    if _renumbers(inner.transforms if isinstance(inner, Compose) else inner or ()):
-        return True
-    return isinstance(transform, MapLabels) or not keeps_numbers(transform, "")
-
-
 class GuardedPipeline(Compose):
-    """A pipeline whose loading transforms raise `SampleError`.
-
-    Args:
-        pipeline: Its transforms are used as they are.
-        dataset: Whose pipeline it is; its classes bound the values of label maps.
-        ignored: Other numbers in label maps that are no mistake.
-        has_more: Whether a wrapper goes on with transforms that may change the numbers.
-    """
+    """A pipeline whose loading transforms raise `SampleError`; the arguments are as of `guard`."""
 
     def __init__(
         self,
@@ -99,29 +85,20 @@ class GuardedPipeline(Compose):
         has_more: bool = False,
     ) -> None:
         self.transforms = pipeline.transforms
-        self._num_classes = len(getattr(dataset, "metainfo", {}).get("classes") or ())
+        classes = getattr(dataset, "metainfo", {}).get("classes") or ()
+        self._num_classes = 0 if has_more else len(classes)
         self._ignored = sorted(ignored | {getattr(dataset, "ignore_index", NO_LABEL)})
-        self._numbered = None if has_more else self._place_of_numbers()
         self._advice = _CHECKER if check_of(type(dataset)) else ""
-
-    def _place_of_numbers(self) -> int | None:
-        """Index of the transform behind which label maps have their last numbers, if any is."""
-        names = [type(transform).__name__ for transform in self.transforms]
-        if "LoadAnnotations" not in names:
-            return None
-        load = names.index("LoadAnnotations")
-        place = max(i for i, one in enumerate(self.transforms) if i == load or _renumbers(one))
-        packed = next((i for i, name in enumerate(names) if name.startswith("Pack")), len(names))
-        return place if place < packed else None
 
     def __call__(self, data: dict) -> dict | None:
         try:
-            for i, transform in enumerate(self.transforms):
+            for transform in self.transforms:
+                is_last = type(transform).__name__.startswith("Pack")
+                if is_last and self._num_classes and _is_mmseg(data) and "gt_seg_map" in data:
+                    _refuse_labels(data, self._num_classes, self._ignored)
                 data = _run(transform, data)
                 if data is None:
                     return None
-                if i == self._numbered and _is_mmseg(data):
-                    _refuse_labels(data, self._num_classes, self._ignored)
             return data
         except SampleError as error:
             raise SampleError(f"{error}{self._advice}") from error
@@ -215,7 +192,7 @@ def _refuse_labels(data: dict, num_classes: int, ignored: list[int]) -> None:
             "one, whose values number the classes; give each colour its number by vig_mm.MapLabels"
         )
     stray = labels[(labels >= num_classes) & ~np.isin(labels, ignored)]
-    if num_classes and len(stray):
+    if len(stray):
         raise SampleError(
             f"{path!r} holds labels of no class: {some(np.unique(stray))} as they are loaded, and "
             f"the {num_classes} classes are 0 to {num_classes - 1} "
