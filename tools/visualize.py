@@ -142,7 +142,9 @@ def draw_files(
         except UsageError as error:
             skipped.append(str(error))
             continue
-        save(drawer.draw(image[..., ::-1], predictor.predict(str(source))), target)
+        # the inferencer of mmpretrain reads files in a way of its own
+        asked = image if predictor.scope == "mmpretrain" else str(source)
+        save(drawer.draw(image[..., ::-1], predictor.predict(asked)), target)
     return skipped
 
 

@@ -123,9 +123,7 @@ class DataCheck(Report):
         if classes:
             self.classes[where] = classes
         root = dataset.get("data_root") or ""
-        if root and not os.path.isdir(root):
-            self.missing(f"{where}.data_root", root, "folder")
-        else:
+        if not root or self.has_folder(f"{where}.data_root", root, "folder"):
             check(self, where, dataset, kind, root)
         return ""
 

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from mmengine.registry import METRICS
 
@@ -132,13 +131,14 @@ TURNED = {
     "else take the EXIF orientation out of the file",
 }
 """What to do about a picture that EXIF turns and whose annotations have the sides of the file."""
-_SIZES = rules("""
+_TURNS = "are turned by the loader, as their EXIF orientation says"
+_SIZES = rules(f"""
 error image size | are of another size than the annotation file says | boxes and masks do not fit
     them; use the pictures that were annotated, or correct height and width
-""") | {
-    kind: ["error", "image", "are turned by the loader, as EXIF says, and not in the file", advice]
-    for kind, advice in TURNED.items()
-}
+error image turned-size | {_TURNS}, and annotated unturned | {TURNED["turned-size"]}
+error image turned-sides | {_TURNS}, and have the sides of the file | {TURNED["turned-sides"]}
+error image turned-unknown | {_TURNS}, and have the sides of the file | {TURNED["turned-unknown"]}
+""")
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,9 @@ class CocoUse:
 
 def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> None:
     """Check an annotation file against its images and classes; `kind`: the data set's class."""
-    folder = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
-    path = os.path.join(root, dataset.get("ann_file", ""))
-    is_there = os.path.isdir(folder)
-    if not is_there:
-        found.missing(f"{where}.data_prefix.img", folder, "image folder")
+    prefix, path = dataset.get("data_prefix") or {}, os.path.join(root, dataset.get("ann_file", ""))
+    folder, key = os.path.join(root, prefix.get("img", "")), f"{where}.data_prefix.img"
+    is_there = found.has_folder(key, folder, "image folder")
     found.ann_files.setdefault(where.partition("_")[0], []).append(path)
     content = read(found, f"{where}.ann_file", path)
     if content is None:
@@ -167,13 +165,12 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     names = [image["file_name"] for image in content["images"]]
     if not names:
         found.add(where, "no-images", f"{path!r} lists no image")
-    gone = found.absent(f"{where}.data_prefix.img", names, path, folder) if is_there else []
     use = _use(found, where, dataset, kind)
     found.findings += _check_content(content, use, where, path)
     if is_there:
-        there = tuple(sorted(set(names).difference(gone)))
-        loader = image_loader(dataset.get("pipeline"))
-        listing = Listing(where, folder, there, *loader, use, content=content, ann_file=path)
+        gone = found.absent(key, names, path, folder)
+        there, loader = sorted(set(names).difference(gone)), image_loader(dataset.get("pipeline"))
+        listing = Listing(where, folder, tuple(there), *loader, use, content=content, ann_file=path)
         found.listings.append(listing)
 
 
@@ -220,15 +217,13 @@ def has_scorable_id(annotation: dict) -> bool:
 
 
 def _use(found: Report, where: str, dataset: dict, kind: type) -> CocoUse:
-    filters = dataset.get("filter_cfg") or {}
+    filters, split = dataset.get("filter_cfg") or {}, where.partition("_")[0]
     own_filter = not base_of(kind, "CocoDataset", "filter_data")
     if own_filter or option(dataset, kind, "test_mode", False):
         filters = {}
-    split = where.partition("_")[0]
-    evaluated = split != "train"
+    evaluated, metrics = split != "train", metrics_of(found.cfg, split)
     loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
-    metrics = metrics_of(found.cfg, split)
     scored = any("segm" in (metric.get("metric") or ()) for metric in metrics)
     scores_masks = evaluated and (scored if found.cfg.get(f"{split}_evaluator") else loads_masks)
     return CocoUse(
@@ -245,29 +240,23 @@ def _check_content(content: dict, use: CocoUse, where: str, path: str) -> Iterat
     """What is wrong with a file by itself, and the areas of some annotations."""
     images, annotations = content["images"], content.get("annotations", [])
     by_id = {image["id"]: image for image in images}
-    kept, cases = annotation_cases(content, use)
-    cases = {kind: [_name(one, by_id) for one in every] for kind, every in cases.items()}
+    kept, found = annotation_cases(content, use)
+    cases = {kind: [_name(one, by_id) for one in every] for kind, every in found.items()}
     cases |= _id_cases(content, use) | _image_cases(content, use, kept)
     categories = [category["name"] for category in content.get("categories", [])]
     if annotations:
         cases |= _class_cases(categories, use)
-    totals = dict(
-        {"class": len(use.classes)},
-        image=len(images),
-        annotation=len(annotations),
-        categories=some(categories),
-        classes=some(use.classes),
-        min_size=use.min_size,
-        empty=len(cases["no-annotation"]),
-        small=len(cases["min-size"]),
-        scored="; scores count them as objects all the same" if use.evaluated else "",
-    )
+    said = {"class": len(use.classes), "image": len(images), "annotation": len(annotations)}
+    said |= dict(categories=some(categories), classes=some(use.classes), min_size=use.min_size)
+    said |= dict(empty=len(cases["no-annotation"]), small=len(cases["min-size"]))
+    said["scored"] = "; scores count them as objects all the same" if use.evaluated else ""
     if not use.filter_empty:
         cases["no-annotation/kept"] = cases.pop("no-annotation")
-    yield from findings(_RULES, cases, where, path, **totals)
+    yield from findings(_RULES, cases, where, path, **said)
     if use.evaluated:
         sample = kept[:: -(-len(kept) // _SAMPLE) or 1]
-        apart = [one for one in sample if "area" in shape_faults(_item(one, by_id), use.masks)]
+        faults = [shape_faults(_item(one, by_id), use.masks) for one in sample]
+        apart = [one for one, said in zip(sample, faults, strict=True) if "area" in said]
         cases = {"area": [_name(one, by_id) for one in apart]}
         yield from findings(_SHAPES, cases, where, path, annotation=len(sample))
 
@@ -466,10 +455,10 @@ def _runs(counts: str) -> list[int]:
 
 
 def shape_faults(item: tuple[dict, tuple[int, int]], masks: bool) -> list[str]:
-    """Look at an annotation that mmdet keeps: the kinds of `_SHAPES` that hold.
+    """The kinds of `_SHAPES` that hold of an annotation that mmdet keeps.
 
     Args:
-        item: The annotation, with a valid `bbox`, and (height, width) of its image, in pixels.
+        item: The annotation, and (height, width) of its image in pixels.
         masks: Whether masks are used.
     """
     from pycocotools import mask as rle_masks  # as shapely, required by mmdet alone
@@ -526,12 +515,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def turned_by(boxes: Sequence[Sequence[float]], said: tuple[int, int]) -> str:
-    """A key of `TURNED`, by which picture the boxes are of.
-
-    Args:
-        boxes: (x1, y1, x2, y2) in pixels.
-        said: (width, height) in the annotation file, those of the unturned picture.
-    """
+    """The key of `TURNED` for boxes (x1, y1, x2, y2) of an image, said to be (width, height)."""
     right, below = (max((one[i] for one in boxes), default=0) - _BEYOND for i in (2, 3))
     unturned, turned = (right <= x and below <= y for x, y in (said, said[::-1]))
     return "turned-unknown" if turned == unturned else "turned-sides" if turned else "turned-size"
@@ -561,11 +545,10 @@ def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Ite
     for name, facts in zip(listing.names, images, strict=True):
         said = by_name[name]["width"], by_name[name]["height"]
         if not facts.fault and said != facts.loaded[::-1]:
-            kind = "size"
-            if facts.sides_swapped and said == facts.loaded:
-                kind = turned_by(boxes[by_name[name]["id"]], said)
-            sides = f"{facts.loaded[1]}x{facts.loaded[0]}"
-            cases[kind].append(f"{name} ({said[0]}x{said[1]} in the file, the picture is {sides})")
+            turned = facts.sides_swapped and said == facts.loaded
+            kind = turned_by(boxes[by_name[name]["id"]], said) if turned else "size"
+            sides = "{1}x{0} in the file, the picture is {3}x{2}".format(*said[::-1], *facts.loaded)
+            cases[kind].append(f"{name} ({sides})")
     yield from findings(_SIZES, cases, where, listing.folder, image=len(images))
     kept, _ = annotation_cases(content, use)
     items = [_item(one, by_id) for one in kept]
@@ -580,5 +563,5 @@ def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Ite
     others = files(listing.folder, IMAGES, any_case=True)
     listed = {os.path.normpath(name) for name in by_name}
     cases["unlisted-image"] = [name for name in others if name not in listed]
-    totals: dict[str, Any] = {"class": len(use.classes), "file": len(others)}
-    yield from findings(_SHAPES, cases, where, path, annotation=len(kept), **totals)
+    said = {"class": len(use.classes), "file": len(others), "annotation": len(kept)}
+    yield from findings(_SHAPES, cases, where, path, **said)

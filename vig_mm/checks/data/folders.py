@@ -15,8 +15,7 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     split = dataset.get("split") or ""
     prefix = dataset.get("data_prefix") or split
     folder = os.path.join(root, prefix.get("img_path", "") if isinstance(prefix, dict) else prefix)
-    if not os.path.isdir(folder):
-        found.missing(f"{where}.data_prefix", folder, "image folder")
+    if not found.has_folder(f"{where}.data_prefix", folder, "image folder"):
         return
     ann_file = dataset.get("ann_file") or ""
     if not ann_file and split and os.path.isfile(os.path.join(root, f"meta/{split}.txt")):

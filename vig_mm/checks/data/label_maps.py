@@ -56,21 +56,19 @@ def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> No
     images = os.path.join(root, prefix.get("img_path") or "")
     labels = os.path.join(root, prefix.get("seg_map_path") or "")
     suffix, seg_suffix = (option(dataset, kind, x) for x in ("img_suffix", "seg_map_suffix"))
-    if not os.path.isdir(images):
-        found.missing(f"{where}.data_prefix.img_path", images, "image folder")
+    if not found.has_folder(f"{where}.data_prefix.img_path", images, "image folder"):
         return
-    names = _names(found, where, dataset, images, suffix, root)
+    names, key = _names(found, where, dataset, images, suffix, root), f"{where}.data_prefix"
     if not names or not prefix.get("seg_map_path"):
         return
-    if not os.path.isdir(labels):
-        found.missing(f"{where}.data_prefix.seg_map_path", labels, "label folder")
+    if not found.has_folder(f"{key}.seg_map_path", labels, "label folder"):
         return
     there = set(files(labels, (seg_suffix,)))
     wanted = {name + seg_suffix: name for name in names}
     if gone := [name for name in wanted if name not in there]:
         text = f"{len(gone)} of {len(names)} images have no label map in {labels!r}, e.g. "
         text += f"{gone[0]!r}{hint(labels)}"
-        found.add(f"{where}.data_prefix.seg_map_path", "no-label", text, gone)
+        found.add(f"{key}.seg_map_path", "no-label", text, gone)
     if not dataset.get("ann_file"):
         found.not_taken(where, labels, sorted(there - wanted.keys()), "belong to no image")
     use = _use(found, where, dataset, kind, classes) if classes else None

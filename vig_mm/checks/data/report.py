@@ -57,13 +57,10 @@ def number(count: int, noun: str) -> str:
 def findings(
     table: Rules, cases: Mapping[str, Sequence], where: str, place: str, **said: object
 ) -> Iterator[Finding]:
-    """One finding for each rule that has cases, in the order of the rules.
+    """One finding for each rule that has cases (names by kind), in the order of the rules.
 
-    Args:
-        cases: Names by kind.
-        where: Key of the data set.
-        place: The folder or file they are in.
-        said: How many were looked at, by noun; and what else the rules have places for.
+    `place`: the folder or file they are in; `said`: how many were looked at, by noun, and what else
+    the rules have places for.
     """
     for kind, (severity, noun, *words) in table.items():
         if names := tuple(map(str, cases.get(kind, ()))):
@@ -82,21 +79,14 @@ class Report:
         cfg: The whole config.
         sample: How many label maps of a data set to read; 0 where all are read later.
         coco: Takes the content of annotation files, or what is wrong with them.
-
-    Attributes:
-        findings: What is wrong, left out, or worth a note.
-        listings: The files of each data set, as far as they are there.
-        classes: Data set -> its classes, in label order.
-        ann_files: Split -> the annotation files of its loader.
     """
 
     def __init__(self, cfg: Config, sample: int, coco: dict[str, dict | str] | None = None) -> None:
-        self.cfg, self.sample = cfg, sample
-        self.coco = {} if coco is None else coco
+        self.cfg, self.sample, self.coco = cfg, sample, {} if coco is None else coco
         self.findings: list[Finding] = []
-        self.listings: list[Listing] = []
-        self.classes: dict[str, tuple[str, ...]] = {}
-        self.ann_files: dict[str, list[str]] = {}
+        self.listings: list[Listing] = []  # the files of each data set, as far as they are there
+        self.classes: dict[str, tuple[str, ...]] = {}  # of each data set, in label order
+        self.ann_files: dict[str, list[str]] = {}  # of each split's loader
 
     def add(
         self, where: str, kind: str, text: str, names: Sequence = (), severity="error", left_out=""
@@ -111,24 +101,29 @@ class Report:
         text = f"no {what} {path!r} (seen from {os.getcwd()!r}): put the data there, or set {where}"
         self.add(where, "missing", f"{text} in the config or by --cfg-options{hint(path)}")
 
+    def has_folder(self, where: str, path: str, what: str) -> bool:
+        """Whether a folder is there, after noting that it is not."""
+        if not os.path.isdir(path):
+            self.missing(where, path, what)
+        return os.path.isdir(path)
+
     def absent(self, where: str, names: list[str], path: str, folder: str) -> list[str]:
         """Those of the names in the file `path` that are not in a folder, after noting them."""
         there = {entry.name for entry in entries(folder)}  # one listing, as look-ups are slow
-        gone = [
-            x
-            for x in names
-            if x not in there and not ("/" in x and os.path.isfile(os.path.join(folder, x)))
-        ]
+        gone = [name for name in names if name not in there]
+        gone = [x for x in gone if not ("/" in x and os.path.isfile(os.path.join(folder, x)))]
         if gone:
-            windows = [name for name in gone if "\\" in name]
-            advice = hint(folder)
-            if windows:
-                advice = f"; {len(windows)} have backslashes, as on Windows: write / for \\ in "
-                advice += repr(path)
-            elif other := _in_other_case(gone[0], folder):
-                advice = f"; there is {other!r}: upper and lower case differ here"
-            text = f"{len(gone)} of the {len(names)} images in {path!r} are not in {folder!r}, "
-            self.add(where, "missing", f"{text}e.g. {gone[0]!r}{advice}", gone)
+            inside, base = os.path.split(os.path.join(folder, gone[0]))
+            beside = os.listdir(inside) if os.path.isdir(inside) else []
+            other = next((x for x in beside if x.lower() == base.lower()), "")
+            advice = f"; there is {other!r}: upper and lower case differ here"
+            if windows := sum("\\" in name for name in gone):
+                advice = f"; {windows} have backslashes, as on Windows: write / for \\ in {path!r}"
+            text = (
+                f"{len(gone)} of the {len(names)} images in {path!r} are not in {folder!r}, e.g. "
+            )
+            text += repr(gone[0]) + (advice if windows or other else hint(folder))
+            self.add(where, "missing", text, gone)
         return gone
 
     def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
@@ -156,13 +151,6 @@ class Report:
         if fault:
             self.add(where, kind, f"{path!r} {fault}")
         return lines
-
-
-def _in_other_case(name: str, folder: str) -> str:
-    """The file of a name whose letters differ in nothing but their case; "" if there is none."""
-    inside, base = os.path.split(os.path.join(folder, name))
-    names = os.listdir(inside) if os.path.isdir(inside) else []
-    return next((x for x in names if x.lower() == base.lower()), "")
 
 
 def hint(path: str) -> str:
