@@ -41,7 +41,7 @@ def test_only_the_asked_splits(tmp_path, monkeypatch):
     cfg = coco(tmp_path)
     cfg.train_dataloader.dataset.data_root = "data/digits/coco"
     assert check_data(cfg, ("val", "test")) == []
-    with pytest.raises(DataError, match="python tools/data/make_digits.py$"):  # the built-in data
+    with pytest.raises(DataError, match="python tools/data/make_digits.py`$"):  # the built-in data
         check_data(cfg, ("train",))
     cfg.val_dataloader = cfg.val_evaluator = None
     assert check_data(cfg, ("val",)) == []
