@@ -184,7 +184,8 @@ FAULTS = {
                        a2=dict(segmentation=[[10, 100, 110, 190, 110, 100, 10, 190]],
                                bbox=[10, 100, 150, 90]))],
         {"corner-box": 1, "no-mask-area": 1, "crossing": 1, "beyond": 2}, "id 3 of '1.png'", "E"),
-    "box apart": ((coco,), [edit(a0=dict(bbox=[150, 80, 30, 30]))], {"box-mask": 1}, "id 1 of '0.png'", ""),
+    "box apart": ((coco,), [edit(a0=dict(bbox=[150, 80, 30, 30]))], {"box-mask": 1},
+                  "id 1 of '0.png'", ""),
     "ids": (
         (coco,), [edit(a0=dict(id=0), a1=dict(category_id=9), a2=dict(image_id=9))],
         {"id-0": 1, "unlisted-category": 1, "no-image": 1, "no-annotation": 1, "unused-class": 2},
