@@ -10,7 +10,7 @@ pytest.importorskip("mmpretrain")
 from mmengine.registry import DATASETS
 from tiny_data import folders, found, said, seg, write
 
-from vig_mm.checks.data import check_data, report
+from vig_mm.checks.data import check_data, data_set
 from vig_mm.errors import DataError
 
 LIST = dict(ann_file="list.txt", metainfo=dict(classes=[str(i) for i in range(10)]))
@@ -144,7 +144,7 @@ def test_list_without_permission(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(report, "list_from_file", refuse)
+    monkeypatch.setattr(data_set, "list_from_file", refuse)
     for cfg in both(tmp_path, b"a", b"a"):
         assert ".txt' cannot be read (" in only(cfg) and "correct its permissions" in only(cfg)
 

@@ -67,8 +67,7 @@ def _line(providers: Iterable[Provider]) -> str:
 def import_quickly(name: str) -> None:
     """Import a module without garbage collection, which would go through all modules repeatedly.
 
-    What is imported is kept from later collections, too, which then end sooner. Of a short run both
-    together are nearly half the time.
+    What is imported is kept from later collections, too. Of a short run both are half the time.
     """
     new, collects = name not in sys.modules, gc.isenabled()
     if new:
@@ -101,9 +100,8 @@ def exit_without_mmengine() -> None:
 def tell_mmengine_of_forks() -> None:
     """Make mmengine take the fork of mmseg for mmseg.
 
-    It asks for the distribution `mmsegmentation`, also in the fork of mmengine. Beside
-    `onedl-mmsegmentation` a config's `_base_ = 'mmseg::...'` fails, and `mmengine.hub.get_config`
-    installs upstream's package over the fork.
+    It asks for the distribution `mmsegmentation`: beside `onedl-mmsegmentation` a `_base_` of
+    `mmseg::...` fails, and `mmengine.hub.get_config` installs upstream's package over the fork.
     """
     for name, _ in _providers("mmseg"):
         if name.startswith(_FORK):
@@ -113,17 +111,14 @@ def tell_mmengine_of_forks() -> None:
 
 
 def require(scope: str) -> None:
-    """Check mmengine, mmcv with its operators and the library of a config.
+    """Check mmengine, mmcv with its operators and the library of a config (`scope`, of `SCOPES`).
 
     Warns of several distributions of mmcv in one environment.
 
-    Args:
-        scope: `default_scope` of the config, one of `SCOPES`.
-
     Raises:
         ValueError: `scope` is none of `SCOPES`.
-        RequirementError: names everything that is missing or does not fit, the versions found,
-            and the command that puts it right.
+        RequirementError: names everything that is missing or does not fit, the versions found, and
+            the command that puts it right.
     """
     if scope not in SCOPES:
         raise ValueError(f"default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}")

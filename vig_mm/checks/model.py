@@ -32,10 +32,7 @@ def parts(model: Any) -> Iterator[tuple[str, dict]]:
 
 
 def check_options(cfg: Config) -> None:
-    """Check that each part of a model knows every option that the config gives it.
-
-    Args:
-        cfg: A whole config with `default_scope`, before `--tta` wraps its model.
+    """Check that each part of a model knows each option in a whole config, before `--tta` does.
 
     Raises:
         ModelError: names all unknown options and the known ones.

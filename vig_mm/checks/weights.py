@@ -30,14 +30,11 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def check_initial_weights(cfg: Any, ours: bool = False) -> None:
-    """Read the files that parts of a model take their first weights from, at any depth.
+    """Read the files that parts of a model's config take their first weights from, at any depth.
 
     Before anything is built, and because other backbones than ours leave that to mmengine, whose
-    errors do not name the file.
-
-    Args:
-        cfg: A model's config, or an entry of it. Addresses in it are left to the loader.
-        ours: Whether the entry is of a backbone of vig_mm, which reads more formats than mmengine.
+    errors do not name the file. Addresses are left to the loader. `ours`: whether the entry is of a
+    backbone of vig_mm, which reads more formats than mmengine.
 
     Raises:
         CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
@@ -68,14 +65,12 @@ def _is_ours(kind: Any) -> bool:
 def check_weights(
     model: nn.Module, path: str, partly: bool = False, resume: bool = False
 ) -> list[str]:
-    """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
+    """See that an mm checkpoint fits a Runner's model; mmengine only logs what does not.
 
     What the modules' own hooks rename or resize while they load, such as position embeddings of
     another image size, fits.
 
     Args:
-        model: A Runner's model, wrapped or not.
-        path: An mm checkpoint.
         partly: Whether it is enough that something fits, as when fine-tuning.
         resume: Whether the optimizer goes on, too: then nothing may be resized.
 

@@ -25,11 +25,7 @@ def files(folder: str | os.PathLike, suffixes: Iterable[str] = ("",), any_case=F
 
 
 def entries(folder: str) -> list[os.DirEntry]:
-    """What lies in a folder.
-
-    Raises:
-        DataError: The folder cannot be listed.
-    """
+    """What lies in a folder; a `DataError` if it cannot be listed."""
     try:
         return list(os.scandir(folder))
     except OSError as error:

@@ -77,8 +77,7 @@ def draw_instances(
 
     Args:
         boxes: ``[n, 4]``: x1, y1, x2, y2 in pixels of the picture.
-        texts: label of each object; where labels meet, the first covers the others.
-        colours: colour of each object.
+        texts, colours: of each object; where labels meet, the first covers the others.
         masks: ``[n, h, w]`` (bool) in the picture's size, or None.
     """
     font = _font(_text_size(picture.size))
@@ -113,10 +112,7 @@ def draw_label_map(
 ) -> Image.Image:
     """Give every pixel the colour of its class, and leave the picture's brightness in it.
 
-    Args:
-        labels: ``[h, w]`` in the picture's size; what is not in the palette (255: ignored) is
-            left as it is.
-        palette: colour of each class.
+    ``labels``: ``[h, w]`` in the picture's size; what is not in the palette (255) stays as it is.
     """
     canvas, known = np.array(picture), labels < len(palette)
     colours = np.asarray(palette)[labels[known]]
@@ -129,11 +125,9 @@ def draw_label_map(
 def legend(
     height: int, present: Sequence[int], classes: Sequence[str], palette: Sequence[Colour]
 ) -> Image.Image:
-    """A panel that names colours. Its size depends on nothing but height and ``classes``.
+    """A panel that names the colours of the classes ``present``, as far as there is room.
 
-    Args:
-        height: of the picture that it stands beside, in pixels.
-        present: classes to name, in this order; those that find no room are counted.
+    Its size depends on nothing but ``height`` (of the picture beside it) and ``classes``.
     """
     panel, draw, font = _panel(height, classes, besides=4)
     row = round(font.size * 1.6)
@@ -158,10 +152,7 @@ def score_panel(
 ) -> Image.Image:
     """A panel with the five highest class scores as bars, and the true classes if they are known.
 
-    Args:
-        height: of the picture that it stands beside, in pixels.
-        scores: ``[classes]``, 0 to 1.
-        truth: labels of the true classes; their bars are green, and the highest, if another, red.
+    ``scores``: ``[classes]``, 0 to 1; bars of true classes are green, the highest, if another, red.
     """
     panel, draw, font = _panel(height, classes, besides=7)
     em, left = font.size, font.size

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vig_mm.checks.config import walk
-from vig_mm.checks.data.options import image_loader, turns
+from vig_mm.checks.data.data_set import image_loader, turns
 from vig_mm.errors import UsageError
 from vig_mm.registry import type_name
 
@@ -28,12 +28,7 @@ TRUTH, PREDICTION = "ground truth", "prediction"
 
 
 class SamplePictures(ABC):
-    """Draws the samples of one task.
-
-    Args:
-        classes: names in label order.
-        palette: colour of each class, or None for colours of our own.
-    """
+    """Draws the samples of one task; ``palette``: None for colours of our own."""
 
     truth: Sequence[str]  # what has one of these was annotated, even if nothing is on the image
     prediction: str  # what the model has to give
@@ -94,11 +89,7 @@ class SamplePictures(ABC):
 
 
 class DetectionPictures(SamplePictures):
-    """Boxes and masks.
-
-    Args:
-        score_thr: predictions with a lower score are left out.
-    """
+    """Boxes and masks; predictions with a score below ``score_thr`` are left out."""
 
     truth, prediction = ("gt_instances",), "pred_instances"
 
@@ -181,12 +172,9 @@ class ClassificationPictures(SamplePictures):
 
 
 def sample_pictures(scope: str, meta: dict, score_thr: float = 0.3) -> SamplePictures:
-    """The pictures of a library's samples.
+    """The pictures of the samples of a library (``scope``).
 
-    Args:
-        scope: mmdet, mmseg or mmpretrain.
-        meta: a data set's ``metainfo`` or a checkpoint's ``dataset_meta``, with ``classes``.
-        score_thr: see `DetectionPictures`.
+    ``meta``: a data set's ``metainfo`` or a checkpoint's ``dataset_meta``, with ``classes``.
     """
     if scope == "mmdet":
         return DetectionPictures(meta["classes"], score_thr)

@@ -15,9 +15,9 @@ from vig_mm.errors import DataError
 from ..config import leaves, part_name
 from ..model import parts
 from . import coco, folders, images, label_maps
+from .data_set import DataSet, Listing, Report, base_of, class_of, classes_of
 from .images import ImageFacts, image_facts
-from .options import Listing, base_of, class_of, classes_of
-from .report import Finding, Report
+from .report import Finding
 
 # Base of a data set's class -> its check, and the methods by which the base finds its files. A
 # class with others of its own may read what the check does not know, and is left to the library.
@@ -53,8 +53,7 @@ def check_data(
         read: Takes what annotation files hold, for `repair`.
 
     Returns:
-        For the log, one line for each grave warning, and for each data set of which the library
-        leaves something out.
+        Lines for the log: grave warnings, and what a library leaves out of a data set.
 
     Raises:
         DataError: One line for each problem: which loader, what is wrong, where, what to do.
@@ -82,50 +81,22 @@ class DataCheck(Report):
         read: dict[str, dict | str] | None = None,
     ) -> None:
         """See `check_data` and `Report`."""
-        super().__init__(cfg, sample, read)
+        super().__init__(cfg, sample, {} if read is None else read)
         self.num_classes = list(_num_classes(cfg))
         for split in splits:
             loader = cfg.get(f"{split}_dataloader")
             if loader is None:
                 continue
-            for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
-                if why := self._dataset(where, dataset):
-                    self.add(where, "not-checked", f"not checked: {why}", severity="note")
+            for where, entry in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
+                data = DataSet(self, where, entry, class_of(entry, cfg.get("default_scope")))
+                if why := _why_not(data):
+                    data.add("not-checked", f"not checked: {why}", severity="note")
+                else:
+                    _check(data)
             coco.check_evaluators(self, split)
         # models that take the names as text have no outputs of their own for them
         if self.classes and "language_model" not in (cfg.get("model") or {}):
             self._classes_agree()
-
-    def _dataset(self, where: str, dataset: dict) -> str:
-        """Check a data set; why it is not read, if it is not."""
-        kind = class_of(dataset, self.cfg.get("default_scope"))
-        if not inspect.isclass(kind):
-            return f"the type {dataset.get('type')!r} is not known"
-        prefix = dataset.get("data_prefix") or ""
-        prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-        paths = [dataset.get("data_root"), dataset.get("ann_file"), *prefixes]
-        if dataset.get("backend_args") or any("://" in str(path) for path in paths):
-            return "its files are not on this machine"
-        check = check_of(kind)
-        if check is None:
-            how = "finds its files in a way of its own, and nothing of it was read"
-            return f"{kind.__name__} {how}"
-        classes = classes_of(dataset, kind)
-        if isinstance(classes, str):
-            said = f"its classes are text, {classes!r}, and a list of names is needed"
-            if "," in classes:
-                meant = ", ".join(repr(one.strip()) for one in classes.split(","))
-                self.add(where, "class-text", f"{said}: write ({meant})")
-                return ""
-            text = f"{said}: a comma makes one of it, ({classes!r},)"
-            self.add(where, "class-text", text, severity="warning")
-            classes = (classes,)
-        if classes:
-            self.classes[where] = classes
-        root = dataset.get("data_root") or ""
-        if not root or self.has_folder(f"{where}.data_root", root, "folder"):
-            check(self, where, dataset, kind, root)
-        return ""
 
     def _classes_agree(self) -> None:
         first, expected = next(iter(self.classes.items()))
@@ -144,7 +115,8 @@ class DataCheck(Report):
             text += f"({difference}): give every loader the same classes"
             # mmseg uses a training set's names for nothing: its label maps decide
             severity = "warning" if scope == "mmseg" else "error"
-            self.add(where, "classes-differ", text, severity=severity)
+            found = Finding(severity, "classes-differ", where, f"{where}: {text}")
+            self.findings.append(found)
         for key, count in self.num_classes:
             if count == len(expected):
                 continue
@@ -163,13 +135,38 @@ class DataCheck(Report):
             self.findings.append(Finding(severity, "num-classes", first, text))
 
 
-def survey(listings: Sequence[Listing], run: Run) -> Iterator[Finding]:
-    """Read every image, label map and annotation.
+def _why_not(data: DataSet) -> str:
+    """Why a data set is not read, if it is not."""
+    if not inspect.isclass(data.kind):
+        return f"the type {data.entry.get('type')!r} is not known"
+    prefix = data.entry.get("data_prefix") or ""
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    paths = [data.root, data.ann_file, *prefixes]
+    if data.entry.get("backend_args") or any("://" in str(path) for path in paths):
+        return "its files are not on this machine"
+    own = "finds its files in a way of its own, and nothing of it was read"
+    return "" if check_of(data.kind) else f"{data.kind.__name__} {own}"
 
-    Args:
-        listings: Of `DataCheck`, which has found what needs no reading.
-        run: Maps a function over files.
-    """
+
+def _check(data: DataSet) -> None:
+    classes = classes_of(data.entry, data.kind)
+    if isinstance(classes, str):
+        said = f"its classes are text, {classes!r}, and a list of names is needed"
+        if "," in classes:
+            meant = ", ".join(repr(one.strip()) for one in classes.split(","))
+            data.add("class-text", f"{said}: write ({meant})")
+            return
+        text = f"{said}: a comma makes one of it, ({classes!r},)"
+        data.add("class-text", text, severity="warning")
+        classes = (classes,)
+    if classes:
+        data.report.classes[data.where] = classes
+    if not data.root or data.has_folder(".data_root", data.root, "folder"):
+        check_of(data.kind)(data)
+
+
+def survey(listings: Sequence[Listing], run: Run) -> Iterator[Finding]:
+    """Read every image, label map and annotation of a `DataCheck`'s listings."""
     every: list[tuple[Listing, list[ImageFacts]]] = []
     read: dict[tuple, ImageFacts] = {}  # loaders often share their files
     for listing in listings:

@@ -19,9 +19,9 @@ from vig_mm.datasets.files import IMAGES, files, some
 
 from ..config import metrics_of, transform
 from .coco_file import read_coco
+from .data_set import DataSet, Listing, Report, base_of, class_of, hint
 from .images import ImageFacts
-from .options import Listing, base_of, class_of, image_loader, option
-from .report import Finding, Report, findings, hint, rules
+from .report import Finding, findings, rules
 
 _SAMPLE = 500  # annotations whose area the quick check looks at
 _LARGEST = 2**31  # pycocotools draws with 32-bit integers
@@ -153,48 +153,45 @@ class CocoUse:
     scores_masks: bool = False  # whether the metric reads its masks
 
 
-def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> None:
-    """Check an annotation file against its images and classes; `kind`: the data set's class."""
-    prefix, path = dataset.get("data_prefix") or {}, os.path.join(root, dataset.get("ann_file", ""))
-    folder, key = os.path.join(root, prefix.get("img", "")), f"{where}.data_prefix.img"
-    is_there = found.has_folder(key, folder, "image folder")
-    found.ann_files.setdefault(where.partition("_")[0], []).append(path)
-    content = read(found, f"{where}.ann_file", path)
+def check(data: DataSet) -> None:
+    """Check an annotation file against its images and classes."""
+    path = data.path(data.ann_file)
+    folder = data.path((data.entry.get("data_prefix") or {}).get("img"))
+    is_there = data.has_folder(".data_prefix.img", folder, "image folder")
+    data.report.ann_files.setdefault(data.split, []).append(path)
+    content = read(data, path)
     if content is None:
         return
     names = [image["file_name"] for image in content["images"]]
     if not names:
-        found.add(where, "no-images", f"{path!r} lists no image")
-    use = _use(found, where, dataset, kind)
-    found.findings += _check_content(content, use, where, path)
+        data.add("no-images", f"{path!r} lists no image")
+    use = _use(data)
+    _check_content(data, content, use, path)
     if is_there:
-        gone = found.absent(key, names, path, folder)
-        there, loader = sorted(set(names).difference(gone)), image_loader(dataset.get("pipeline"))
-        listing = Listing(where, folder, tuple(there), *loader, use, content=content, ann_file=path)
-        found.listings.append(listing)
+        gone = data.absent(".data_prefix.img", names, path, folder)
+        there = sorted(set(names).difference(gone))
+        data.list_files(folder, there, use=use, content=content, ann_file=path)
 
 
-def check_evaluators(found: Report, split: str) -> None:
+def check_evaluators(report: Report, split: str) -> None:
     """See that evaluators of a split read the annotation file of their loader."""
-    where, loaders = f"{split}_evaluator.ann_file", found.ann_files.get(split, [])
-    for metric in scoring_metrics(found.cfg, split):
-        path = metric["ann_file"]
+    loaders = report.ann_files.get(split, [])
+    for metric in scoring_metrics(report.cfg, split):
+        data, path = DataSet(report, f"{split}_evaluator", metric, object), metric["ann_file"]
         same = os.path.realpath(path) in map(os.path.realpath, loaders)
-        if not metric.get("backend_args") and read(found, where, path) and loaders and not same:
+        if not metric.get("backend_args") and read(data, path) and loaders and not same:
             names = ", ".join(map(repr, loaders))
             text = f"{path!r} is not the file of {split}_dataloader ({names}): give both the same"
-            found.add(where, "other-ann-file", text)
+            data.add("other-ann-file", text, key=".ann_file")
 
 
-def read(found: Report, where: str, path: str) -> dict | None:
+def read(data: DataSet, path: str) -> dict | None:
     """The content of a COCO file, or None after noting the problem."""
-    real = os.path.realpath(path)
-    if real not in found.coco:
-        found.coco[real] = read_coco(path)
-    content = found.coco[real]
+    real, known = os.path.realpath(path), data.report.coco
+    content = known[real] = known[real] if real in known else read_coco(path)
     if isinstance(content, dict):
         return content
-    found.add(where, "not-coco", f"{path!r} {content}{hint(path)}")
+    data.add("not-coco", f"{path!r} {content}{hint(path)}", key=".ann_file")
     return None
 
 
@@ -216,18 +213,18 @@ def has_scorable_id(annotation: dict) -> bool:
     return isinstance(annotation["id"], int) and annotation["id"] != 0
 
 
-def _use(found: Report, where: str, dataset: dict, kind: type) -> CocoUse:
-    filters, split = dataset.get("filter_cfg") or {}, where.partition("_")[0]
-    own_filter = not base_of(kind, "CocoDataset", "filter_data")
-    if own_filter or option(dataset, kind, "test_mode", False):
+def _use(data: DataSet) -> CocoUse:
+    filters = data.entry.get("filter_cfg") or {}
+    if not base_of(data.kind, "CocoDataset", "filter_data") or data.option("test_mode", False):
         filters = {}
-    evaluated, metrics = split != "train", metrics_of(found.cfg, split)
-    loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
+    evaluated, metrics = data.split != "train", metrics_of(data.cfg, data.split)
+    loads_masks = bool(transform(data.pipeline, "LoadAnnotations").get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
     scored = any("segm" in (metric.get("metric") or ()) for metric in metrics)
-    scores_masks = evaluated and (scored if found.cfg.get(f"{split}_evaluator") else loads_masks)
+    has_evaluator = data.cfg.get(f"{data.split}_evaluator")
+    scores_masks = evaluated and (scored if has_evaluator else loads_masks)
     return CocoUse(
-        found.classes.get(where, ()),
+        data.classes,
         masks=loads_masks or scores_masks,
         filter_empty=bool(filters.get("filter_empty_gt")),
         min_size=filters.get("min_size", 0),
@@ -236,7 +233,7 @@ def _use(found: Report, where: str, dataset: dict, kind: type) -> CocoUse:
     )
 
 
-def _check_content(content: dict, use: CocoUse, where: str, path: str) -> Iterator[Finding]:
+def _check_content(data: DataSet, content: dict, use: CocoUse, path: str) -> None:
     """What is wrong with a file by itself, and the areas of some annotations."""
     images, annotations = content["images"], content.get("annotations", [])
     by_id = {image["id"]: image for image in images}
@@ -252,13 +249,13 @@ def _check_content(content: dict, use: CocoUse, where: str, path: str) -> Iterat
     said["scored"] = "; scores count them as objects all the same" if use.evaluated else ""
     if not use.filter_empty:
         cases["no-annotation/kept"] = cases.pop("no-annotation")
-    yield from findings(_RULES, cases, where, path, **said)
+    data.judge(_RULES, cases, path, **said)
     if use.evaluated:
         sample = kept[:: -(-len(kept) // _SAMPLE) or 1]
         faults = [shape_faults(_item(one, by_id), use.masks) for one in sample]
         apart = [one for one, said in zip(sample, faults, strict=True) if "area" in said]
         cases = {"area": [_name(one, by_id) for one in apart]}
-        yield from findings(_SHAPES, cases, where, path, annotation=len(sample))
+        data.judge(_SHAPES, cases, path, annotation=len(sample))
 
 
 def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]]:

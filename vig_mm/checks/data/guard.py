@@ -23,10 +23,10 @@ from vig_mm.errors import SampleError
 
 from .check import check_of
 from .coco import TURNED, turned_by
+from .data_set import keeps_numbers
 from .images import FAULTS, FIX, file_fault, open_image
 from .label_maps import TOO_LARGE
 from .labels import NO_LABEL, ignored_numbers
-from .options import keeps_numbers
 
 _CHECKER = (
     "; `python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
@@ -55,10 +55,8 @@ def guard(
 ) -> None:
     """Guard the pipelines of a data set, and of those that it wraps.
 
-    Args:
-        dataset: With its pipeline, or wrapped.
-        ignored: Numbers in label maps that are no class and no mistake.
-        has_more: Whether a wrapper has transforms that may give label maps other numbers.
+    `ignored`: numbers in label maps that are no class and no mistake; `has_more`: whether a wrapper
+    has transforms that may give label maps other numbers.
     """
     own = getattr(dataset, "__dict__", {})  # wrappers may show what is their data set's as theirs
     pipeline = own.get("pipeline")

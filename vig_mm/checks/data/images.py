@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vig_mm.datasets.transforms.load_tiff import read_tiff
 from vig_mm.datasets.transforms.map_labels import Value, pack, unpack
 
-from .options import Listing, turns
+from .data_set import Listing, turns
 from .report import Finding, findings, rules
 
 FIX = "copy or download it again, or take it out of the data set"
@@ -87,13 +87,10 @@ class ImageFacts:
 
 
 def file_fault(path: str) -> str | None:
-    """Why an image file cannot be loaded whole.
+    """Why an image file cannot be loaded whole: "missing", "empty", "truncated", "unreadable" (the
+    system does not let it be read), or None. What else may be wrong, the decoder says.
 
     Nothing of a jpg or png is decoded that ends as it should; other formats and ends are.
-
-    Returns:
-        "missing", "empty", "truncated", "unreadable" (the system does not let it be read), or None.
-        What else may be wrong, the decoder says.
     """
     try:
         with open(path, "rb") as file:
@@ -140,10 +137,10 @@ def _is_truncated(content: bytes) -> bool:
 
 
 def _jpeg_ends(content: bytes) -> bool:
-    """Whether the first scan of a jpg is followed by an end.
+    """Whether the first scan of a jpg is followed by an end; there may be bytes behind it (a film).
 
-    There may be bytes behind it (a film, a second picture), and a preview in a segment before, with
-    an end of its own. In a scan the two bytes of the end do not occur (ITU-T T.81, B.1.1.5).
+    A preview in a segment before has an end of its own. In a scan the two bytes of the end do not
+    occur (ITU-T T.81, B.1.1.5).
     """
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:
@@ -160,11 +157,8 @@ def image_facts(
 ) -> ImageFacts:
     """Read and decode an image as `LoadImageFromFile` does, or a label map as mmseg does.
 
-    Args:
-        path: The file.
-        flag: `color_type` of the loading transform.
-        backend: Its `imdecode_backend`, or `tifffile` or `numpy` where one of these reads the file.
-        labels: Whether it is a label map, whose values are wanted.
+    `flag` and `backend`: `color_type` and `imdecode_backend` of the loading transform; `tifffile`
+    or `numpy` where one of these reads the file.
     """
     import mmcv
 

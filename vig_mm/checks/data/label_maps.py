@@ -13,10 +13,10 @@ from vig_mm.datasets.transforms.map_labels import Value, read_mapping
 from vig_mm.registry import type_name
 
 from ..config import transform, walk
+from .data_set import DataSet, Listing, has_own_transform, hint
 from .images import FIX, ImageFacts, image_facts
 from .labels import NO_LABEL, LabelUse, cause, ignored_numbers, two_values
-from .options import Listing, has_own_transform, image_loader, option
-from .report import Finding, Report, findings, hint, rules
+from .report import Finding, findings, rules
 
 # Smallest value that mmseg, which casts label maps to 8 bits, takes for another.
 TOO_LARGE = 256
@@ -48,130 +48,118 @@ note class unused-class/scored | occur in no label map | the mean IoU leaves the
 _BEFORE = [*_RULES][:6]  # what a sample before a run is looked at for
 
 
-def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> None:
-    """Check images and label maps against each other and the classes; `kind`: the set's class."""
-    classes = found.classes.get(where, ())
-    _check_classes(found, where, dataset, kind, classes)
-    prefix = dataset.get("data_prefix") or {}
-    images = os.path.join(root, prefix.get("img_path") or "")
-    labels = os.path.join(root, prefix.get("seg_map_path") or "")
-    suffix, seg_suffix = (option(dataset, kind, x) for x in ("img_suffix", "seg_map_suffix"))
-    if not found.has_folder(f"{where}.data_prefix.img_path", images, "image folder"):
+def check(data: DataSet) -> None:
+    """Check images and label maps against each other and the classes."""
+    _check_classes(data)
+    prefix = data.entry.get("data_prefix") or {}
+    images, labels = (data.path(prefix.get(key)) for key in ("img_path", "seg_map_path"))
+    suffix, seg_suffix = data.option("img_suffix"), data.option("seg_map_suffix")
+    if not data.has_folder(".data_prefix.img_path", images, "image folder"):
         return
-    names, key = _names(found, where, dataset, images, suffix, root), f"{where}.data_prefix"
+    names, key = _names(data, images, suffix), ".data_prefix.seg_map_path"
     if not names or not prefix.get("seg_map_path"):
         return
-    if not found.has_folder(f"{key}.seg_map_path", labels, "label folder"):
+    if not data.has_folder(key, labels, "label folder"):
         return
     there = set(files(labels, (seg_suffix,)))
     wanted = {name + seg_suffix: name for name in names}
     if gone := [name for name in wanted if name not in there]:
         text = f"{len(gone)} of {len(names)} images have no label map in {labels!r}, e.g. "
-        text += f"{gone[0]!r}{hint(labels)}"
-        found.add(f"{key}.seg_map_path", "no-label", text, gone)
-    if not dataset.get("ann_file"):
-        found.not_taken(where, labels, sorted(there - wanted.keys()), "belong to no image")
-    use = _use(found, where, dataset, kind, classes) if classes else None
+        data.add("no-label", f"{text}{gone[0]!r}{hint(labels)}", gone, key=key)
+    if not data.ann_file:
+        data.not_taken(labels, sorted(there - wanted.keys()), "belong to no image")
+    use = _use(data) if data.classes else None
     if use is None:
         return
-    pairs = sorted(name for label, name in wanted.items() if label in there)
-    listing = Listing(
-        where,
+    pairs, load = sorted(wanted[x] for x in wanted.keys() & there), _load(data)
+    data.list_files(
         images,
-        tuple(name + suffix for name in pairs),
-        *image_loader(dataset.get("pipeline")),
-        use,
-        tuple(kind.METAINFO.get("classes") or classes),
+        [name + suffix for name in pairs],
+        use=use,
+        classes=tuple(data.kind.METAINFO.get("classes") or data.classes),
         label_folder=labels,
         labels=tuple(name + seg_suffix for name in pairs),
-        label_backend=transform(dataset.get("pipeline"), "LoadAnnotations").get("imdecode_backend")
-        or "pillow",
+        label_backend=load.get("imdecode_backend") or "pillow",
     )
-    found.listings.append(listing)
-    if where.startswith("train"):
-        _check_padding(found, where, dataset, use)
-    if not gone and found.sample:
-        some_of = listing.labels[:: -(-len(pairs) // found.sample)]
+    if data.split == "train":
+        _check_padding(data, use)
+    if not gone and data.report.sample:
+        listing = data.report.listings[-1]
+        some_of = listing.labels[:: -(-len(pairs) // data.report.sample)]
         cases, said = _cases(listing, some_of, lambda _, function, items: map(function, items))
-        cases = {kind: cases[kind] for kind in _BEFORE}
-        found.findings += findings(_RULES, cases, where, labels, **said)
+        data.judge(_RULES, {kind: cases[kind] for kind in _BEFORE}, labels, **said)
 
 
-def _check_classes(
-    found: Report, where: str, dataset: dict, kind: type, classes: tuple[str, ...]
-) -> None:
-    own = kind.METAINFO.get("classes")
-    if not classes and any(found.cfg.get(f"{split}_evaluator") for split in ("val", "test")):
+def _load(data: DataSet) -> dict:
+    return transform(data.pipeline, "LoadAnnotations")
+
+
+def _check_classes(data: DataSet) -> None:
+    own, name, classes = data.kind.METAINFO.get("classes"), data.kind.__name__, data.classes
+    if not classes and any(data.cfg.get(f"{split}_evaluator") for split in ("val", "test")):
         # mmseg asks for them when it scores
-        text = f"{kind.__name__} has no classes of its own: name them in metainfo=dict(classes="
-        found.add(where, "no-classes", f"{text}(...), palette=[...]), in the order of the labels")
-    if foreign := [name for name in classes if own and name not in own]:
-        text = f"{kind.__name__} has no {some(foreign)}: for other data use type='BaseSegDataset'"
-        found.add(f"{where}.metainfo.classes", "absent-class", text, foreign)
-    palette = (dataset.get("metainfo") or {}).get("palette")
+        text = f"{name} has no classes of its own: name them in metainfo=dict(classes=(...), "
+        data.add("no-classes", f"{text}palette=[...]), in the order of the labels")
+    if foreign := [x for x in classes if own and x not in own]:
+        text = f"{name} has no {some(foreign)}: for other data use type='BaseSegDataset'"
+        data.add("absent-class", text, foreign, key=".metainfo.classes")
+    palette = (data.entry.get("metainfo") or {}).get("palette")
     if classes and palette is not None and not own and len(palette) != len(classes):
         text = f"{len(palette)} colours for {len(classes)} classes: give one (R, G, B) for each"
-        found.add(f"{where}.metainfo.palette", "palette", text)
+        data.add("palette", text, key=".metainfo.palette")
 
 
-def _names(
-    found: Report, where: str, dataset: dict, images: str, suffix: str, root: str
-) -> list[str]:
+def _names(data: DataSet, images: str, suffix: str) -> list[str]:
     """Names of the images without their suffix; none after noting the problem."""
-    ann_file = dataset.get("ann_file")
-    path = os.path.join(root, ann_file or "")
-    if ann_file and not os.path.isdir(path):  # for a folder mmseg lists the images
-        where = f"{where}.ann_file"
-        names = [line.strip() for line in found.lines_of(where, path)]
+    path = data.path(data.ann_file)
+    if data.ann_file and not os.path.isdir(path):  # for a folder mmseg lists the images
+        names = [line.strip() for line in data.lines()]
         if "" in names:
             text = f"line {names.index('') + 1} of {path!r} is empty: delete it, for mmseg takes it"
-            found.add(where, "list", f"{text} for an image {suffix!r}")
+            data.add("list", f"{text} for an image {suffix!r}", key=".ann_file")
             return []
-        return [] if found.absent(where, [x + suffix for x in names], path, images) else names
+        gone = data.absent(".ann_file", [x + suffix for x in names], path, images)
+        return [] if gone else names
     names = [name.removesuffix(suffix) for name in files(images, (suffix,))]
     if names:
         other = [n for n in files(images, IMAGES, any_case=True) if not n.endswith(suffix)]
-        found.not_taken(where, images, other, f"do not end in {suffix!r}")
+        data.not_taken(images, other, f"do not end in {suffix!r}")
     else:
         text = f"no {suffix} image in {images!r}{hint(images)}"
-        found.add(f"{where}.data_prefix.img_path", "no-images", text)
+        data.add("no-images", text, key=".data_prefix.img_path")
     return names
 
 
-def _use(
-    found: Report, where: str, dataset: dict, kind: type, classes: tuple[str, ...]
-) -> LabelUse | None:
+def _use(data: DataSet) -> LabelUse | None:
     """How label maps are loaded, or None after noting that a mapping is none."""
-    split = where.partition("_")[0]
-    loader = found.cfg[f"{split}_dataloader"]["dataset"]  # wrappers may have a pipeline, too
-    load = transform(dataset.get("pipeline"), "LoadAnnotations")
-    options = set().union(*(inspect.signature(x.__init__).parameters for x in kind.__mro__[:-1]))
-    is_mmseg = "ignore_index" in options
-    mapped = transform(dataset, "MapLabels") or transform(loader, "MapLabels")
+    loader = data.cfg[f"{data.split}_dataloader"]["dataset"]  # wrappers may have a pipeline, too
+    bases = data.kind.__mro__[:-1]
+    is_mmseg = any("ignore_index" in inspect.signature(x.__init__).parameters for x in bases)
+    mapped = transform(data.entry, "MapLabels") or transform(loader, "MapLabels")
     try:
         mapping = read_mapping(mapped.get("mapping")) if mapped else None
     except ValueError as error:
-        found.add(f"{where}.pipeline", "mapping", str(error))
+        data.add("mapping", str(error), key=".pipeline")
         return None
-    ignored, tolerated = ignored_numbers(found.cfg, split, dataset)
-    is_part = is_mmseg and set(classes) <= set(kind.METAINFO.get("classes") or ())
-    reduced = option(dataset, kind, "reduce_zero_label") or load.get("reduce_zero_label")
+    ignored, tolerated = ignored_numbers(data.cfg, data.split, data.entry)
+    own, classes = set(data.kind.METAINFO.get("classes") or ()), data.classes
+    reduced = data.option("reduce_zero_label") or _load(data).get("reduce_zero_label")
     return LabelUse(
         num_classes=len(classes),
         reduce_zero_label=bool(reduced),
-        label_map=kind.get_label_map(classes) if is_part else None,
+        label_map=data.kind.get_label_map(classes) if is_mmseg and own >= set(classes) else None,
         mapping=mapping,
         others=mapped.get("others"),
         ignored=ignored,
         tolerated=tolerated,
-        undecided=not is_mmseg or has_own_transform(loader, found.cfg.get("default_scope")),
+        undecided=not is_mmseg or has_own_transform(loader, data.cfg.get("default_scope")),
     )
 
 
-def _check_padding(found: Report, where: str, dataset: dict, use: LabelUse) -> None:
+def _check_padding(data: DataSet, use: LabelUse) -> None:
     """See that what label maps are filled up with is a class, or ignored by the loss."""
-    parts = {f"{where}.pipeline": dataset.get("pipeline")}
-    parts["model.data_preprocessor"] = (found.cfg.get("model") or {}).get("data_preprocessor")
+    parts = {f"{data.where}.pipeline": data.pipeline}
+    parts["model.data_preprocessor"] = (data.cfg.get("model") or {}).get("data_preprocessor")
     for key, part in parts.items():
         for name, value in _pads(part):
             last = use if "pipeline" in key else replace(use, mapping=None)
@@ -179,12 +167,13 @@ def _check_padding(found: Report, where: str, dataset: dict, use: LabelUse) -> N
                 # 255 stands in every recipe, also where nothing is ever filled up
                 certain = value != NO_LABEL and not use.undecided
                 text = (
-                    f"{name}={value} fills label maps up, and is neither one of the "
+                    f"{key}: {name}={value} fills label maps up, and is neither one of the "
                     f"{use.num_classes} classes nor ignored by all heads "
                     f"({some(sorted(use.ignored))}): the loss stops at it; set {name} to an "
                     "ignored number, or ignore_index in data sets, heads and evaluators"
                 )
-                found.add(key, "seg-pad", text, (), "error" if certain else "warning")
+                severity = "error" if certain else "warning"
+                data.report.findings.append(Finding(severity, "seg-pad", data.where, text))
 
 
 def _pads(part: Any) -> Iterator[tuple[str, Any]]:

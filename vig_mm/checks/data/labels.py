@@ -71,12 +71,7 @@ def ignored_numbers(
 
 
 def cause(values: Iterable[Value], use: LabelUse) -> str:
-    """What label maps with values of no class look like, and what to do about it.
-
-    Args:
-        values: That occur, with at least one that stands for no class.
-        use: How the data set loads them.
-    """
+    """What label maps with these values, some of no class, look like, and what to do about it."""
     values, count = set(values), use.num_classes
     colours = sorted(value for value in values if isinstance(value, tuple))
     if len(colours) > _MOST:
@@ -108,13 +103,7 @@ def cause(values: Iterable[Value], use: LabelUse) -> str:
 
 
 def two_values(values: Iterable[Value], use: LabelUse, names: Sequence[str]) -> str:
-    """What to say of masks of nothing but 0 and 255 for two classes; "" if they are none.
-
-    Args:
-        values: All that occur in the data set's label maps, as they stand in the files.
-        use: How the data set loads them.
-        names: Of the classes.
-    """
+    """What to do about masks of nothing but 0 and 255 for two classes; "" if they are none."""
     is_trap = set(values) == {0, NO_LABEL} and use.num_classes == 2 and NO_LABEL in use.ignored
     if not is_trap or use.is_class(NO_LABEL):
         return ""

@@ -15,12 +15,12 @@ from ..config import leaves
 from . import coco
 from .check import check_of
 from .coco_file import read_coco
-from .options import class_of, classes_of
+from .data_set import class_of, classes_of
 from .report import number
 
 
 def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> list[str]:
-    """Repair the data sets and evaluators of a config.
+    """Repair the data sets and evaluators of a whole config, which may be changed.
 
     - Classes that are text for want of a comma become a list of one.
     - mmdet refuses an id that two annotations have, and a file without categories. pycocotools
@@ -28,13 +28,7 @@ def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> li
       iscrowd is missing. Nothing else refers to these ids: a copy has them from 1 in the file's
       order, which predictions and what is dumped of them do not show.
 
-    Args:
-        cfg: A whole config with `work_dir`; its data sets and evaluators may be changed.
-        splits: Whose loaders and evaluators.
-        read: Content of annotation files, from `check_data`.
-
-    Returns:
-        For the log, one line for each repair.
+    `read`: content of annotation files, from `check_data`. Returns a line for each repair.
     """
     read, scope, lines = {} if read is None else read, cfg.get("default_scope"), []
     for split in splits:

@@ -1,20 +1,12 @@
-"""Findings: one record for each kind of fault in a data set, and the report that takes them."""
+"""Findings: one record for each kind of fault in a data set, and the tables that word them."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.fileio import list_from_file
-
-from vig_mm.datasets.files import entries, some
-
-from .options import Listing
+from vig_mm.datasets.files import some
 
 SEVERITIES = ("error", "warning", "note")
-_OPTION = re.compile(r"\.(ann_file|data_root|data_prefix|metainfo|pipeline)\b.*")
 
 Rules = dict[str, list[str]]
 
@@ -70,90 +62,3 @@ def findings(
             out = f"{number(len(names), noun)} {left_out[0]}" if left_out else ""
             kind = kind.partition("/")[0]
             yield Finding(severity, kind, where, f"{text}: {effect}", len(names), names, out)
-
-
-class Report:
-    """What the checks of one config's data sets have found so far.
-
-    Args:
-        cfg: The whole config.
-        sample: How many label maps of a data set to read; 0 where all are read later.
-        coco: Takes the content of annotation files, or what is wrong with them.
-    """
-
-    def __init__(self, cfg: Config, sample: int, coco: dict[str, dict | str] | None = None) -> None:
-        self.cfg, self.sample, self.coco = cfg, sample, {} if coco is None else coco
-        self.findings: list[Finding] = []
-        self.listings: list[Listing] = []  # the files of each data set, as far as they are there
-        self.classes: dict[str, tuple[str, ...]] = {}  # of each data set, in label order
-        self.ann_files: dict[str, list[str]] = {}  # of each split's loader
-
-    def add(
-        self, where: str, kind: str, text: str, names: Sequence = (), severity="error", left_out=""
-    ) -> None:
-        """Note what is wrong; `where` may go on to an option; `names`: all that it holds for."""
-        data_set, text, count = _OPTION.sub("", where), f"{where}: {text}", len(names) or 1
-        found = Finding(severity, kind, data_set, text, count, tuple(names), left_out)
-        self.findings.append(found)
-
-    def missing(self, where: str, path: str, what: str) -> None:
-        """Note that a file or folder is not there; `where`: the option that names it."""
-        text = f"no {what} {path!r} (seen from {os.getcwd()!r}): put the data there, or set {where}"
-        self.add(where, "missing", f"{text} in the config or by --cfg-options{hint(path)}")
-
-    def has_folder(self, where: str, path: str, what: str) -> bool:
-        """Whether a folder is there, after noting that it is not."""
-        if not os.path.isdir(path):
-            self.missing(where, path, what)
-        return os.path.isdir(path)
-
-    def absent(self, where: str, names: list[str], path: str, folder: str) -> list[str]:
-        """Those of the names in the file `path` that are not in a folder, after noting them."""
-        there = {entry.name for entry in entries(folder)}  # one listing, as look-ups are slow
-        gone = [name for name in names if name not in there]
-        gone = [x for x in gone if not ("/" in x and os.path.isfile(os.path.join(folder, x)))]
-        if gone:
-            inside, base = os.path.split(os.path.join(folder, gone[0]))
-            beside = os.listdir(inside) if os.path.isdir(inside) else []
-            other = next((x for x in beside if x.lower() == base.lower()), "")
-            advice = f"; there is {other!r}: upper and lower case differ here"
-            if windows := sum("\\" in name for name in gone):
-                advice = f"; {windows} have backslashes, as on Windows: write / for \\ in {path!r}"
-            text = (
-                f"{len(gone)} of the {len(names)} images in {path!r} are not in {folder!r}, e.g. "
-            )
-            text += repr(gone[0]) + (advice if windows or other else hint(folder))
-            self.add(where, "missing", text, gone)
-        return gone
-
-    def not_taken(self, where: str, folder: str, names: list[str], why: str) -> None:
-        """Note the files in a folder that a data set leaves out, if there are any."""
-        if names:
-            what = f"{number(len(names), 'file')} in {folder!r} {why}"
-            text = f"{what}, e.g. {some(names, 3)}: {self.cfg.default_scope} leaves them out; "
-            text += "rename or convert them, or take them away"
-            self.add(where, "not-taken", text, names, "warning", what)
-
-    def lines_of(self, where: str, path: str) -> list[str]:
-        """The lines of an `ann_file`, split as the libraries do; none after noting the problem."""
-        lines, kind, fault = [], "list", ""
-        if not os.path.isfile(path):
-            self.missing(where, path, "list of images")
-            return []
-        try:
-            lines = list_from_file(path)
-            if not lines:
-                kind, fault = "no-images", "is empty: list the images in it, one a line"
-        except UnicodeDecodeError as error:
-            fault = f"is not UTF-8 ({error}): save it as UTF-8"
-        except OSError as error:
-            fault = f"cannot be read ({error}): correct its permissions"
-        if fault:
-            self.add(where, kind, f"{path!r} {fault}")
-        return lines
-
-
-def hint(path: str) -> str:
-    """How to make the data at a path, where this project does."""
-    made = "digits" in Path(path).parts
-    return "; the built-in digits are made by `python tools/data/make_digits.py`" if made else ""

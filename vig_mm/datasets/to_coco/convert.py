@@ -32,10 +32,9 @@ def convert(
     classes: list[str] | None = None,
     as_polygons: bool = False,
 ) -> tuple[dict, list[str]]:
-    """Read annotations of another format as COCO's.
+    """Read annotations of another format (`kind`) as COCO's.
 
     Args:
-        kind: One of `FORMATS`.
         source: File or folder, as the format has it.
         images: Folder of the images, where the format does not tell.
         split: Of a YOLO data.yaml.

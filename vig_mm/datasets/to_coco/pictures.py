@@ -16,9 +16,8 @@ from ..files import some
 
 @dataclass
 class Picture:
-    """One image: its file, (width, height) as it is loaded, and its objects.
-
-    An object is an annotation of COCO, with the `name` of its class in place of ids.
+    """One image: its file, (width, height) as it is loaded, and its objects: annotations of COCO,
+    with the `name` of their class in place of ids.
     """
 
     path: Path
@@ -55,11 +54,7 @@ def polygon(name: str, points: list[float]) -> dict:
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], bool]:
-    """(width, height) of an image file as OpenCV loads it, and whether EXIF swaps its sides.
-
-    Raises:
-        FormatError: It is not there, or no image.
-    """
+    """(width, height) of an image file as OpenCV loads it, and whether EXIF swaps its sides."""
     try:
         with Image.open(path) as image:
             size, turn = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -77,10 +72,6 @@ def quoted(names: Iterable[Any]) -> str:
 
 
 def refuse_doubles(names: Iterable[Any], what: str) -> None:
-    """See that no name occurs twice.
-
-    Raises:
-        FormatError: One does; `what` says of what.
-    """
+    """See that no name occurs twice; `what` says of what."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise FormatError(f"{what} more than once: {quoted(twice)}; keep one of each")

@@ -20,17 +20,10 @@ _TOP = ("folder", "filename", "path", "source", "owner", "size", "segmented", "o
 
 
 def read_voc(source: Path, images: Path | None, split: str, as_polygons: bool = False) -> Reading:
-    """A folder of xml, or one xml. Corners count from 1; `difficult` becomes `iscrowd`.
+    """A folder of xml, with subfolders, or one xml. Corners count from 1; `difficult` is `iscrowd`.
 
-    The images lie beside the xml, or in `JPEGImages` or `images` beside its folder.
-
-    Args:
-        source: Folder of the xml, with subfolders, or one file.
-        images: Folder of the images.
-        split, as_polygons: Of YOLO.
-
-    Raises:
-        FormatError: There is something else in it, or something is missing.
+    The images lie beside the xml, or in `JPEGImages` or `images` beside its folder. The arguments
+    and errors are those of `convert`.
     """
     folder = source if source.is_dir() else source.parent
     paths = [source] if folder != source else [source / x for x in files(source, (".xml",), True)]

@@ -32,19 +32,11 @@ class _Line:
 
 
 def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool = False) -> Reading:
-    """The images of a split: a folder, a `.txt` list of images, or several of these.
+    """The images of a split of a data.yaml: a folder, a `.txt` list, or several of these.
 
     Lines are `class x y width height` (of the centre) or `class x1 y1 x2 y2 x3 y3 ...`, in shares
     of the image's sides. An image without a file of labels, or with an empty one, has no objects.
-
-    Args:
-        source: `data.yaml`.
-        images: Folder in place of the one it names.
-        split: Its key in the file.
-        as_polygons: Take oriented boxes for polygons of four corners.
-
-    Raises:
-        FormatError: There is something else in it, or something is missing.
+    The arguments and errors are those of `convert`.
     """
     names, entries, root = _read_yaml(source, split)
     folders: list[Path] = []
