@@ -82,6 +82,10 @@ LEARNED = {
         [{}, dict(image_id=2)], dict(images=[{}, dict(file_name="./1.jpg")]),
         {"file-name-twice": "warning 1"}, 1,
     ),
+    "listed twice, once empty": (
+        [{}], dict(images=[{}, dict(file_name="1.jpg")]),
+        {"file-name-twice": "warning 1", "no-annotation": "warning 1"}, 1,
+    ),
     "last class unused": ([{}], dict(classes=("a", "c")), {"unused-class": "warning 1"}, 1),
     "text for every image": ([dict(image_id="1")], dict(images=[ONE_IMAGE]), {}, 1),
     "image_id as text": ([dict(image_id="1"), {}], {}, {"text-id": "error 1"}, 1),

@@ -199,12 +199,8 @@ def scoring_metrics(cfg: dict, split: str) -> Iterator[dict]:
     """The configs of those metrics that read a local annotation file as mmdet's CocoMetric does."""
     for metric in metrics_of(cfg, split):
         kind = class_of(metric, cfg.get("default_scope"), METRICS)
-        path = metric.get("ann_file")
-        if (
-            path
-            and "://" not in path
-            and base_of(kind, "CocoMetric", "__init__", "compute_metrics")
-        ):
+        reads = base_of(kind, "CocoMetric", "__init__", "compute_metrics")
+        if reads and metric.get("ann_file") and "://" not in metric["ann_file"]:
             yield metric
 
 
@@ -302,19 +298,18 @@ def _image_cases(content: dict, use: CocoUse, kept: list[dict]) -> dict[str, lis
     annotations, images = content.get("annotations", []), content["images"]
     annotated = {one["image_id"] for one in annotations if one["category_id"] in wanted}
     full = {one["image_id"] for one in kept}
-    empty = [one["file_name"] for one in images if one["id"] not in annotated]
-    bare = [one["file_name"] for one in images if one["id"] in annotated - full]
-    small = [x["file_name"] for x in images if min(x["height"], x["width"]) < use.min_size]
-    out = dict.fromkeys([*(empty if use.filter_empty else ()), *small])
-    none_left = wanted and out.keys() >= {image["file_name"] for image in images}
-    counts = Counter(os.path.normpath(image["file_name"]) for image in images)
-    return {
-        "no-image-left": list(out) if none_left else [],
-        "file-name-twice": [name for name, count in counts.items() if count > 1],
-        "no-annotation": empty,
-        "nothing-left": bare,
-        "min-size": small,
+    cases = {
+        "no-annotation": [one for one in images if one["id"] not in annotated],
+        "nothing-left": [one for one in images if one["id"] in annotated - full],
+        "min-size": [one for one in images if min(one["height"], one["width"]) < use.min_size],
     }
+    out = [*(cases["no-annotation"] if use.filter_empty else ()), *cases["min-size"]]
+    if wanted and {one["id"] for one in images} <= {one["id"] for one in out}:
+        cases["no-image-left"] = [one for one in images if one in out]
+    counts = Counter(os.path.normpath(image["file_name"]) for image in images)
+    twice = [name for name, count in counts.items() if count > 1]
+    named = {kind: [one["file_name"] for one in every] for kind, every in cases.items()}
+    return named | {"file-name-twice": twice}
 
 
 def annotation_cases(content: dict, use: CocoUse) -> tuple[list[dict], dict[str, list[dict]]]:
