@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from mmengine.registry import METRICS
 
 from vig_mm.datasets.files import IMAGES, files, some
@@ -25,6 +26,7 @@ from .report import Finding, findings, rules
 
 _SAMPLE = 500  # annotations whose area the quick check looks at
 _LARGEST = 2**31  # pycocotools draws with 32-bit integers
+_LONGEST = 12  # characters of a run of an RLE that fits 60 bits
 _BEYOND = 1.0  # pixels; COCO's own boxes end up to one behind the edge
 _NOTHING = 1e-3  # pixels, what rounding leaves of points in a line
 _SLACK = 16.0  # pixels, by which small areas may be off
@@ -256,12 +258,13 @@ def _check_content(data: DataSet, content: dict, use: CocoUse, path: str) -> Non
 
 def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]]:
     """Whether the file has the classes, each once, and in their order."""
-    unknown = [name for name in use.classes if name not in categories]
-    order = [name for name in categories if name in use.classes]
+    there, wanted = Counter(categories), set(use.classes)
+    unknown = [name for name in use.classes if name not in there]
+    order = [name for name in categories if name in wanted]
     trailing = list(use.classes[: len(use.classes) - len(unknown)]) == order
     # the others keep their numbers
     last = trailing and not use.evaluated and len(unknown) < len(use.classes)
-    twice = [name for name in dict.fromkeys(order) if order.count(name) > 1]
+    twice = [name for name in dict.fromkeys(order) if there[name] > 1]
     moved = not (twice or unknown) and order != list(use.classes)
     return {
         "category-twice": twice,
@@ -305,7 +308,7 @@ def _image_cases(content: dict, use: CocoUse, kept: list[dict]) -> dict[str, lis
     }
     out = [*(cases["no-annotation"] if use.filter_empty else ()), *cases["min-size"]]
     if wanted and {one["id"] for one in images} <= {one["id"] for one in out}:
-        cases["no-image-left"] = [one for one in images if one in out]
+        cases["no-image-left"] = images
     counts = Counter(os.path.normpath(image["file_name"]) for image in images)
     twice = [name for name, count in counts.items() if count > 1]
     named = {kind: [one["file_name"] for one in every] for kind, every in cases.items()}
@@ -338,19 +341,21 @@ def annotation_cases(content: dict, use: CocoUse) -> tuple[list[dict], dict[str,
         if (use.masks and kind is None) or (use.scores_masks and is_scored):
             mask = _mask_fault(annotation, sizes[image], use.scores_masks)
         is_kept = kind is None and mask in (None, "short-part")
-        crowd = annotation.get("iscrowd")  # training takes none for 0
-        kinds = {
-            mask: mask is not None and (kind is None or _RULES[mask][0] == "error"),
-            kind: kind is not None,
-            "rotated": is_kept and (annotation.get("attributes") or {}).get("rotation"),
-            "no-crowd": crowd is None and is_scored,
-            "bad-crowd": crowd not in (None, 0, 1) and (is_scored or is_kept),
-            "crowd": crowd in (1,) and is_kept,
-        }
-        for one in [one for one, holds in kinds.items() if holds]:
-            cases[one].append(annotation)
+        if mask is not None and (kind is None or _RULES[mask][0] == "error"):
+            cases[mask].append(annotation)
+        if kind is not None:
+            cases[kind].append(annotation)
         if is_kept:
             kept.append(annotation)
+            if (annotation.get("attributes") or {}).get("rotation"):
+                cases["rotated"].append(annotation)
+        crowd = annotation.get("iscrowd")
+        if crowd != 0:
+            key = "no-crowd" if crowd is None else "crowd" if crowd == 1 else "bad-crowd"
+            # training takes none for 0
+            counts = {"no-crowd": is_scored, "crowd": is_kept, "bad-crowd": is_scored or is_kept}
+            if counts[key]:
+                cases[key].append(annotation)
     return kept, cases
 
 
@@ -432,18 +437,19 @@ def _runs(counts: str) -> list[int]:
     16 in the last one is the sign. From the fourth run on it is the difference to the run two
     before.
     """
-    runs, value, shift = [], 0, 0
-    for code in counts.encode("utf-8", "surrogatepass"):
-        code -= 48
-        if not 0 <= code < 64:
-            return []
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            value -= (code & 16 and 1) << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return [] if shift else runs
+    codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    if not len(ends) or codes.min() < 0 or codes.max() > 63 or ends[-1] + 1 < len(codes):
+        return []
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends - starts + 1
+    if lengths.max() > _LONGEST:
+        return []
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs.tolist()
 
 
 def shape_faults(item: tuple[dict, tuple[int, int]], masks: bool) -> list[str]:

@@ -60,7 +60,7 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
     of = f"{str(source)!r}, {split}: images"
     refuse_doubles(map(os.path.abspath, paths), f"{of} are there")
     refuse_doubles(map(_labels, paths), f"{of} of one name share labels,")
-    pictures, lines, bare = [], [], [path for path in paths if not _labels(path).is_file()]
+    pictures, lines, bare = [], [], {path for path in paths if not _labels(path).is_file()}
     for path in paths:
         size, _ = image_size(path)
         own = [] if path in bare else list(_lines(_labels(path), names, size))
@@ -73,7 +73,7 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
         _refuse_other_corners(lines)
     if bare:
         of = f"{len(bare)} images have no file of labels and count as empty"
-        notes.append(f"{of}: {quoted(bare)}")
+        notes.append(f"{of}: {quoted(sorted(bare))}")
     ordered = [names[i] for i in sorted(names)]
     folder = folders[0] if len(entries) == len(folders) == 1 else None
     return Reading(pictures, ordered, folder, notes)
@@ -96,8 +96,7 @@ def _read_yaml(source: Path, split: str) -> tuple[dict[int, str], list[str], Pat
         what = ", ".join(keypoints) or f"task: {content['task']}"
         raise FormatError(
             f"{str(source)!r} is of keypoints or oriented boxes ({what}), which are not converted: "
-            "train them in mmpose or mmrotate, or export boxes or polygons from the program that "
-            "made them"
+            "train them in mmpose or mmrotate, or export boxes or polygons"
         )
     if content.get("nc") not in (None, len(by_number)):
         raise FormatError(f"{str(source)!r}: nc is {content['nc']}, and names are {len(by_number)}")
