@@ -13,7 +13,7 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
-from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES
+from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES, near, read
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from tiny_data import encoded, exif
@@ -32,15 +32,6 @@ from vig_mm.visualization.sample_pictures import (
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 SCOPES = list(CONFIGS)
-
-
-def near(image: np.ndarray, colour, tolerance: float = 40) -> np.ndarray:
-    """Where a picture ``[h, w, 3]`` has about this colour."""
-    return np.linalg.norm(image.astype(float) - colour, axis=2) < tolerance
-
-
-def read(path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
 
 
 # Drawing ---------------------------------------------------------------------------------------
@@ -168,7 +159,7 @@ def test_prediction_beside_ground_truth(scope, known, run_tool, tmp_path):
 
 def bare_scene(case, stem: str) -> np.ndarray:
     (path,) = [path for path in case.data.rglob(f"{stem}.*") if path.parent.name != "labels"]
-    return read(path)
+    return read(path).astype(np.uint8)
 
 
 def test_folder(known, run_tool, tmp_path):

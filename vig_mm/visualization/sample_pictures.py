@@ -23,6 +23,7 @@ from vig_mm.registry import type_name
 from . import pictures
 
 Size = tuple[int, int]  # height, width
+Frames = Mapping[str, Size]  # sides, and the size of what their coordinates are in
 
 TRUTH, PREDICTION = "ground truth", "prediction"
 
@@ -84,7 +85,7 @@ class SamplePictures(ABC):
         return "" if is_there else f"predicts {has}, and {self.prediction} is needed"
 
     @abstractmethod
-    def _draw(self, picture: Image.Image, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         """`draw`; ``frames``: the sides, and height and width of what their coordinates are in."""
 
 
@@ -101,7 +102,7 @@ class DetectionPictures(SamplePictures):
     def has_truth(self, sample: Any) -> bool:
         return super().has_truth(sample) and "bboxes" in sample.gt_instances
 
-    def _draw(self, picture: Image.Image, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         drawn = []
         for side, frame in frames.items():
             found = sample.gt_instances if side == TRUTH else sample.pred_instances
@@ -128,7 +129,7 @@ class SegmentationPictures(SamplePictures):
 
     truth, prediction = ("gt_sem_seg",), "pred_sem_seg"
 
-    def _draw(self, picture: Image.Image, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         drawn, areas = [], np.zeros(len(self.classes), int)
         for side, frame in frames.items():
             labels = sample.gt_sem_seg if side == TRUTH else sample.pred_sem_seg
@@ -151,7 +152,7 @@ class ClassificationPictures(SamplePictures):
         many = f"gives {count} scores for {needed} classes, as image retrieval for prototypes"
         return why or ("" if count == needed else many)
 
-    def _draw(self, picture: Image.Image, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         if PREDICTION not in frames:
             return pictures.beside([picture], [self._truth(sample)])
         truth = _array(sample.gt_label).reshape(-1).tolist() if TRUTH in frames else None

@@ -28,6 +28,7 @@ from .images import FAULTS, FIX, file_fault, open_image
 from .label_maps import TOO_LARGE
 from .labels import NO_LABEL, ignored_numbers
 
+_VOID = frozenset({NO_LABEL})
 _CHECKER = (
     "; `python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
     "--no-check do not look"
@@ -50,9 +51,7 @@ def guard_loaders(runner: Runner) -> None:
     runner.build_dataloader = build_guarded
 
 
-def guard(
-    dataset: Any, ignored: frozenset[int] = frozenset({NO_LABEL}), has_more: bool = False
-) -> None:
+def guard(dataset: Any, ignored: frozenset[int] = _VOID, has_more: bool = False) -> None:
     """Guard the pipelines of a data set, and of those that it wraps.
 
     `ignored`: numbers in label maps that are no class and no mistake; `has_more`: whether a wrapper
@@ -75,13 +74,7 @@ def guard(
 class GuardedPipeline(Compose):
     """A pipeline whose loading transforms raise `SampleError`; the arguments are as of `guard`."""
 
-    def __init__(
-        self,
-        pipeline: Compose,
-        dataset: Any,
-        ignored: frozenset[int] = frozenset({NO_LABEL}),
-        has_more: bool = False,
-    ) -> None:
+    def __init__(self, pipeline: Compose, dataset: Any, ignored=_VOID, has_more=False) -> None:
         self.transforms = pipeline.transforms
         classes = getattr(dataset, "metainfo", {}).get("classes") or ()
         self._num_classes = 0 if has_more else len(classes)
