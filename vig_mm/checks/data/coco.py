@@ -42,12 +42,12 @@ error class absent-class | are not among the categories ({{categories}}) | mmdet
     leave them out
 error class class-order | ({{classes}}) are in another order than the categories | mmdet labels by
     the file's order: put the classes in that order
-error image images-id-twice | are ids of several images | all but one would be lost; give each an id
-    of its own
-error class categories-id-twice | are ids of several categories | all but one would be lost; give
+error image images-id-twice | share their id with others | all but one would be lost; give each an
+    id of its own
+error category categories-id-twice | share their id with others | all but one would be lost; give
     each an id of its own
-note annotation annotations-id-twice | are ids of several annotations | mmdet refuses them; {_COPY}
-    with other ids
+note annotation annotations-id-twice | share their id with others | mmdet refuses them; {_COPY} with
+    other ids
 error annotation annotation-twice | are there more than once with all they say | one object or
     several is not to be told; take the repetitions out
 error annotation unlisted-category | have a category_id that the categories do not list | mmdet
@@ -242,8 +242,9 @@ def _check_content(data: DataSet, content: dict, use: CocoUse, path: str) -> Non
     if annotations:
         cases |= _class_cases(categories, use)
     said = {"class": len(use.classes), "image": len(images), "annotation": len(annotations)}
-    said |= dict(categories=some(categories), classes=some(use.classes), min_size=use.min_size)
+    said |= dict(categories=some(categories), classes=some(use.classes), category=len(categories))
     said |= dict(empty=len(cases["no-annotation"]), small=len(cases["min-size"]))
+    said["min_size"] = use.min_size
     said["scored"] = "; scores count them as objects all the same" if use.evaluated else ""
     if not use.filter_empty:
         cases["no-annotation/kept"] = cases.pop("no-annotation")
@@ -276,14 +277,13 @@ def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]
 def _id_cases(content: dict, use: CocoUse) -> dict[str, list[str]]:
     """Ids that occur twice, that pycocotools cannot score, and that the categories do not list."""
     annotations, cases = content.get("annotations", []), {}
-    for key in ("images", "annotations", "categories"):
+    for key in ("images", "categories", "annotations"):
         counts = Counter(one["id"] for one in content.get(key, []))
-        cases[f"{key}-id-twice"] = [one for one, count in counts.items() if count > 1]
-    twice = set(cases["annotations-id-twice"])
+        cases[f"{key}-id-twice"] = [f"id {one}" for one, count in counts.items() if count > 1]
     said = Counter(
         (one["id"], json.dumps(one, sort_keys=True, default=str))
         for one in annotations
-        if one["id"] in twice
+        if counts[one["id"]] > 1
     )
     cases["annotation-twice"] = [name for (name, _), count in said.items() if count > 1]
     known = {str(category["id"]) for category in content.get("categories", [])}

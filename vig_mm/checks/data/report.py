@@ -42,7 +42,7 @@ class Finding:
 
 def number(count: int, noun: str) -> str:
     """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
-    several = f"{noun}es" if noun.endswith("ss") else f"{noun}s"
+    several = f"{noun}es" if noun.endswith("ss") else f"{noun}s".replace("ys", "ies")
     return f"{count} {noun if count == 1 else several}".replace("_", " ")
 
 
