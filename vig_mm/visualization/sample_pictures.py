@@ -149,7 +149,7 @@ class ClassificationPictures(SamplePictures):
     def _unfit(self, sample: Any) -> str:
         why, needed = super()._unfit(sample), len(self.classes)
         count = needed if why else np.size(_array(sample.pred_score))
-        many = f"gives {count} scores for {needed} classes, as image retrieval for prototypes"
+        many = f"gives {count} scores for {needed} classes, as image retrieval does"
         return why or ("" if count == needed else many)
 
     def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:

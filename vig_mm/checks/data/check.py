@@ -82,7 +82,7 @@ class DataCheck(Report):
     ) -> None:
         """See `check_data` and `Report`."""
         super().__init__(cfg, sample, {} if read is None else read)
-        self.num_classes = list(_num_classes(cfg))
+        self.num_classes += _num_classes(cfg)
         for split in splits:
             loader = cfg.get(f"{split}_dataloader")
             if loader is None:

@@ -49,6 +49,7 @@ class Report:
     listings: list[Listing] = field(default_factory=list)  # as far as the files are there
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # in label order
     ann_files: dict[str, list[str]] = field(default_factory=dict)  # of each split's loader
+    num_classes: list[tuple[str, int]] = field(default_factory=list)  # (key, value) in the model
 
 
 class DataSet:
