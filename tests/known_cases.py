@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from PIL import Image
@@ -34,6 +35,16 @@ def scene(number: int) -> Image.Image:
     for name, box in shapes.items():
         image.paste(COLOURS[CLASSES.index(name)], box)
     return image
+
+
+def read(path: Path) -> np.ndarray:
+    """A picture as RGB ``[h, w, 3]`` (int)."""
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def near(image: np.ndarray, colour, tolerance: float = 40) -> np.ndarray:
+    """Where a picture has about this colour."""
+    return np.linalg.norm(image.astype(float) - np.array(colour), axis=2) < tolerance
 
 
 def write_detection(root: Path) -> dict:

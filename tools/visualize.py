@@ -33,7 +33,7 @@ from rich.progress import track
 from vig_mm.apis.inference import Predictor, read_image
 from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
-from vig_mm.checks.config import leaves
+from vig_mm.checks.config import pipeline_of
 from vig_mm.checks.data import prepare_data
 from vig_mm.checks.data.guard import guard
 from vig_mm.errors import SampleError, UsageError
@@ -43,6 +43,7 @@ from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
     SamplePictures,
+    read_flag,
     sample_pictures,
     truth_frame,
 )
@@ -128,17 +129,23 @@ def check_targets(sources: list[Path], chosen: list[Path]) -> list[Path]:
 
 
 def draw_files(
-    sources: list[Path], chosen: list[Path], predictor: Predictor, drawer: SamplePictures
+    sources: list[Path],
+    chosen: list[Path],
+    predictor: Predictor,
+    drawer: SamplePictures,
+    flag: int,
 ) -> list[str]:
-    """Draw picture files; returns what is wrong with those that cannot be read."""
+    """Draw picture files, read with OpenCV's `flag`; returns what is wrong with the others."""
     skipped = []
     for source, target in progress(zip(sources, chosen, strict=True), len(sources)):
         try:
-            image = read_image(source)
+            image = read_image(source, flag)
         except UsageError as error:
             skipped.append(str(error))
             continue
-        save(drawer.draw(image[..., ::-1], predictor.predict(str(source))), target)
+        # the inferencer of mmpretrain reads files in a way of its own
+        asked = image if predictor.scope == "mmpretrain" else str(source)
+        save(drawer.draw(image[..., ::-1], predictor.predict(asked)), target)
     return skipped
 
 
@@ -198,17 +205,17 @@ def draw_dataset(
     sources = [Path(dataset.get_data_info(i)["img_path"]) for i in indices]
     names = drawn_names(sources, data_root(cfg.test_dataloader.dataset))
     chosen = check_targets(sources, [out_dir / name for name in names])
-    (_, leaf), *_ = leaves("test_dataloader.dataset", cfg.test_dataloader.dataset)
+    pipeline = pipeline_of(cfg, "test")
     skipped = []
     for i, source, target in progress(zip(indices, sources, chosen, strict=True), len(sources)):
         try:
-            item, image = dataset[i], read_image(source)[..., ::-1]
+            item, image = dataset[i], read_image(source, read_flag(pipeline))[..., ::-1]
         except (SampleError, UsageError) as error:
             skipped.append(str(error))
             continue
         sample = predictor.predict_item(item)
         sides = (TRUTH, PREDICTION) if drawer.has_truth(sample) else (PREDICTION,)
-        frame = truth_frame(leaf.get("pipeline", []), sample)
+        frame = truth_frame(pipeline, sample)
         save(drawer.draw(image, sample, sides, frame), target)
     return len(sources) - len(skipped), skipped
 
@@ -252,7 +259,8 @@ def main() -> None:
         count, skipped = draw_dataset(cfg, args, out_dir, predictor, drawer)
         print(f"{count} pictures of the test set, ground truth and prediction, in {out_dir}")
     else:
-        skipped = draw_files(sources, chosen, predictor, drawer)
+        flag = read_flag(pipeline_of(cfg, "test"))
+        skipped = draw_files(sources, chosen, predictor, drawer, flag)
         count = len(sources) - len(skipped)
         print(chosen[0] if count == len(sources) == 1 else f"{count} pictures in {out_dir}")
     for problem in skipped:

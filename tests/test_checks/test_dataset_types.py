@@ -18,6 +18,7 @@ import mmseg.datasets  # noqa: F401
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
+from tiny_data import PREFIX
 
 from vig_mm.checks.data import DataCheck
 from vig_mm.checks.data.check import check_of, survey
@@ -28,7 +29,6 @@ WRAPPERS = {
     "mmseg": ("ConcatDataset", "RepeatDataset", "MultiImageMixDataset"),
     "mmpretrain": ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "KFoldDataset"),
 }
-SEG_PREFIX = dict(img_path="images", seg_map_path="labels")
 
 
 def kinds(checked):
@@ -41,14 +41,11 @@ def kinds(checked):
     return found
 
 
-def picture(path, values=None, mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
+def picture(path, values=None):
     if values is None:
         values = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    if path.suffix == ".npy":
-        np.save(path, values)
-    else:
-        Image.fromarray(values, mode).save(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values) if path.suffix == ".npy" else Image.fromarray(values).save(path)
 
 
 def coco(root, kind, classes):
@@ -74,26 +71,18 @@ def coco(root, kind, classes):
 
 def label_maps(root, kind, classes):
     """Three pictures, whose label maps have every class and what counts for none."""
-    signature = inspect.signature(kind.__init__).parameters
-
-    def default(key, otherwise):
-        return signature[key].default if key in signature else otherwise
-
+    options = {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items()}
     fixed = {"REFUGEDataset": (".png", ".png")}.get(kind.__name__, (".jpg", ".png"))
-    image, label = default("img_suffix", fixed[0]), default("seg_map_suffix", fixed[1])
-    first = 1 if default("reduce_zero_label", False) else 0
+    image, label = options.get("img_suffix", fixed[0]), options.get("seg_map_suffix", fixed[1])
+    first = 1 if options.get("reduce_zero_label", False) else 0
     values = np.full(SIDE * SIDE, 255, np.uint8)
     values[: first + len(classes)] = np.arange(first + len(classes))
     for name in "abc":
         picture(root / f"images/{name}{image}")
-        picture(root / f"labels/{name}{label}", values.reshape(SIDE, SIDE), "L")
+        picture(root / f"labels/{name}{label}", values.reshape(SIDE, SIDE))
     (root / "list.txt").write_text("a\nb\nc\n")
-    listed = (
-        signature["ann_file"].default is inspect.Parameter.empty
-        if "ann_file" in signature
-        else False
-    )
-    return dict(data_prefix=SEG_PREFIX) | (dict(ann_file="list.txt") if listed else {})
+    listed = options.get("ann_file") is inspect.Parameter.empty
+    return dict(data_prefix=PREFIX) | (dict(ann_file="list.txt") if listed else {})
 
 
 def folders(root, kind, classes):
@@ -132,13 +121,10 @@ def generated(root, scope, name):
 
 
 def config(scope, dataset, classes):
-    heads = {
-        "mmdet": dict(roi_head=dict(bbox_head=dict(num_classes=len(classes)))),
-        "mmseg": dict(decode_head=dict(num_classes=len(classes))),
-        "mmpretrain": dict(head=dict(num_classes=len(classes))),
-    }
-    loader = dict(dataset=dataset)
-    return Config(dict(default_scope=scope, model=heads[scope], train_dataloader=loader))
+    head = dict(num_classes=len(classes))
+    model = dict(roi_head=dict(bbox_head=head)) if scope == "mmdet" else dict(head=head)
+    model = dict(decode_head=head) if scope == "mmseg" else model
+    return Config(dict(default_scope=scope, model=model, train_dataloader=dict(dataset=dataset)))
 
 
 def built(scope, dataset):
@@ -178,13 +164,13 @@ def test_own_class_that_hands_on_options(tmp_path):
     values = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE) % 4
     for name in "abc":
         picture(tmp_path / f"images/{name}.png")
-        picture(tmp_path / f"labels/{name}_mask.png", values, "L")
-    dataset = dict(type=ByTheTutorial, data_root=str(tmp_path), data_prefix=SEG_PREFIX)
-    assert len(ByTheTutorial(data_root=str(tmp_path), data_prefix=SEG_PREFIX, pipeline=[])) == 3
+        picture(tmp_path / f"labels/{name}_mask.png", values)
+    dataset = dict(type=ByTheTutorial, data_root=str(tmp_path), data_prefix=PREFIX)
+    assert len(ByTheTutorial(data_root=str(tmp_path), data_prefix=PREFIX, pipeline=[])) == 3
     dataset["pipeline"] = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
     check = DataCheck(config("mmseg", dataset, "abc"), ("train",))
     assert not check.findings and len(check.listings) == 1
-    picture(tmp_path / "labels/b_mask.png", values + 1, "L")
+    picture(tmp_path / "labels/b_mask.png", values + 1)
     (found,) = DataCheck(config("mmseg", dataset, "abc"), ("train",)).findings
     assert "4" in found.text
 

@@ -70,36 +70,46 @@ def test_this_environment_passes(scope):
     require(scope)
 
 
-@pytest.mark.parametrize(
-    ("scope", "gone"),
-    [("mmdet", "mmdet"), ("mmseg", "mmsegmentation"), ("mmpretrain", "mmpretrain")],
-)
-def test_missing_library(installed, scope, gone):
-    installed({name: v for name, v in UPSTREAM.items() if name != gone})
-    with pytest.raises(RequirementError) as error:
+def without(versions, *names):
+    return {name: version for name, version in versions.items() if name not in names}
+
+
+LITE = without(UPSTREAM, "mmcv") | {"mmcv-lite": "2.1.0"}
+GONE = ModuleNotFoundError("No module named 'ftfy'", name="ftfy")
+# distributions, scope, whether mmcv's operators are compiled, words; None: it passes
+FITS = {
+    "no mmdet": (without(UPSTREAM, "mmdet"), "mmdet", True,
+                 r"mmdet is not installed: pip install 'vig-mm\[mm\]'"),
+    "no mmseg": (without(UPSTREAM, "mmsegmentation"), "mmseg", True, "mmseg is not installed"),
+    "no mmpretrain": (without(UPSTREAM, "mmpretrain"), "mmpretrain", True, "mmpretrain is not in"),
+    "nothing": ({}, "mmdet", True, "mmengine is not .*\n.*mmcv is not installed: pip install mmcv-"
+                "lite==2.1.0\n.*mmdet is not"),
+    "forks without mmdet": (without(FORKS, "onedl-mmdetection"), "mmdet", True,
+                            r"installed: pip install 'vig-mm\[onedl\]'$"),
+    "forks without operators": (FORKS, "mmseg", False, "onedl-mmcv 2.3.6 has no compiled operators "
+                                ".*'onedl-mmcv==2.3.6'"),
+    "mixed": (FORKS | {"mmcv": "2.1.0"}, "mmpretrain", True, r"upstream's packages \(mmcv\) and "
+              r"the forks \(onedl-mmengine onedl-mmcv onedl-mmpretrain\)"),
+    "new mmcv, mmdet": (UPSTREAM | {"mmcv": "2.2.0"}, "mmdet", True,
+                        r"mmcv 2\.2\.0 is too new.*mmcv-lite==2\.1\.0"),
+    "new mmcv, mmseg": (UPSTREAM | {"mmcv": "2.2.0"}, "mmseg", True, "mmcv 2.2.0 is too new"),
+    "new mmcv, mmpretrain": (UPSTREAM | {"mmcv": "2.2.0"}, "mmpretrain", True, None),
+    "old mmdet": (UPSTREAM | {"mmdet": "2.28.2"}, "mmdet", True, "mmdet 2.28.2 is too old, 3.3.0"),
+    # operators come from torchvision
+    **{f"mmcv-lite, {scope}": (LITE, scope, False, None) for scope in environment.SCOPES},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FITS)
+def test_what_fits(installed, what):
+    versions, scope, operators, words = FITS[what]
+    installed(versions, operators)
+    if words is None:
         require(scope)
-    assert f"{scope} is not installed" in str(error.value)
-    assert "pip install 'vig-mm[mm]'" in str(error.value)
-
-
-def test_everything_missing_is_one_message(installed):
-    installed({})
-    with pytest.raises(RequirementError) as error:
-        require("mmdet")
-    assert str(error.value).count("is not installed") == 3
-    assert "pip install mmcv-lite==2.1.0" in str(error.value)
-
-
-def test_forks_are_completed_by_forks(installed):
-    installed({name: v for name, v in FORKS.items() if name != "onedl-mmdetection"})
-    with pytest.raises(RequirementError) as error:
-        require("mmdet")
-    assert "pip install 'vig-mm[onedl]'" in str(error.value)
-    assert "vig-mm[mm]" not in str(error.value)
-
-    installed(FORKS, operators=False)
-    with pytest.raises(RequirementError, match="onedl-mmcv 2.3.6 has no .*'onedl-mmcv==2.3.6'"):
-        require("mmseg")
+        return
+    with pytest.raises(RequirementError, match=words) as error:
+        require(scope)
+    assert what != "forks without mmdet" or "vig-mm[mm]" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -111,35 +121,6 @@ def test_mmengine_looks_for_what_is_installed(installed, monkeypatch, versions, 
     installed(versions)
     environment.tell_mmengine_of_forks()
     assert package_of["mmseg"] == name
-
-
-def test_mixed_lines(installed):
-    installed(FORKS | {"mmcv": "2.1.0"})
-    with pytest.raises(RequirementError) as error:
-        require("mmpretrain")
-    assert (
-        "upstream's packages (mmcv) and the forks (onedl-mmengine onedl-mmcv onedl-mmpretrain)"
-        in str(error.value)
-    )
-
-
-@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
-def test_mmcv_too_new(installed, scope):
-    installed(UPSTREAM | {"mmcv": "2.2.0"})
-    with pytest.raises(RequirementError, match=r"mmcv 2\.2\.0 is too new.*mmcv-lite==2\.1\.0"):
-        require(scope)
-
-
-def test_mmpretrain_takes_newer_mmcv(installed):
-    installed(UPSTREAM | {"mmcv": "2.2.0"})
-    require("mmpretrain")
-
-
-@pytest.mark.parametrize("scope", environment.SCOPES)
-def test_operators_come_from_torchvision(installed, scope):
-    without = {name: v for name, v in UPSTREAM.items() if name != "mmcv"}
-    installed(without | {"mmcv-lite": "2.1.0"}, operators=False)
-    require(scope)
 
 
 def test_mmcv_and_mmcv_lite(installed):
@@ -183,21 +164,11 @@ def test_operators_compiled_for_another_torch(installed, tmp_path, versions, adv
     assert advice in message
 
 
-def test_too_old(installed):
-    installed(UPSTREAM | {"mmdet": "2.28.2"})
-    with pytest.raises(RequirementError, match=r"mmdet 2\.28\.2 is too old, 3\.3\.0"):
-        require("mmdet")
-
-
 def test_import_failure_names_its_cause(installed):
-    cause = ModuleNotFoundError("No module named 'ftfy'", name="ftfy")
-    installed(UPSTREAM, import_error=cause)
+    installed(UPSTREAM, import_error=GONE)
     with pytest.raises(RequirementError, match="mmseg is installed but .*'ftfy'.*pip") as error:
         require("mmseg")
-    assert error.value.__cause__ is cause
-
-
-def test_unknown_scope():
+    assert error.value.__cause__ is GONE
     with pytest.raises(ValueError, match="mmocr.*mmdet, mmseg, mmpretrain"):
         require("mmocr")
 

@@ -103,86 +103,52 @@ def built(cfg: Config) -> tuple[torch.nn.Module, dict]:
         return MODELS.build(dict(cfg.model, _scope_=cfg.default_scope)), cfg.model
 
 
+FPN = dict(type="FPN", in_channels=[32, 64, 128, 256], out_channels=64, num_outs=5)
+WIDE = [96, 192, 384, 768]
+HIER = "but model.backbone (HierViG) returns 4 maps of 32, 64, 128, 256 channels"
 # config, changes of its model -> what the message says; None: it fits, or cannot be judged
 CHANNELS = {
     "detector": (DETECTOR, {}, None),
     "segmentor": (SEGMENTOR, {}, None),
     "classifier": (CLASSIFIER, {}, None),
     "another size's FPN": (
-        DETECTOR,
-        dict(neck__in_channels=[96, 192, 384, 768]),
-        "model.neck.in_channels is [96, 192, 384, 768], but model.backbone (HierViG) returns "
-        "4 maps of 32, 64, 128, 256 channels: set model.neck.in_channels=[32, 64, 128, 256]",
-    ),
+        DETECTOR, dict(neck__in_channels=WIDE), f"model.neck.in_channels is {WIDE}, {HIER}: set "
+        "model.neck.in_channels=[32, 64, 128, 256]"),
     "one map for an FPN": (
-        DETECTOR,
-        dict(backbone__out_indices=-1),
-        "returns one map of 256 channels: set model.backbone.out_indices to 4 indices",
-    ),
+        DETECTOR, dict(backbone__out_indices=-1), "returns one map of 256 channels: set "
+        "model.backbone.out_indices to 4 indices"),
     "neck and detection head": (
-        DETECTOR,
-        dict(rpn_head__in_channels=256),
-        "model.rpn_head.in_channels is 256, but model.neck (FPN) returns 5 maps of 64, 64, 64, "
-        "64, 64 channels: set model.rpn_head.in_channels=64",
-    ),
+        DETECTOR, dict(rpn_head__in_channels=256), "model.rpn_head.in_channels is 256, but "
+        "model.neck (FPN) returns 5 maps of 64, 64, 64, 64, 64 channels: set "
+        "model.rpn_head.in_channels=64"),
     "second of two necks": (
-        DETECTOR,
-        dict(
-            neck=[
-                dict(type="FPN", in_channels=[32, 64, 128, 256], out_channels=64, num_outs=5),
-                dict(type="FPN", in_channels=[96] * 5, out_channels=64, num_outs=5),
-            ]
-        ),
-        "model.neck.1.in_channels is [96, 96, 96, 96, 96], but model.neck.0 (FPN) returns 5 maps",
-    ),
+        DETECTOR, dict(neck=[FPN, dict(FPN, in_channels=[96] * 5)]), "model.neck.1.in_channels is "
+        "[96, 96, 96, 96, 96], but model.neck.0 (FPN) returns 5 maps"),
     "simple pyramid": (
-        DETECTOR,
-        dict(backbone=PLAIN, neck=dict(type="vig_mm.SimplePyramid", in_channels=192)),
+        DETECTOR, dict(backbone=PLAIN, neck=dict(type="vig_mm.SimplePyramid", in_channels=192)),
         "model.neck.in_channels is 192, but model.backbone (ViG) returns one map of 32 channels: "
-        "set model.neck.in_channels=32",
-    ),
+        "set model.neck.in_channels=32"),
     "segmentation heads": (
-        SEGMENTOR,
-        dict(decode_head__in_channels=[96, 192, 384, 768], auxiliary_head__in_channels=384),
-        "model.decode_head.in_channels is [96, 192, 384, 768], but model.backbone (HierViG) "
-        "returns 4 maps of 32, 64, 128, 256 channels: set "
-        "model.decode_head.in_channels=[32, 64, 128, 256]\n"
-        "  - model.auxiliary_head.in_channels is 384, but model.backbone (HierViG) returns 4 maps "
-        "of 32, 64, 128, 256 channels at in_index=2: set model.auxiliary_head.in_channels=128",
-    ),
+        SEGMENTOR, dict(decode_head__in_channels=WIDE, auxiliary_head__in_channels=384),
+        f"model.decode_head.in_channels is {WIDE}, {HIER}: set "
+        "model.decode_head.in_channels=[32, 64, 128, 256]\n  - model.auxiliary_head.in_channels is "
+        f"384, {HIER} at in_index=2: set model.auxiliary_head.in_channels=128"),
     "index beyond the maps": (
-        SEGMENTOR,
-        dict(backbone__out_indices=(2, 3)),
-        "model.decode_head takes the maps at in_index=[0, 1, 2, 3], but model.backbone (HierViG) "
-        "returns 2 maps of 128, 256 channels",
-    ),
+        SEGMENTOR, dict(backbone__out_indices=(2, 3)), "model.decode_head takes the maps at "
+        "in_index=[0, 1, 2, 3], but model.backbone (HierViG) returns 2 maps of 128, 256 channels"),
     "classification head": (
-        CLASSIFIER,
-        dict(head__in_channels=768),
-        "model.head.in_channels is 768, but model.neck (GlobalAveragePooling) returns one map of "
-        "256 channels: set model.head.in_channels=256",
-    ),
+        CLASSIFIER, dict(head__in_channels=768), "model.head.in_channels is 768, but model.neck "
+        "(GlobalAveragePooling) returns one map of 256 channels: set model.head.in_channels=256"),
     "a head that cannot run alone, fitting": (MASK2FORMER, {}, None),
     "a head that cannot run alone": (
-        MASK2FORMER,
-        dict(backbone=SMALL),
-        "model.decode_head.in_channels is [256, 512, 1024, 2048], but model.backbone (HierViG) "
-        "returns 4 maps of 16, 32, 64, 128 channels",
-    ),
+        MASK2FORMER, dict(backbone=SMALL), "model.decode_head.in_channels is [256, 512, 1024, "
+        "2048], but model.backbone (HierViG) returns 4 maps of 16, 32, 64, 128 channels"),
     "a neck that counts from the last map": (
-        "mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py",
-        {},
-        None,
-    ),
+        "mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py", {}, None),
     "a backbone that takes no such image": (
-        CLASSIFIER,
-        dict(
-            backbone=dict(type="TIMMBackbone", model_name="vit_tiny_patch16_384"),
-            head__in_channels=1,
-        ),
-        None,
-    ),
-}
+        CLASSIFIER, dict(backbone=dict(type="TIMMBackbone", model_name="vit_tiny_patch16_384"),
+                         head__in_channels=1), None),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "changes", "words"), CHANNELS.values(), ids=CHANNELS)

@@ -1,13 +1,16 @@
 """`check_weights`: a checkpoint whose names and shapes fit, and whose numbers do not."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from vig_mm import HierViG, ViG
-from vig_mm.checkpoints.reading import CheckpointError
-from vig_mm.checks.weights import check_weights
+from vig_mm.checkpoints.conversion import prepare_checkpoint
+from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint
+from vig_mm.checks.weights import check_initial_weights, check_weights
 
 
 @pytest.fixture
@@ -103,3 +106,39 @@ def test_hook_that_fails(model, tmp_path):
     torch.save(dict(state_dict={"0.weight": torch.ones(3, 3)}), tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="x.pth' cannot be loaded .*interp2d has been"):
         check_weights(model, str(tmp_path / "x.pth"))
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+
+def test_parts_of_which_nothing_is_loaded_are_named(tmp_path):
+    model, path = Parts(), str(tmp_path / "a.pth")
+    state = {k.replace("backbone", "body"): x for k, x in model.state_dict().items()}
+    torch.save(dict(state_dict=state), path)
+    (line,) = check_weights(model, path, partly=True)
+    assert "none of the 2 weights of backbone is in" in line and "body.weight" in line
+    torch.save(dict(state_dict=model.state_dict()), path)
+    assert check_weights(model, path, partly=True) == []
+
+
+def test_safetensors(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    model, path = Parts(), tmp_path / "a.safetensors"
+    save_file(model.state_dict(), str(path))
+    assert read_checkpoint(path).keys() == model.state_dict().keys()
+    copied = prepare_checkpoint(str(path), str(tmp_path / "work"))
+    assert torch.load(copied)["state_dict"].keys() == model.state_dict().keys()
+    given = dict(init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    own = type("OwnViG", (HierViG,), {})
+    for kind in ("vig_mm.HierViG", HierViG, own):
+        check_initial_weights(dict(backbone=dict(type=kind, **given)))
+    with pytest.raises(CheckpointError, match="safetensors file, which mmengine does not read"):
+        check_initial_weights(dict(backbone=dict(type="ResNet", **given)))
+    renamed = path.rename(Path(tmp_path, "b.pth"))  # the bytes tell
+    assert len(read_checkpoint(renamed)) == 4
+    renamed.write_bytes(renamed.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        read_checkpoint(renamed)

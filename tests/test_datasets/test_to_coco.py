@@ -9,6 +9,7 @@ import cv2
 import pytest
 import yaml
 from PIL import Image
+from tiny_data import encoded, exif, write
 
 from vig_mm.checks.data.coco_file import read_coco
 from vig_mm.datasets.to_coco import FORMATS, OTHERS, convert
@@ -16,25 +17,14 @@ from vig_mm.errors import FormatError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (40, 20)
-POLYGON = [4.0, 2.0, 20.0, 2.0, 12.0, 18.0]  # area 128
-BOX = [10.0, 5.0, 30.0, 15.0]  # x1, y1, x2, y2
 NAMES = ["a class, ünusual", "b"]
-# name of the image -> (class, polygon or box)
-TRUTH = {"1.png": [(0, POLYGON), (1, BOX)], "2.png": [], "3 3.png": [(1, BOX)]}
+BOX = "1 .5 .5 .5 .5"
+LABELS = {"1.png": f"0 .1 .1 .5 .1 .3 .9\n{BOX}", "2.png": None, "3 3.png": BOX}
 
 
-def photo(path, orientation=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tags = Image.Exif()
-    if orientation:
-        tags[0x0112] = orientation
-    Image.new("RGB", SIZE).save(path, exif=tags)
-
-
-def write(path, text, encoding="utf-8"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode(encoding))
-    return path
+def photo(path, orientation=1):
+    write(path, encoded(Image.new("RGB", SIZE), path.suffix[1:].upper().replace("JPG", "JPEG"),
+                        exif=exif(orientation)))  # fmt: skip
 
 
 def yolo(root, labels, more=None, images=None):
@@ -47,24 +37,10 @@ def yolo(root, labels, more=None, images=None):
     return write(root / "data.yaml", yaml.safe_dump(content, allow_unicode=True))
 
 
-def write_yolo(root):
-    labels = {}
-    for name, things in TRUTH.items():
-        lines = []
-        for label, shape in things:
-            if len(shape) == 4:
-                x1, y1, x2, y2 = shape
-                shape = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
-            values = [value / SIZE[i % 2] for i, value in enumerate(shape)]
-            lines.append(" ".join(map(str, [label, *values])))
-        labels[name] = "\n".join(lines) if things else None
-    return yolo(root, labels, dict(nc=2))
-
-
 def voc(path, objects, filename="1.png", size=SIZE, encoding="utf-8"):
     sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
     head = f'<?xml version="1.0" encoding="{encoding}"?>\n<annotation><filename>{filename}'
-    return write(path, f"{head}</filename>{sides}{objects}</annotation>", encoding)
+    return write(path, f"{head}</filename>{sides}{objects}</annotation>".encode(encoding))
 
 
 def thing(name, box, more=""):
@@ -77,42 +53,34 @@ ONE = thing("a", (11, 6, 31, 16))
 
 
 def write_voc(root):
-    for name, things in TRUTH.items():
+    """VOC has no polygons, and counts from 1."""
+    second = thing("b", (11, 6, 31, 16))
+    objects = {"1.png": thing(NAMES[0], (5, 3, 21, 19)) + second, "2.png": "", "3 3.png": second}
+    for name, text in objects.items():
         photo(root / "JPEGImages" / name)
-        objects = ""
-        for label, shape in things:
-            if len(shape) > 4:  # VOC has no polygons
-                shape = [min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2])]
-            objects += thing(NAMES[label], [v + 1 for v in shape])
-        voc(root / "Annotations" / name.replace(".png", ".xml"), objects, name)
+        voc(root / "Annotations" / name.replace(".png", ".xml"), text, name)
     return root / "Annotations"
 
 
-WRITERS = {"yolo": write_yolo, "voc": write_voc}
+WRITERS = {"yolo": lambda root: yolo(root, LABELS, dict(nc=2)), "voc": write_voc}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_same_objects(kind, tmp_path):
     content, _ = convert(kind, WRITERS[kind](tmp_path / "my data"))
-    assert [one["name"] for one in content["categories"]] == NAMES
-    pictures = {one["id"]: one for one in content["images"]}
-    assert sorted(one["file_name"] for one in pictures.values()) == sorted(TRUTH)
-    assert all((one["width"], one["height"]) == SIZE for one in pictures.values())
-    got = {name: [] for name in TRUTH}
-    for one in content["annotations"]:
-        got[pictures[one["image_id"]]["file_name"]].append(one)
-    for name, things in TRUTH.items():
-        for one, (label, shape) in zip(got[name], things, strict=True):
-            assert one["category_id"] == label + 1 and one["iscrowd"] == 0
-            if len(shape) == 4:
-                assert one["bbox"] == pytest.approx([10, 5, 20, 10])
-                assert one["area"] == pytest.approx(200) and "segmentation" not in one
-                continue
-            assert one["bbox"] == pytest.approx([4, 2, 16, 16])
-            if kind != "voc":
-                assert one["segmentation"] == [pytest.approx(POLYGON)]
-                assert one["area"] == pytest.approx(128)
-    assert [one["id"] for one in content["annotations"]] == [1, 2, 3]
+    assert content["categories"] == [dict(id=i, name=name) for i, name in enumerate(NAMES, 1)]
+    images = {one.pop("id"): one for one in content["images"]}
+    named = [dict(file_name=name, width=40, height=20) for name in sorted(LABELS)]
+    assert sorted(images.values(), key=str) == named
+    shape = dict(bbox=pytest.approx([4, 2, 16, 16]), area=256)
+    if kind == "yolo":
+        shape |= dict(area=pytest.approx(128), segmentation=[pytest.approx([4, 2, 20, 2, 12, 18])])
+    box = dict(bbox=pytest.approx([10, 5, 20, 10]), area=pytest.approx(200))
+    for number, one in enumerate(content["annotations"], 1):
+        name = images[one.pop("image_id")]["file_name"]
+        assert name == ("3 3.png" if number == 3 else "1.png")
+        what = dict(id=number, category_id=1 + (number > 1), iscrowd=0)
+        assert one == what | (shape if number == 1 else box)
 
 
 OTHER_FILES = {
@@ -139,7 +107,7 @@ def test_named_where_coco_is_expected(kind, tmp_path):
 
 
 def test_command(tmp_path):
-    source = write_yolo(tmp_path)
+    source = WRITERS["yolo"](tmp_path)
     command = [sys.executable, ROOT / "tools/data/convert.py", "--from", "yolo", source]
     target = tmp_path / "out/train.json"
     done = subprocess.run([*command, target], capture_output=True, text=True)
@@ -193,50 +161,47 @@ def test_corners_as_polygons(tmp_path):
         convert("yolo", yolo(tmp_path, {"1.png": line}))
 
 
-def test_names_and_files_of_yolo(tmp_path):
-    good = "0 .5 .5 .2 .4"
-    source = yolo(tmp_path / "twice", {"1.png": good, "1.jpg": good})
-    with pytest.raises(FormatError, match="share labels, more than once: .*1.txt"):
+GOOD = "0 .5 .5 .2 .4"
+# labels, further files (None: a folder), changes of data.yaml, words
+FILES = {
+    "twice": ({"1.png": GOOD, "1.jpg": GOOD}, {}, {}, "share labels, more than once: .*1.txt"),
+    "alone": ({"1.png": GOOD}, {"train/labels/2.txt": GOOD, "train/labels/classes.txt": "cat"}, {},
+              "labels without an image .*2.txt'$"),
+    "none": ({}, {"train/images": None}, {}, "no image in"),
+    "broken": ({"1.png": GOOD}, {"train/images/1.png": "text"}, {}, "'.*1.png' cannot be read"),
+    "class twice": ({"1.png": GOOD}, {}, dict(names=["a", "a"]), "classes of one name"),
+    "no class": ({"1.png": GOOD}, {}, dict(names=None), "no data.yaml of YOLO"),
+    "gone": ({}, {"list.txt": "s1/images/7.jpg"}, dict(train="list.txt"),
+             "lists images that are not there: 's1/images/7.jpg'"),
+    "listed twice": ({"1.png": GOOD}, {"list.txt": "train/images/1.png\n./train/images/1.png"},
+                     dict(train="list.txt"), "images are there more than once"),
+    "empty list": ({}, {"list.txt": ""}, dict(train="list.txt"), "no image in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_files_of_yolo(what, tmp_path):
+    labels, files, changes, words = FILES[what]
+    source = yolo(tmp_path, labels)
+    for name, content in files.items():
+        path = tmp_path / name
+        path.mkdir(parents=True) if content is None else write(path, content)
+    write(source, yaml.safe_dump(dict(names=["a"], train="train/images") | changes))
+    with pytest.raises(FormatError, match=words):
         convert("yolo", source)
-    source = yolo(tmp_path / "alone", {"1.png": good})
-    write(tmp_path / "alone/train/labels/2.txt", good)
-    write(tmp_path / "alone/train/labels/classes.txt", "cat\ndog")
-    with pytest.raises(FormatError, match="labels without an image .*2.txt'$"):
-        convert("yolo", source)
-    source = yolo(tmp_path / "none", {})
-    (tmp_path / "none/train/images").mkdir(parents=True)
-    with pytest.raises(FormatError, match="no image in"):
-        convert("yolo", source)
-    source = yolo(tmp_path / "broken", {"1.png": good})
-    (tmp_path / "broken/train/images/1.png").write_text("no picture")
-    with pytest.raises(FormatError, match="picture '.*1.png' cannot be read"):
-        convert("yolo", source)
-    for names in (["a", "a"], None):
-        content = dict(names=names, train="train/images")
-        write(source, yaml.safe_dump(content))
-        with pytest.raises(FormatError, match="classes of one name|no data.yaml"):
-            convert("yolo", source)
 
 
 def test_lists_and_several_folders(tmp_path):
     for split in ("s1", "s2"):
         photo(tmp_path / split / "images/1.jpg")
-        write(tmp_path / split / "labels/1.txt", "0 .5 .5 .2 .4")
+        write(tmp_path / split / "labels/1.txt", GOOD)
     write(tmp_path / "list.txt", "./s1/images/1.jpg\n\ns2\\images\\1.jpg\n")
     for entry in ("list.txt", ["s1/images", "s2/images"]):
         content = dict(path=".", names={0: "a"}, train=entry)
-        source = write(tmp_path / "data.yaml", yaml.safe_dump(content))
-        found, notes = convert("yolo", source)
+        found, notes = convert("yolo", write(tmp_path / "data.yaml", yaml.safe_dump(content)))
         names = [one["file_name"] for one in found["images"]]
         assert names == ["s1/images/1.jpg", "s2/images/1.jpg"]
         assert f"relative to '{tmp_path}'" in notes[0]
-    for lines, words in (("s1/images/7.jpg", "lists images that are not there: 's1/images/7.jpg'"),
-                         ("s1/images/1.jpg\n./s1/images/1.jpg", "images are there more than once"),
-                         ("", "no image in")):  # fmt: skip
-        write(tmp_path / "list.txt", lines)
-        source.write_text("names: [a]\ntrain: list.txt\n")
-        with pytest.raises(FormatError, match=words):
-            convert("yolo", source)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

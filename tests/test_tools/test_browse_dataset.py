@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
-from known_cases import CLASSES, COLOURS, SCENES
+from known_cases import CLASSES, COLOURS, SCENES, near, read
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -24,14 +23,6 @@ def changed_config(case, folder, changes: dict):
     cfg.merge_from_dict(changes)
     cfg.dump(folder / "changed.py")
     return folder / "changed.py"
-
-
-def read(path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-
-def near(image, colour, tolerance=40):
-    return np.linalg.norm(image - np.array(colour), axis=2) < tolerance
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

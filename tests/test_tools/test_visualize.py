@@ -13,28 +13,25 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
-from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES
+from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES, near, read
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from tiny_data import encoded, exif
 
 from vig_mm.checkpoints.conversion import to_public
 from vig_mm.checkpoints.reading import CheckpointError
 from vig_mm.errors import UsageError
 from vig_mm.visualization import pictures
 from vig_mm.visualization.names import data_root, drawn_names
-from vig_mm.visualization.sample_pictures import PREDICTION, TRUTH, ClassificationPictures
+from vig_mm.visualization.sample_pictures import (
+    PREDICTION,
+    TRUTH,
+    ClassificationPictures,
+    read_flag,
+)
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 SCOPES = list(CONFIGS)
-
-
-def near(image: np.ndarray, colour, tolerance: float = 40) -> np.ndarray:
-    """Where a picture ``[h, w, 3]`` has about this colour."""
-    return np.linalg.norm(image.astype(float) - colour, axis=2) < tolerance
-
-
-def read(path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
 
 
 # Drawing ---------------------------------------------------------------------------------------
@@ -143,7 +140,7 @@ def test_prediction_beside_ground_truth(scope, known, run_tool, tmp_path):
         header = image.shape[0] - round(height * factor)
         size = (round(height * factor), round(width * factor))
         truth = image[header:, : size[1]].astype(int)
-        gap = pictures._text_size(Image.new("RGB", size[::-1])) // 2
+        gap = pictures._text_size(size) // 2
         predicted = image[header:, size[1] + gap :][:, : size[1]].astype(int)
         bare = cv2.resize(bare_scene(case, path.stem), size[::-1], interpolation=cv2.INTER_CUBIC)
         for x1, y1, x2, y2 in shapes.values():
@@ -162,7 +159,7 @@ def test_prediction_beside_ground_truth(scope, known, run_tool, tmp_path):
 
 def bare_scene(case, stem: str) -> np.ndarray:
     (path,) = [path for path in case.data.rglob(f"{stem}.*") if path.parent.name != "labels"]
-    return read(path)
+    return read(path).astype(np.uint8)
 
 
 def test_folder(known, run_tool, tmp_path):
@@ -379,3 +376,33 @@ def test_what_cannot_be_read_is_skipped_by_name(scope, known, run_tool, tmp_path
     assert drawn("fed", "bad.py", "--split", "val") == count - 1
     folder = bad.parent.parent if scope == "mmpretrain" else bad.parent
     assert drawn("files", folder, *both) == count - 1
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_pictures_are_drawn_as_the_loader_reads_them(scope, known, run_tool, tmp_path):
+    """A picture that EXIF says to turn lies as it lies in the file, if the config's loader says."""
+    case = known[scope]
+    data = shutil.copytree(case.data, tmp_path / "data")
+    path = next(one for one in sorted(data.rglob("*0.*")) if one.parent.name != "labels")
+    path.write_bytes(encoded(Image.open(path), "PNG", exif=exif(6)))
+    size = Image.open(path).size
+    cfg = Config.fromfile(case.config)
+    for ignored in (True, False):
+        load = cfg.test_dataloader.dataset.pipeline[0]
+        load["color_type"] = "color_ignore_orientation" if ignored else "color"
+        cfg.test_dataloader.dataset.data_root = str(data)
+        if scope == "mmdet":
+            cfg.test_evaluator.ann_file = str(data / "truth.json")
+        cfg.dump(tmp_path / "turned.py")
+        args = ("turned.py", case.checkpoint, "--device", "cpu", "--out-dir")
+        run_tool("visualize", path, *args, f"file{ignored}", cwd=tmp_path)
+        drawn = [tmp_path / f"file{ignored}" / f"{path.stem}.jpg"]
+        if ignored:
+            run_tool("visualize", *args, "set", "--dataset", "--count", "1", cwd=tmp_path)
+            drawn += (tmp_path / "set").rglob("*.jpg")
+        for one in drawn:
+            height = Image.open(one).height
+            sides = size if ignored else size[::-1]
+            header = 24 if "set" in one.parts and scope != "mmpretrain" else 0
+            assert abs(height - header - 320 * sides[1] / min(sides)) <= 20, (one, size)
+    assert read_flag([dict(type="LoadImageFromFile")]) == cv2.IMREAD_COLOR

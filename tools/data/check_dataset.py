@@ -32,7 +32,7 @@ from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checks.data import DataCheck
 from vig_mm.checks.data.check import survey
 from vig_mm.checks.data.coco_file import read_coco
-from vig_mm.checks.data.findings import SEVERITIES, Finding, number
+from vig_mm.checks.data.report import SEVERITIES, Finding, number
 from vig_mm.checks.environment import require
 from vig_mm.errors import UsageError
 
@@ -194,7 +194,7 @@ def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> tuple[list[Fi
             # starts the processes before the bar's thread: a fork would copy its locks
             pool.submit(int).result()
         with bar:
-            found = check.findings + survey(check.listings, run_all)
+            found = [*check.findings, *survey(check.listings, run_all)]
     except BrokenProcessPool as error:
         raise UsageError(
             "a process was killed, probably for lack of memory (dmesg tells): use fewer, e.g. "

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from vig_mm.datasets.to_coco import FORMATS, OTHERS, convert
-from vig_mm.errors import FormatError
+from vig_mm.errors import DataError
 
 EXAMPLE = """examples:
   python tools/data/convert.py --from yolo data/my/data.yaml data/my/train.json
@@ -49,7 +49,7 @@ def main() -> None:
         content, notes = convert(
             args.kind, args.source, args.images, args.split, args.classes, args.as_polygons
         )
-    except FormatError as error:
+    except DataError as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
     args.target.parent.mkdir(parents=True, exist_ok=True)
     args.target.write_text(json.dumps(content) + "\n")

@@ -72,15 +72,15 @@ class Predictor:
         return self.inferencer.forward(batch)[0].cpu()
 
 
-def read_image(path: Path) -> np.ndarray:
-    """A picture file as a BGR array ``[h, w, 3]`` (uint8).
+def read_image(path: Path, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """A picture file as a BGR array ``[h, w, 3]`` (uint8); `flag`: OpenCV's.
 
     Raises:
         UsageError: there is no such file, it is cut off, or it is not a picture.
     """
     if fault := file_fault(str(path)):
-        raise UsageError(f"{str(path)!r} {FAULTS[fault][0]} (seen from {str(Path.cwd())!r})")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        raise UsageError(f"{str(path)!r} {FAULTS[fault]} (seen from {str(Path.cwd())!r})")
+    image = cv2.imread(str(path), flag)
     if image is None:
         raise UsageError(f"{str(path)!r} is not a picture that OpenCV can read")
     return image

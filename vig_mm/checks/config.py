@@ -5,7 +5,7 @@ import difflib
 import inspect
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import OPTIMIZERS
 
 from vig_mm.errors import UsageError
+from vig_mm.registry import type_name
 
 from .environment import SCOPES
 from .own_configs import tell_mmengine_of_own_configs
@@ -27,19 +28,13 @@ _PARTS = {
 class ConfigOptions(DictAction):
     """mmengine's action for ``KEY=VALUE``, except that a mistake is argparse's kind of error."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Sequence[str],
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Sequence[str], *more: Any) -> None:
         for value in values:
             key, sign, _ = value.partition("=")
             if not key or not sign:
                 raise argparse.ArgumentError(self, f"{value!r} is not of the form KEY=VALUE")
             try:
-                super().__call__(parser, namespace, [value], option_string)
+                super().__call__(parser, namespace, [value], *more)
             except (AssertionError, RecursionError) as error:
                 raise argparse.ArgumentError(self, f"brackets in {value!r} do not match") from error
 
@@ -69,18 +64,16 @@ def read_config(path: str) -> Config:
     tell_mmengine_of_own_configs()
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except SyntaxError as error:
-        line = f", line {error.lineno}: {(error.text or '').strip()!r}" if error.lineno else ""
-        raise UsageError(
-            f"config {path!r}, or a file in its _base_, is no valid Python: {error.msg}{line}"
-        ) from error
     except Exception as error:  # mmengine raises all kinds for files that it cannot take
-        if any(frame.name == "<module>" for frame in traceback.extract_tb(error.__traceback__)):
+        if isinstance(error, SyntaxError):
+            why = f"is no valid Python: {error.msg}"
+            if error.lineno:
+                why += f", line {error.lineno}: {(error.text or '').strip()!r}"
+        elif any(one.name == "<module>" for one in traceback.extract_tb(error.__traceback__)):
             raise  # from a config's own code
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"config {path!r}, or a file in its _base_, cannot be read: {why}") from (
-            error
-        )
+        else:
+            why = "cannot be read: " + " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"config {path!r}, or a file in its _base_, {why}") from error
     if cfg.get("default_scope") is None and (scope := _scope_of(cfg)):
         cfg.default_scope = scope
     return cfg
@@ -99,25 +92,42 @@ def _scope_of(cfg: Config) -> str | None:
     return None
 
 
+def walk(where: str, entry: Any) -> Iterator[tuple[str, dict]]:
+    """(key in the config, entry) of an entry and of all entries inside it, outer ones first."""
+    if isinstance(entry, dict):
+        yield where, entry
+    parts = entry.items() if isinstance(entry, dict) else ()
+    for key, value in enumerate(entry) if isinstance(entry, list | tuple) else parts:
+        yield from walk(f"{where}.{key}", value)
+
+
 def leaves(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
-    """The data sets inside wrappers (RepeatDataset, ConcatDataset, lists...).
-
-    Args:
-        where: Key of `dataset` in its config.
-        dataset: A data set's config, wrapped or not, or a list of them.
-
-    Yields:
-        (key in the config, data set's config).
-    """
-    if isinstance(dataset, list | tuple):
-        for i, one in enumerate(dataset):
-            yield from leaves(f"{where}.{i}", one)
-    elif isinstance(dataset, dict):
-        inner = [k for k in ("dataset", "datasets") if isinstance(dataset.get(k), dict | list)]
-        for key in inner:
-            yield from leaves(f"{where}.{key}", dataset[key])
+    """(key in the config, data set) of those inside wrappers (RepeatDataset, lists, ...)."""
+    inner = dict(enumerate(dataset)) if isinstance(dataset, list | tuple) else {}
+    if isinstance(dataset, dict):
+        keys = ("dataset", "datasets")
+        inner = {key: dataset[key] for key in keys if isinstance(dataset.get(key), dict | list)}
         if not inner:
             yield where, dataset
+    for key, one in inner.items():
+        yield from leaves(f"{where}.{key}", one)
+
+
+def transform(pipeline: Any, name: str) -> dict:
+    """The config of the first transform of a type in a pipeline, at any depth; {} if none."""
+    return next((one for _, one in walk("", pipeline) if type_name(one) == name), {})
+
+
+def part_name(where: str) -> str:
+    """`model.roi_head.bbox_head.1` -> `bbox_head`."""
+    return next(name for name in reversed(where.split(".")) if not name.isdigit())
+
+
+def metrics_of(cfg: Mapping, split: str) -> list[dict]:
+    """The configs of a split's metrics."""
+    evaluator = cfg.get(f"{split}_evaluator")
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return [metric for metric in metrics if isinstance(metric, dict)]
 
 
 def pipeline_of(cfg: Config, split: str) -> list[dict]:
@@ -136,9 +146,8 @@ def check_folder(path: str, option: str) -> None:
     absolute = Path(path).absolute()
     for part in (absolute, *absolute.parents):
         if os.path.lexists(part) and not os.path.isdir(part):
-            raise UsageError(
-                f"{option} {path!r} cannot be used: {str(part)!r} is no folder; choose another"
-            )
+            why = f"{str(part)!r} is no folder; choose another"
+            raise UsageError(f"{option} {path!r} cannot be used: {why}")
 
 
 def check_loop(cfg: Config, mode: str) -> None:
@@ -147,8 +156,7 @@ def check_loop(cfg: Config, mode: str) -> None:
     Raises:
         UsageError: Names what the config lacks.
     """
-    absent = [part for part in _PARTS[mode] if cfg.get(part) is None]
-    if absent:
+    if absent := [part for part in _PARTS[mode] if cfg.get(part) is None]:
         other = "test" if mode == "train" else "train"
         can = all(cfg.get(part) is not None for part in _PARTS[other])
         raise UsageError(
@@ -172,19 +180,14 @@ def check_optimizer(cfg: Config) -> None:
     wrapper = cfg.get("optim_wrapper") or {}
     # one for each part of a model, where mmengine's OptimWrapperDict takes several
     several = [one for one in wrapper.values() if isinstance(one, dict) and "optimizer" in one]
-    for one in several or [wrapper]:
-        optimizer = one.get("optimizer")
-        kind = optimizer.get("type") if isinstance(optimizer, dict) else None
-        with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-            if not isinstance(kind, str) or registry.get(kind) is not None:
-                continue
-            known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
-        close = difflib.get_close_matches(kind.lower(), known, 1)
-        raise UsageError(
-            f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
-            + (
-                f", did you mean {known[close[0]]!r}?"
-                if close
-                else "; correct it or import its module"
-            )
-        )
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        for optimizer in [one.get("optimizer") for one in several or [wrapper]]:
+            kind = optimizer.get("type") if isinstance(optimizer, dict) else None
+            if isinstance(kind, str) and registry.get(kind) is None:
+                known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
+                close = difflib.get_close_matches(kind.lower(), known, 1)
+                advice = f", did you mean {known[close[0]]!r}?" if close else ""
+                raise UsageError(
+                    f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
+                    f"{advice or '; correct it or import its module'}"
+                )

@@ -17,48 +17,29 @@ from torch import Tensor, nn
 from vig_mm.errors import ModelError
 from vig_mm.registry import MODELS as VIG_MODELS
 
+from .config import part_name, walk
+
 # Pixels, (H, W): the usual training size, as some backbones take no other.
 IMAGE_SIZE = (224, 224)
 
 
-def parts(where: str, model: Any) -> Iterator[tuple[str, dict]]:
-    """Backbones, necks, heads and preprocessors in a model's config, at any depth.
-
-    Args:
-        where: key of ``model`` in its config.
-        model: a model's config, or an entry or a list inside it.
-
-    Yields:
-        (key in the config, the part's config).
-    """
-    if isinstance(model, list | tuple):
-        for i, one in enumerate(model):
-            yield from parts(f"{where}.{i}", one)
-    elif isinstance(model, dict):
+def parts(model: Any) -> Iterator[tuple[str, dict]]:
+    """(key in the config, config) of a model's backbones, necks, heads and preprocessors."""
+    for where, part in walk("model", model):
         name = part_name(where)
         if name in ("backbone", "neck", "data_preprocessor") or name.endswith("head"):
-            yield where, model
-        for key, value in model.items():
-            yield from parts(f"{where}.{key}", value)
-
-
-def part_name(where: str) -> str:
-    """`model.roi_head.bbox_head.1` -> `bbox_head`."""
-    return next(name for name in reversed(where.split(".")) if not name.isdigit())
+            yield where, part
 
 
 def check_options(cfg: Config) -> None:
-    """Check that each part of a model knows every option that the config gives it.
-
-    Args:
-        cfg: A whole config with `default_scope`, before `--tta` wraps its model.
+    """Check that each part of a model knows each option in a whole config, before `--tta` does.
 
     Raises:
         ModelError: names all unknown options and the known ones.
     """
     problems = []
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-        for where, part in parts("model", cfg.get("model")):
+        for where, part in parts(cfg.get("model")):
             kind = part.get("type")
             if isinstance(kind, str):
                 if registry.get(kind) is None and VIG_MODELS.get(kind) is not None:
@@ -82,16 +63,13 @@ def _takes(kind: Any, option: str) -> bool:
 
 
 def _unknown_options(where: str, part: dict, kind: Any) -> Iterator[str]:
-    parameters = inspect.signature(kind).parameters
+    known = inspect.signature(kind).parameters
     for option in part:
-        if option in ("type", "_scope_") or _takes(kind, option):
-            continue
-        close = difflib.get_close_matches(option, parameters, n=1)
-        meant = f", did you mean {close[0]!r}?" if close else ""
-        yield (
-            f"{where}.{option}: {kind.__name__} has no option {option!r}{meant} "
-            f"(it has {', '.join(parameters)})"
-        )
+        if option not in ("type", "_scope_") and not _takes(kind, option):
+            close = difflib.get_close_matches(option, known, n=1)
+            meant = f", did you mean {close[0]!r}?" if close else ""
+            problem = f"{where}.{option}: {kind.__name__} has no option {option!r}{meant}"
+            yield f"{problem} (it has {', '.join(known)})"
 
 
 def check_channels(model: nn.Module, cfg: dict) -> None:
@@ -107,19 +85,24 @@ def check_channels(model: nn.Module, cfg: dict) -> None:
     Raises:
         ModelError: names every part that does not fit, what comes in, and what to set.
     """
-    stated = [key for key, value in cfg.items() if _states_channels(value)]
+    stated = [
+        key
+        for key, value in cfg.items()
+        for one in (value if isinstance(value, list | tuple) else [value])
+        if isinstance(one, dict) and "in_channels" in one
+    ]
     if not hasattr(model, "backbone") or not stated:
         return
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            _raise_if(_misfits(model, cfg, stated))
+            _raise_if(_misfits(model, cfg, dict.fromkeys(stated)))
     finally:
         model.train(training)
 
 
-def _misfits(model: nn.Module, cfg: dict, stated: list[str]) -> list[str]:
+def _misfits(model: nn.Module, cfg: dict, stated: Sequence[str]) -> list[str]:
     channels = (cfg.get("backbone") or {}).get("in_channels", 3)
     image = next(model.parameters()).new_zeros(1, channels, *IMAGE_SIZE)
     maps = _run(model.backbone, image)
@@ -131,25 +114,22 @@ def _misfits(model: nn.Module, cfg: dict, stated: list[str]) -> list[str]:
         if outputs is None:
             return _misfit(where, options, source, maps)
         maps, source = outputs, f"{where} ({type(neck).__name__})"
-
     problems = []
     for key in stated:
-        if key not in ("backbone", "neck"):
-            for where, head, options in _modules(model, cfg, key):
-                if _run(head, maps) is None:
-                    problems += _misfit(where, options, source, maps)
+        for where, head, options in _modules(model, cfg, key):
+            if key not in ("backbone", "neck") and _run(head, maps) is None:
+                problems += _misfit(where, options, source, maps)
     return problems
 
 
 def _modules(model: nn.Module, cfg: dict, key: str) -> Iterator[tuple[str, nn.Module, dict]]:
     """(key in the config, module, its config) of a part, or of each one if it is a list."""
-    if getattr(model, key, None) is None or not cfg.get(key):
-        return
-    if isinstance(cfg[key], list | tuple):
-        for i, (module, options) in enumerate(zip(getattr(model, key), cfg[key], strict=True)):
-            yield f"model.{key}.{i}", module, options
-    else:
-        yield f"model.{key}", getattr(model, key), cfg[key]
+    module, options = getattr(model, key, None), cfg.get(key)
+    if module is not None and isinstance(options, list | tuple):
+        for i, (one, its) in enumerate(zip(module, options, strict=True)):
+            yield f"model.{key}.{i}", one, its
+    elif module is not None and options:
+        yield f"model.{key}", module, options
 
 
 def _run(part: nn.Module, inputs: Any) -> Any:
@@ -162,43 +142,32 @@ def _run(part: nn.Module, inputs: Any) -> Any:
 
 def _misfit(where: str, options: dict, source: str, maps: Any) -> list[str]:
     """The problem of a part that failed, if it states other channels than its maps have."""
-    stated = options.get("in_channels")
+    stated, index = options.get("in_channels"), options.get("in_index")
     maps = [maps] if isinstance(maps, Tensor) else maps
     tensors = isinstance(maps, Sequence) and all(isinstance(x, Tensor) for x in maps)
     if stated is None or not tensors or any(x.dim() < 2 for x in maps):
         return []
-    channels = [x.shape[1] for x in maps]
-    index = options.get("in_index")
-    if index is None:
-        wanted, at = channels, ""
-    else:
+    wanted = channels = [x.shape[1] for x in maps]
+    count = "one map" if len(channels) == 1 else f"{len(channels)} maps"
+    returns = f"{source} returns {count} of {', '.join(map(str, channels))} channels"
+    at = "" if index is None else f" at in_index={index}"
+    if index is not None:
         indices = index if isinstance(index, Sequence) else [index]
         wanted = [channels[i] for i in indices if -len(channels) <= i < len(channels)]
-        at = f" at in_index={index}"
         if len(wanted) < len(indices):
             return [
-                f"{where} takes the maps{at}, but {source} returns {_maps(channels)}: correct "
-                f"{where}.in_index, or return more maps by model.backbone.out_indices"
+                f"{where} takes the maps{at}, but {returns}: correct {where}.in_index, or return "
+                "more maps by model.backbone.out_indices"
             ]
     if stated in wanted if isinstance(stated, int) else list(stated) == wanted:
         return []
-    problem = f"{where}.in_channels is {stated}, but {source} returns {_maps(channels)}"
+    problem, fix = f"{where}.in_channels is {stated}, but {returns}", wanted
     if isinstance(stated, int):
-        return [f"{problem}{at}: set {where}.in_channels={wanted[-1]}"]
-    count = len(stated)
-    if count != len(wanted):
-        return [f"{problem}: set model.backbone.out_indices to {count} indices, or change the part"]
-    return [f"{problem}: set {where}.in_channels={wanted}"]
-
-
-def _maps(channels: list[int]) -> str:
-    of = f"{', '.join(map(str, channels))} channels"
-    return f"one map of {of}" if len(channels) == 1 else f"{len(channels)} maps of {of}"
-
-
-def _states_channels(part: Any) -> bool:
-    listed = part if isinstance(part, list | tuple) else [part]
-    return any(isinstance(one, dict) and "in_channels" in one for one in listed)
+        problem, fix = f"{problem}{at}", wanted[-1]
+    elif len(stated) != len(wanted):
+        count = f"{len(stated)} indices, or change the part"
+        return [f"{problem}: set model.backbone.out_indices to {count}"]
+    return [f"{problem}: set {where}.in_channels={fix}"]
 
 
 def _raise_if(problems: list[str]) -> None:

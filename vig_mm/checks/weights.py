@@ -30,21 +30,17 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def check_initial_weights(cfg: Any, ours: bool = False) -> None:
-    """Read the files that parts of a model take their first weights from, at any depth.
+    """Read the files that parts of a model's config take their first weights from, at any depth.
 
     Before anything is built, and because other backbones than ours leave that to mmengine, whose
-    errors do not name the file.
-
-    Args:
-        cfg: A model's config, or an entry of it. Addresses in it are left to the loader.
-        ours: Whether the entry is of a backbone of vig_mm, which reads more formats than mmengine.
+    errors do not name the file. Addresses are left to the loader. `ours`: whether the entry is of a
+    backbone of vig_mm, which reads more formats than mmengine.
 
     Raises:
         CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
     """
     if isinstance(cfg, dict):
-        name = type_name(cfg)
-        path = cfg.get("checkpoint") if name in ("Pretrained", "PretrainedInit") else None
+        path = cfg.get("checkpoint") if type_name(cfg) in ("Pretrained", "PretrainedInit") else None
         if path and "://" not in path:
             read_checkpoint(path)
             if is_safetensors(path) and not ours:
@@ -53,9 +49,8 @@ def check_initial_weights(cfg: Any, ours: bool = False) -> None:
                     "torch.save(safetensors.torch.load_file(FILE), 'FILE.pth')"
                 )
         ours = _is_ours(cfg["type"]) if "type" in cfg and not path else ours
-        cfg = list(cfg.values())
-    if isinstance(cfg, list | tuple):
-        for value in cfg:
+    for value in cfg.values() if isinstance(cfg, dict) else cfg or ():
+        if isinstance(value, dict | list | tuple):
             check_initial_weights(value, ours)
 
 
@@ -70,14 +65,12 @@ def _is_ours(kind: Any) -> bool:
 def check_weights(
     model: nn.Module, path: str, partly: bool = False, resume: bool = False
 ) -> list[str]:
-    """See that a checkpoint fits a model; mmengine only logs what does not and goes on without.
+    """See that an mm checkpoint fits a Runner's model; mmengine only logs what does not.
 
     What the modules' own hooks rename or resize while they load, such as position embeddings of
     another image size, fits.
 
     Args:
-        model: A Runner's model, wrapped or not.
-        path: An mm checkpoint.
         partly: Whether it is enough that something fits, as when fine-tuning.
         resume: Whether the optimizer goes on, too: then nothing may be resized.
 
@@ -90,9 +83,9 @@ def check_weights(
     model = bare_model(model)
     state, _ = weights(read_checkpoint(path), path=path)
     own = {k: x for k, x in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    missing, reshaped = _misfits(own, state)
     enough = len(own) - 1 if partly else 0
-    if len(missing) + len(reshaped) > enough and not resume:
+    unfit = _misfits(own, state)
+    if len(unfit) > enough and not resume:
         try:
             loaded = _as_loaded(model, state)
         except Exception as error:  # a hook's, which would end the real loading, too
@@ -102,11 +95,13 @@ def check_weights(
         if not partly:  # a stem for other images is one to train
             loaded |= {name: state[name] for name in _first_convs(model) if name in state}
         state = loaded
-        missing, reshaped = _misfits(own, state)
-    if len(missing) + len(reshaped) > enough:
+        unfit = _misfits(own, state)
+    if len(unfit) > enough:
+        missing = [name for name in unfit if name not in state]
+        reshaped = [said for name, said in unfit.items() if name in state]
         details = "; ".join(
             f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
-            for what, names in (("missing", missing), ("of another shape", [*reshaped.values()]))
+            for what, names in (("missing", missing), ("of another shape", reshaped))
             if names
         )
         raise CheckpointError(
@@ -114,9 +109,8 @@ def check_weights(
             "Give the checkpoint that was trained with this config, or the config it was "
             "trained with."
         )
-    fitting = {name: state[name] for name in own if name in state and name not in reshaped}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    check_numbers(fitting, parameters, path)
+    fitting = {name: state[name] for name in own if name not in unfit}
+    check_numbers(fitting, dict(model.named_parameters(remove_duplicate=False)), path)
     sizes = Counter(name.partition(".")[0] for name in own)
     fresh = sizes.keys() - {name.partition(".")[0] for name in fitting}
     return [
@@ -126,15 +120,14 @@ def check_weights(
     ]
 
 
-def _misfits(own: StateDict, state: StateDict) -> tuple[list[str], dict[str, str]]:
-    """Names that a state dict lacks; names of another shape in it, and what to say of them."""
-    missing = [name for name in own if name not in state]
-    reshaped = {
+def _misfits(own: StateDict, state: StateDict) -> dict[str, str]:
+    """Names that a state dict lacks, or has in another shape -> what to say of them."""
+    gone = {name: name for name in own if name not in state}
+    return gone | {
         name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     }
-    return missing, reshaped
 
 
 def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
@@ -156,9 +149,5 @@ def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
 
 
 def _first_convs(model: nn.Module) -> list[str]:
-    return [
-        f"{name}.{conv}" if name else conv
-        for name, part in model.named_modules()
-        if isinstance(part, ViGBackbone)
-        for conv in part.first_convs
-    ]
+    vigs = [(name, x) for name, x in model.named_modules() if isinstance(x, ViGBackbone)]
+    return [f"{name}.{conv}".lstrip(".") for name, part in vigs for conv in part.first_convs]

@@ -31,8 +31,7 @@ _RIGHT, _WRONG, _NEUTRAL = (0, 130, 60), (200, 30, 30), (70, 110, 180)
 def fitted(image: np.ndarray) -> Image.Image:
     """Scale a picture so that labels can be read: short side at least 320, long at most 1600."""
     height, width = image.shape[:2]
-    factor = max(1.0, MIN_SIDE / min(height, width))
-    factor = min(factor, MAX_SIDE / max(height, width))
+    factor = min(max(1.0, MIN_SIDE / min(height, width)), MAX_SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     picture = Image.fromarray(np.ascontiguousarray(image))
     return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
@@ -62,12 +61,9 @@ def is_legible(text: str) -> bool:
 
 def distinct_colours(count: int) -> list[Colour]:
     """Bright colours, one a class, those of neighbouring classes far apart."""
-    golden = (5**0.5 - 1) / 2
-    colours = []
-    for i in range(count):
-        rgb = colorsys.hsv_to_rgb(i * golden % 1, (0.85, 0.6)[i // 8 % 2], 1.0)
-        colours.append(tuple(round(255 * x) for x in rgb))
-    return colours
+    hue = (5**0.5 - 1) / 2
+    shades = [colorsys.hsv_to_rgb(i * hue % 1, (0.85, 0.6)[i // 8 % 2], 1.0) for i in range(count)]
+    return [tuple(round(255 * x) for x in rgb) for rgb in shades]
 
 
 def draw_instances(
@@ -81,51 +77,34 @@ def draw_instances(
 
     Args:
         boxes: ``[n, 4]``: x1, y1, x2, y2 in pixels of the picture.
-        texts: label of each object; where labels meet, the first covers the others.
-        colours: colour of each object.
+        texts, colours: of each object; where labels meet, the first covers the others.
         masks: ``[n, h, w]`` (bool) in the picture's size, or None.
     """
-    font = _font(_text_size(picture))
+    font = _font(_text_size(picture.size))
     line = max(2, round(font.size / 8))
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
-    if masks is not None and len(masks):
-        canvas = np.array(picture)
-        for i in order:
-            inside = masks[i]
-            blend = (1 - _MASK_OPACITY) * canvas[inside] + _MASK_OPACITY * np.array(colours[i])
-            canvas[inside] = blend.astype(np.uint8)
-            outline, _ = cv2.findContours(
-                inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-            )
-            cv2.drawContours(canvas, outline, -1, colours[i], max(1, line // 2))
-        picture = Image.fromarray(canvas)
-    else:
-        picture = picture.copy()
+    canvas = np.array(picture)
+    for i in order if masks is not None else ():
+        blend = (1 - _MASK_OPACITY) * canvas[masks[i]] + _MASK_OPACITY * np.array(colours[i])
+        canvas[masks[i]] = blend.astype(np.uint8)
+        edges, _ = cv2.findContours(
+            masks[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(canvas, edges, -1, colours[i], max(1, line // 2))
+    picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     for i in order:
         x1, y1, x2, y2 = boxes[i]
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colours[i], width=line)
-    for i in reversed(range(len(texts))):
-        _draw_tag(draw, picture.size, boxes[i], texts[i], colours[i], font)
+    # on the class's colour, above the box or, where the picture ends, in it
+    for (x1, y1, *_), text, colour in reversed([*zip(boxes, texts, colours, strict=True)]):
+        width, height = draw.textlength(text, font) + 6, font.size * 1.35
+        left = min(max(0, x1), max(0, picture.width - width))
+        top = y1 - height if y1 >= height else min(max(0, y1), picture.height - height)
+        draw.rectangle((left, top, left + width, top + height), fill=colour)
+        ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white"
+        draw.text((left + 3, top + height / 2), text, ink, font, anchor="lm")
     return picture
-
-
-def _draw_tag(
-    draw: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    box: np.ndarray,
-    text: str,
-    colour: Colour,
-    font: ImageFont.FreeTypeFont,
-) -> None:
-    """A label on its class's colour, above the box or, where the picture ends, in it."""
-    width, height = draw.textlength(text, font) + 6, font.size * 1.35
-    left = min(max(0, box[0]), max(0, size[0] - width))
-    top = box[1] - height
-    if top < 0:
-        top = min(max(0, box[1]), size[1] - height)
-    draw.rectangle((left, top, left + width, top + height), fill=colour)
-    draw.text((left + 3, top + height / 2), text, _readable_on(colour), font, anchor="lm")
 
 
 def draw_label_map(
@@ -133,13 +112,9 @@ def draw_label_map(
 ) -> Image.Image:
     """Give every pixel the colour of its class, and leave the picture's brightness in it.
 
-    Args:
-        labels: ``[h, w]`` in the picture's size; what is not in the palette (255: ignored) is
-            left as it is.
-        palette: colour of each class.
+    ``labels``: ``[h, w]`` in the picture's size; what is not in the palette (255) stays as it is.
     """
-    canvas = np.array(picture)
-    known = labels < len(palette)
+    canvas, known = np.array(picture), labels < len(palette)
     colours = np.asarray(palette)[labels[known]]
     grey = np.asarray(picture.convert("L"))[known][:, None]
     blend = (1 - _LABEL_MAP_OPACITY) * grey + _LABEL_MAP_OPACITY * colours
@@ -150,11 +125,9 @@ def draw_label_map(
 def legend(
     height: int, present: Sequence[int], classes: Sequence[str], palette: Sequence[Colour]
 ) -> Image.Image:
-    """A panel that names colours. Its size depends on nothing but height and ``classes``.
+    """A panel that names the colours of the classes ``present``, as far as there is room.
 
-    Args:
-        height: of the picture that it stands beside, in pixels.
-        present: classes to name, in this order; those that find no room are counted.
+    Its size depends on nothing but ``height`` (of the picture beside it) and ``classes``.
     """
     panel, draw, font = _panel(height, classes, besides=4)
     row = round(font.size * 1.6)
@@ -165,10 +138,9 @@ def legend(
         draw.rectangle((font.size, y + 2, font.size * 2.5, y + row - 4), fill=tuple(palette[label]))
         name = _shortened(classes[label], font, panel.width - font.size * 3.5)
         draw.text((font.size * 3, y + row / 2 - 1), name, "black", font, anchor="lm")
-    if len(shown) < len(present):
-        y = font.size // 2 + len(shown) * row
-        more = f"and {len(present) - len(shown)} more"
-        draw.text((font.size, y + row / 2 - 1), more, "black", font, anchor="lm")
+    if more := len(present) - len(shown):
+        y = font.size // 2 + len(shown) * row + row / 2 - 1
+        draw.text((font.size, y), f"and {more} more", "black", font, anchor="lm")
     return panel
 
 
@@ -180,59 +152,49 @@ def score_panel(
 ) -> Image.Image:
     """A panel with the five highest class scores as bars, and the true classes if they are known.
 
-    Args:
-        height: of the picture that it stands beside, in pixels.
-        scores: ``[classes]``, 0 to 1.
-        truth: labels of the true classes; their bars are green, and the highest, if another, red.
+    ``scores``: ``[classes]``, 0 to 1; bars of true classes are green, the highest, if another, red.
     """
     panel, draw, font = _panel(height, classes, besides=7)
-    row, left = round(font.size * 2.6), font.size
-    full = panel.width - 2 * left
+    em, left = font.size, font.size
+    full, y = panel.width - 2 * left, em * 1.2
     best = np.argsort(-scores, kind="stable")[:TOP]
     for i, label in enumerate(best):
-        top = font.size // 2 + i * row
         score = f"{100 * scores[label]:.1f} %"
-        space = full - draw.textlength(score, font) - font.size
-        name = _shortened(classes[label], font, space)
-        draw.text((left, top + font.size * 0.7), name, "black", font, anchor="lm")
-        draw.text((left + full, top + font.size * 0.7), score, "black", font, anchor="rm")
-        colour = _NEUTRAL
-        if truth is not None:
-            colour = _RIGHT if label in truth else _WRONG if i == 0 else _NEUTRAL
-        bar, end = top + font.size * 1.5, left + max(1, full * float(scores[label]))
-        draw.rectangle((left, bar, left + full, bar + font.size * 0.5), fill=(225, 225, 225))
-        draw.rectangle((left, bar, end, bar + font.size * 0.5), fill=colour)
+        name = _shortened(classes[label], font, full - draw.textlength(score, font) - em)
+        draw.text((left, y), name, "black", font, anchor="lm")
+        draw.text((left + full, y), score, "black", font, anchor="rm")
+        is_wrong = truth is not None and i == 0
+        colour = _RIGHT if label in (truth or ()) else _WRONG if is_wrong else _NEUTRAL
+        for end, fill in ((full, (225, 225, 225)), (max(1, full * float(scores[label])), colour)):
+            draw.rectangle((left, y + em * 0.8, left + end, y + em * 1.3), fill=fill)
+        y += round(em * 2.6)
     if truth is not None:
-        y = font.size // 2 + len(best) * row + font.size * 0.7
-        draw.text((left, y), "ground truth:", "black", font, anchor="lm")
-        for i, label in enumerate(truth or [None], 1):
-            name = "no label" if label is None else _shortened(classes[label], font, full)
-            colour = "black" if label is None else _RIGHT if label in best[: len(truth)] else _WRONG
-            draw.text((left, y + i * font.size * 1.4), name, colour, font, anchor="lm")
+        lines = [("ground truth:", "black")] + ([] if truth else [("no label", "black")])
+        lines += [(classes[x], _RIGHT if x in best[: len(truth)] else _WRONG) for x in truth]
+        for i, (line, colour) in enumerate(lines):
+            where = (left, y + i * em * 1.4)
+            draw.text(where, _shortened(line, font, full), colour, font, anchor="lm")
     return panel
 
 
 def beside(pictures: Sequence[Image.Image], captions: Sequence[str] = ()) -> Image.Image:
     """Put pictures of one height beside each other, and captions over the first of them."""
-    size = _text_size(pictures[0])
-    gap = size // 2 if len(pictures) > 1 else 0
-    header = round(size * 1.7) if captions else 0
+    font = _font(_text_size(pictures[0].size))
+    gap = font.size // 2 if len(pictures) > 1 else 0
+    header = round(font.size * 1.7) if captions else 0
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     joined = Image.new("RGB", (width, header + pictures[0].height), "white")
-    draw = ImageDraw.Draw(joined)
-    left = 0
-    for i, picture in enumerate(pictures):
+    draw, left = ImageDraw.Draw(joined), 0
+    for picture, caption in zip(pictures, [*captions, *[""] * len(pictures)], strict=False):
         joined.paste(picture, (left, header))
-        if i < len(captions):
-            caption = _shortened(captions[i], _font(size), picture.width)
-            centre = (left + picture.width / 2, header / 2)
-            draw.text(centre, caption, "black", _font(size), anchor="mm")
+        centre = (left + picture.width / 2, header / 2)
+        draw.text(centre, _shortened(caption, font, picture.width), "black", font, anchor="mm")
         left += picture.width + gap
     return joined
 
 
-def _text_size(picture: Image.Image) -> int:
-    return round(np.clip(min(picture.size) / 24, 14, 26))
+def _text_size(size: tuple[int, int]) -> int:
+    return round(np.clip(min(size) / 24, 14, 26))
 
 
 @cache
@@ -244,10 +206,9 @@ def _panel(
     height: int, classes: Sequence[str], besides: int
 ) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.FreeTypeFont]:
     """An empty panel for the longest class name and ``besides`` heights of text, within limits."""
-    size = round(np.clip(height / 24, 14, 26))
-    font = _font(size)
-    longest = max(font.getlength(name) for name in classes)
-    width = round(np.clip(longest + besides * size, *(size * limit for limit in _PANEL_WIDTH)))
+    font = _font(_text_size((height, height)))
+    longest = max(font.getlength(name) for name in classes) + besides * font.size
+    width = round(np.clip(longest, *(font.size * limit for limit in _PANEL_WIDTH)))
     panel = Image.new("RGB", (width, height), "white")
     return panel, ImageDraw.Draw(panel), font
 
@@ -259,8 +220,3 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text.rstrip(" ,") + "..."
-
-
-def _readable_on(colour: Colour) -> str:
-    red, green, blue = colour
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"

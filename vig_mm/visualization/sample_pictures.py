@@ -6,7 +6,7 @@ other; mmpretrain names the first class only.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,23 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vig_mm.checks.config import walk
+from vig_mm.checks.data.data_set import image_loader, turns
 from vig_mm.errors import UsageError
 from vig_mm.registry import type_name
 
 from . import pictures
 
 Size = tuple[int, int]  # height, width
+Frames = Mapping[str, Size]  # sides, and the size of what their coordinates are in
 
 TRUTH, PREDICTION = "ground truth", "prediction"
 
 
 class SamplePictures(ABC):
-    """Draws the samples of one task.
+    """Draws the samples of one task; ``palette``: None for colours of our own."""
 
-    Args:
-        classes: names in label order.
-        palette: colour of each class, or None for colours of our own.
-    """
-
+    truth: Sequence[str]  # what has one of these was annotated, even if nothing is on the image
     prediction: str  # what the model has to give
 
     def __init__(
@@ -50,9 +49,9 @@ class SamplePictures(ABC):
             lines = "".join(f"class {i}: {name}\n" for i, name in self.unreadable.items())
             (folder / "classes.txt").write_text(lines, encoding="utf-8")
 
-    @abstractmethod
     def has_truth(self, sample: Any) -> bool:
         """Whether annotations were loaded, even if there is nothing on the image."""
+        return any(key in sample for key in self.truth)
 
     def draw(
         self,
@@ -69,38 +68,31 @@ class SamplePictures(ABC):
             sides: which of `TRUTH` and `PREDICTION` to draw, from left to right.
             truth_frame: height and width of the image whose coordinates the annotations are in;
                 default: those of ``image``.
+
+        Raises:
+            UsageError: The prediction is none of the task: image retrieval, captions, depth.
         """
         shown = image.shape[:2]
         frames = {side: (truth_frame or shown) if side == TRUTH else shown for side in sides}
-        if PREDICTION in frames:
-            self.check(sample)
-        return self._draw(image, sample, frames)
+        if PREDICTION in frames and (why := self._unfit(sample)):
+            raise UsageError(f"this model cannot be drawn: it {why}")
+        return self._draw(pictures.fitted(image), sample, frames)
 
-    def check(self, sample: Any) -> None:
-        """See that a prediction is of the task.
-
-        Raises:
-            UsageError: It is none, as those of image retrieval, captions or depth are.
-        """
-        if self.prediction not in sample:
-            has = ", ".join(key for key in sample.keys() if key.startswith("pred")) or "nothing"
-            raise UsageError(
-                f"this model cannot be drawn: it predicts {has}, and {self.prediction} is needed"
-            )
+    def _unfit(self, sample: Any) -> str:
+        """Why a prediction is none of the task; "" if it is one."""
+        has = ", ".join(key for key in sample.keys() if key.startswith("pred")) or "nothing"
+        is_there = self.prediction in sample
+        return "" if is_there else f"predicts {has}, and {self.prediction} is needed"
 
     @abstractmethod
-    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         """`draw`; ``frames``: the sides, and height and width of what their coordinates are in."""
 
 
 class DetectionPictures(SamplePictures):
-    """Boxes and masks.
+    """Boxes and masks; predictions with a score below ``score_thr`` are left out."""
 
-    Args:
-        score_thr: predictions with a lower score are left out.
-    """
-
-    prediction = "pred_instances"
+    truth, prediction = ("gt_instances",), "pred_instances"
 
     def __init__(self, classes: Sequence[str], score_thr: float = 0.3) -> None:
         # not the data set's palette: COCO's has many dark blues that look the same
@@ -108,53 +100,42 @@ class DetectionPictures(SamplePictures):
         self.score_thr = score_thr
 
     def has_truth(self, sample: Any) -> bool:
-        return "gt_instances" in sample and "bboxes" in sample.gt_instances
+        return super().has_truth(sample) and "bboxes" in sample.gt_instances
 
-    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         drawn = []
         for side, frame in frames.items():
-            instances = sample.gt_instances if side == TRUTH else sample.pred_instances
-            if side == PREDICTION:
-                instances = instances[instances.scores >= self.score_thr]
-            drawn.append(self._side(image, instances, frame))
+            found = sample.gt_instances if side == TRUTH else sample.pred_instances
+            found = found if side == TRUTH else found[found.scores >= self.score_thr]
+            labels, texts = (
+                _array(found.labels).astype(int),
+                [self.classes[i] for i in found.labels],
+            )
+            if "scores" in found:
+                texts = [f"{x} {score:.2f}" for x, score in zip(texts, found.scores, strict=True)]
+            boxes = _array(getattr(found.bboxes, "tensor", found.bboxes)).reshape(-1, 4)
+            boxes = boxes * ([picture.width / frame[1], picture.height / frame[0]] * 2)
+            masks = found.masks if "masks" in found else None
+            if masks is not None:
+                masks = masks.to_ndarray() if hasattr(masks, "to_ndarray") else _array(masks)
+                masks = [_resized(one, frame, picture).astype(bool) for one in masks]
+            colours = [self.palette[label] for label in labels]
+            drawn.append(pictures.draw_instances(picture, boxes, texts, colours, masks))
         return pictures.beside(drawn, [*frames] if len(frames) > 1 else ())
-
-    def _side(self, image: np.ndarray, instances: Any, frame: Size) -> Image.Image:
-        picture = pictures.fitted(image)
-        labels = _array(instances.labels).astype(int)
-        texts = [self.classes[label] for label in labels]
-        if "scores" in instances:
-            scores = _array(instances.scores)
-            texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
-        boxes = instances.bboxes
-        boxes = _array(getattr(boxes, "tensor", boxes)).reshape(-1, 4)
-        factor = np.array([picture.width / frame[1], picture.height / frame[0]] * 2)
-        masks = None
-        if "masks" in instances:
-            masks = instances.masks
-            masks = masks.to_ndarray() if hasattr(masks, "to_ndarray") else _array(masks)
-            masks = np.array([_resized(mask, frame, picture) for mask in masks], bool)
-        colours = [self.palette[label] for label in labels]
-        return pictures.draw_instances(picture, boxes * factor, texts, colours, masks)
 
 
 class SegmentationPictures(SamplePictures):
     """Label maps with a legend of the classes that are in them, by area."""
 
-    prediction = "pred_sem_seg"
+    truth, prediction = ("gt_sem_seg",), "pred_sem_seg"
 
-    def has_truth(self, sample: Any) -> bool:
-        return "gt_sem_seg" in sample
-
-    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
-        picture = pictures.fitted(image)
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         drawn, areas = [], np.zeros(len(self.classes), int)
         for side, frame in frames.items():
             labels = sample.gt_sem_seg if side == TRUTH else sample.pred_sem_seg
             labels = _resized(_array(labels.data)[0], frame, picture)
             drawn.append(pictures.draw_label_map(picture, labels, self.palette))
-            known = labels[labels < len(areas)]
-            areas += np.bincount(known, minlength=len(areas))
+            areas += np.bincount(labels[labels < len(areas)], minlength=len(areas))
         present = [int(i) for i in np.argsort(-areas, kind="stable") if areas[i]]
         legend = pictures.legend(picture.height, present, self.classes, self.palette)
         return pictures.beside([*drawn, legend], [*frames] if len(frames) > 1 else ())
@@ -163,22 +144,15 @@ class SegmentationPictures(SamplePictures):
 class ClassificationPictures(SamplePictures):
     """The five highest scores beside the picture, or its true classes over it."""
 
-    prediction = "pred_score"
+    truth, prediction = ("gt_label", "gt_score"), "pred_score"
 
-    def check(self, sample: Any) -> None:
-        super().check(sample)
-        count = np.size(_array(sample.pred_score))
-        if count != len(self.classes):
-            raise UsageError(
-                f"this model cannot be drawn: it gives {count} scores for {len(self.classes)} "
-                "classes, as image retrieval gives one for each prototype"
-            )
+    def _unfit(self, sample: Any) -> str:
+        why, needed = super()._unfit(sample), len(self.classes)
+        count = needed if why else np.size(_array(sample.pred_score))
+        many = f"gives {count} scores for {needed} classes, as image retrieval does"
+        return why or ("" if count == needed else many)
 
-    def has_truth(self, sample: Any) -> bool:
-        return "gt_label" in sample or "gt_score" in sample
-
-    def _draw(self, image: np.ndarray, sample: Any, frames: Mapping[str, Size]) -> Image.Image:
-        picture = pictures.fitted(image)
+    def _draw(self, picture: Image.Image, sample: Any, frames: Frames) -> Image.Image:
         if PREDICTION not in frames:
             return pictures.beside([picture], [self._truth(sample)])
         truth = _array(sample.gt_label).reshape(-1).tolist() if TRUTH in frames else None
@@ -189,22 +163,19 @@ class ClassificationPictures(SamplePictures):
     def _truth(self, sample: Any) -> str:
         """The classes, or the shares of several after mixup or CutMix."""
         if "gt_score" not in sample:
-            mixed, shares = _array(sample.gt_label).reshape(-1).tolist(), np.ones(len(self.classes))
+            shares = {i: 1 for i in _array(sample.gt_label).reshape(-1).tolist()}
         else:
-            shares = _array(sample.gt_score)
-            mixed = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
-        if all(shares[i] == 1 for i in mixed):
-            return ", ".join(self.classes[i] for i in mixed) or "no label"
-        return " + ".join(f"{shares[i]:.2f} {self.classes[i]}" for i in mixed)
+            given = _array(sample.gt_score)
+            shares = {i: given[i] for i in np.argsort(-given, kind="stable") if given[i] > 0}
+        if all(share == 1 for share in shares.values()):
+            return ", ".join(self.classes[i] for i in shares) or "no label"
+        return " + ".join(f"{share:.2f} {self.classes[i]}" for i, share in shares.items())
 
 
 def sample_pictures(scope: str, meta: dict, score_thr: float = 0.3) -> SamplePictures:
-    """The pictures of a library's samples.
+    """The pictures of the samples of a library (``scope``).
 
-    Args:
-        scope: mmdet, mmseg or mmpretrain.
-        meta: a data set's ``metainfo`` or a checkpoint's ``dataset_meta``, with ``classes``.
-        score_thr: see `DetectionPictures`.
+    ``meta``: a data set's ``metainfo`` or a checkpoint's ``dataset_meta``, with ``classes``.
     """
     if scope == "mmdet":
         return DetectionPictures(meta["classes"], score_thr)
@@ -219,7 +190,7 @@ def truth_frame(pipeline: Sequence[dict], sample: Any) -> Size:
     Test pipelines usually load annotations after resizing, so that predictions are scored at the
     original size; the annotations then are in that size, too.
     """
-    for step in _flat(pipeline):
+    for _, step in walk("", pipeline):
         if type_name(step).endswith("LoadAnnotations"):
             break
         if "Resize" in type_name(step):
@@ -227,14 +198,10 @@ def truth_frame(pipeline: Sequence[dict], sample: Any) -> Size:
     return tuple(sample.img_shape[:2])
 
 
-def _flat(steps: Any) -> Iterator[dict]:
-    """The transforms of a pipeline, with those inside of others, such as of TestTimeAug."""
-    if isinstance(steps, list | tuple):
-        for step in steps:
-            yield from _flat(step)
-    elif isinstance(steps, dict):
-        yield steps
-        yield from _flat(steps.get("transforms"))
+def read_flag(pipeline: Sequence[dict]) -> int:
+    """OpenCV's flag to read a picture for the eye, turned by EXIF or not as the pipeline does."""
+    is_turned = turns(*image_loader(pipeline))
+    return cv2.IMREAD_COLOR | (0 if is_turned else cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -2,20 +2,22 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
+from vig_mm.datasets.files import some
 from vig_mm.errors import DataError
 
-from ..config import leaves
+from ..config import leaves, part_name
+from ..model import parts
 from . import coco, folders, images, label_maps
-from .findings import Finding, finding, some
+from .data_set import DataSet, Listing, Report, base_of, class_of, classes_of
 from .images import ImageFacts, image_facts
-from .options import Listing, class_of, classes_of
-from .report import Report
+from .report import Finding
 
 # Base of a data set's class -> its check, and the methods by which the base finds its files. A
 # class with others of its own may read what the check does not know, and is left to the library.
@@ -27,6 +29,7 @@ _CHECKS = {
 # Kinds of warnings that a run begins with: what the checks cannot decide, and what costs a day.
 _SAID = ("label-undecided", "two-values", "unused-class", "classes-differ", "num-classes",
          "empty-class", "area", "rotated", "seg-pad")  # fmt: skip
+_HEADS = ("head", "bbox_head", "mask_head", "decode_head", "auxiliary_head", "data_preprocessor")
 _LABEL_MAPS = 20  # read of each loader: wrong numbering shows in most of them
 
 # `run(stage, function, items)`: the function's value for each item, in order. The function and the
@@ -50,27 +53,21 @@ def check_data(
         read: Takes what annotation files hold, for `repair`.
 
     Returns:
-        For the log, one line for each grave warning, and for each data set of which the library
-        leaves something out.
+        Lines for the log: grave warnings, and what a library leaves out of a data set.
 
     Raises:
         DataError: One line for each problem: which loader, what is wrong, where, what to do.
     """
-    check = DataCheck(cfg, splits, read=read)
-    errors = [one.text for one in check.findings if one.severity == "error"]
-    if errors:
-        lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(errors))
-        raise DataError(f"the data does not fit the config:{lines}")
-    warnings = [x.text for x in check.findings if x.severity == "warning" and x.kind in _SAID]
+    found = DataCheck(cfg, splits, read=read).findings
+    if errors := dict.fromkeys(one.text for one in found if one.severity == "error"):
+        raise DataError("the data does not fit the config:" + "".join(f"\n  - {x}" for x in errors))
     left_out: dict[str, list[str]] = {}
-    for one in check.findings:
+    for one in found:
         if one.left_out:
             left_out.setdefault(one.where, []).append(one.left_out)
-    return list(dict.fromkeys(warnings)) + [
-        f"{where}: {cfg.default_scope} leaves out {'; '.join(what)} "
-        "(tools/data/check_dataset.py names them)"
-        for where, what in left_out.items()
-    ]
+    said = dict.fromkeys(x.text for x in found if x.severity == "warning" and x.kind in _SAID)
+    by, full = f"{cfg.get('default_scope')} leaves out", "(tools/data/check_dataset.py names them)"
+    return [*said, *(f"{where}: {by} {'; '.join(what)} {full}" for where, what in left_out.items())]
 
 
 class DataCheck(Report):
@@ -84,95 +81,92 @@ class DataCheck(Report):
         read: dict[str, dict | str] | None = None,
     ) -> None:
         """See `check_data` and `Report`."""
-        super().__init__(cfg, sample, read)
+        super().__init__(cfg, sample, {} if read is None else read)
+        self.num_classes += _num_classes(cfg)
         for split in splits:
             loader = cfg.get(f"{split}_dataloader")
             if loader is None:
                 continue
-            for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
-                if why := self._dataset(where, dataset):
-                    text = f"{where}: not checked: {why}"
-                    self.findings.append(finding("note", "not-checked", where, text))
+            for where, entry in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
+                data = DataSet(self, where, entry, class_of(entry, cfg.get("default_scope")))
+                if why := _why_not(data):
+                    data.add("not-checked", f"not checked: {why}", severity="note")
+                else:
+                    _check(data)
             coco.check_evaluators(self, split)
-        self._classes_agree()
-
-    def _dataset(self, where: str, dataset: dict) -> str:
-        """Check a data set; why it is not read, if it is not."""
-        kind = class_of(dataset, self.cfg.get("default_scope"))
-        if not inspect.isclass(kind):
-            return f"the type {dataset.get('type')!r} is not known"
-        if _is_remote(dataset):
-            return "its files are not on this machine"
-        check = check_of(kind)
-        if check is None:
-            return (
-                f"{kind.__name__} finds its files in a way of its own, and nothing of it was read"
-            )
-        classes = classes_of(dataset, kind)
-        if isinstance(classes, str):
-            meant = ", ".join(repr(one.strip()) for one in classes.split(","))
-            said = f"{where}: its classes are text, {classes!r}, and a list of names is needed"
-            if "," in classes:
-                self.error(where, "class-text", f"{said}: write ({meant})")
-                return ""
-            self.warning(where, "class-text", f"{said}: a comma makes one of it, ({meant},)")
-            classes = (classes,)
-        if classes:
-            self.classes[where] = classes
-        root = dataset.get("data_root") or ""
-        if root and not os.path.isdir(root):
-            self.missing(where, "data_root", root, "folder")
-        else:
-            check(self, where, dataset, kind, root)
-        return ""
+        # models that take the names as text have no outputs of their own for them
+        if self.classes and "language_model" not in (cfg.get("model") or {}):
+            self._classes_agree()
 
     def _classes_agree(self) -> None:
-        # models that take the names as text have no outputs of their own for them
-        if not self.classes or "language_model" in (self.cfg.get("model") or {}):
-            return
         first, expected = next(iter(self.classes.items()))
-        # mmseg uses a training set's names for nothing: its label maps decide
-        scope = self.cfg.get("default_scope")
-        differing = self.warning if scope == "mmseg" else self.error
+        scope, model = self.cfg.get("default_scope"), self.cfg.get("model") or {}
         for where, classes in self.classes.items():
             if classes == expected:
                 continue
             difference = "the same names in another order"
             if set(classes) != set(expected):
-                difference = (
-                    f"only there: {some([c for c in expected if c not in classes])}; "
-                    f"only here: {some([c for c in classes if c not in expected])}"
+                here, there = (
+                    some([name for name in one if name not in other])
+                    for one, other in ((classes, expected), (expected, classes))
                 )
-            text = (
-                f"{where}: its {len(classes)} classes differ from the {len(expected)} of "
-                f"{first} ({difference}): give every loader the same classes"
-            )
-            differing(where, "classes-differ", text)
+                difference = f"only there: {there}; only here: {here}"
+            text = f"its {len(classes)} classes differ from the {len(expected)} of {first} "
+            text += f"({difference}): give every loader the same classes"
+            # mmseg uses a training set's names for nothing: its label maps decide
+            severity = "warning" if scope == "mmseg" else "error"
+            found = Finding(severity, "classes-differ", where, f"{where}: {text}")
+            self.findings.append(found)
         for key, count in self.num_classes:
             if count == len(expected):
                 continue
             # outputs without a class train and score all the same, but for mmdet's metrics,
             # which look up the class of every box
             spare = count > len(expected) and scope != "mmdet"
-            # the preprocessor needs the number to make vectors of labels alone
-            spare |= "data_preprocessor" in key and not _has_vector_labels(self.cfg.model)
-            other = any(count == len(classes) for classes in self.classes.values())
-            note = self.warning if spare or (other and scope == "mmseg") else self.error
-            text = (
-                f"{key} is {count}, but {first} has {len(expected)} classes "
-                f"({some(expected)}): set it to {len(expected)}"
-            )
-            note(first, "num-classes", text)
+            # the preprocessor needs the number to make vectors of labels alone, as of mixed ones
+            preprocessor = model.get("data_preprocessor") or {}
+            vectors = (model.get("train_cfg") or {}).get("augments")
+            vectors = vectors or any(preprocessor.get(x) for x in ("batch_augments", "to_onehot"))
+            spare |= "data_preprocessor" in key and not vectors
+            spare |= scope == "mmseg" and count in map(len, self.classes.values())
+            text = f"{key} is {count}, but {first} has {len(expected)} classes ({some(expected)}): "
+            text += f"set it to {len(expected)}"
+            severity = "warning" if spare else "error"
+            self.findings.append(Finding(severity, "num-classes", first, text))
 
 
-def survey(listings: Sequence[Listing], run: Run) -> list[Finding]:
-    """Read every image, label map and annotation.
+def _why_not(data: DataSet) -> str:
+    """Why a data set is not read, if it is not."""
+    if not inspect.isclass(data.kind):
+        return f"the type {data.entry.get('type')!r} is not known"
+    prefix = data.entry.get("data_prefix") or ""
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    paths = [data.root, data.ann_file, *prefixes]
+    if data.entry.get("backend_args") or any("://" in str(path) for path in paths):
+        return "its files are not on this machine"
+    own = "finds its files in a way of its own, and nothing of it was read"
+    return "" if check_of(data.kind) else f"{data.kind.__name__} {own}"
 
-    Args:
-        listings: Of `DataCheck`, which has found what needs no reading.
-        run: Maps a function over files.
-    """
-    found: list[Finding] = []
+
+def _check(data: DataSet) -> None:
+    classes = classes_of(data.entry, data.kind)
+    if isinstance(classes, str):
+        said = f"its classes are text, {classes!r}, and a list of names is needed"
+        if "," in classes:
+            meant = ", ".join(repr(one.strip()) for one in classes.split(","))
+            data.add("class-text", f"{said}: write ({meant})")
+            return
+        text = f"{said}: a comma makes one of it, ({classes!r},)"
+        data.add("class-text", text, severity="warning")
+        classes = (classes,)
+    if classes:
+        data.report.classes[data.where] = classes
+    if not data.root or data.has_folder(".data_root", data.root, "folder"):
+        check_of(data.kind)(data)
+
+
+def survey(listings: Sequence[Listing], run: Run) -> Iterator[Finding]:
+    """Read every image, label map and annotation of a `DataCheck`'s listings."""
     every: list[tuple[Listing, list[ImageFacts]]] = []
     read: dict[tuple, ImageFacts] = {}  # loaders often share their files
     for listing in listings:
@@ -184,34 +178,25 @@ def survey(listings: Sequence[Listing], run: Run) -> list[Finding]:
             read[(facts.path, *how)] = facts
         facts_of = [read[(path, *how)] for path in paths]
         every.append((listing, facts_of))
-        found += images.survey(listing, facts_of)
+        yield from images.survey(listing, facts_of)
         if listing.content is not None:
-            found += coco.survey(listing, facts_of, run)
+            yield from coco.survey(listing, facts_of, run)
         elif listing.label_folder:
-            found += label_maps.survey(listing, facts_of, run)
-    return found + list(images.duplicates(every))
+            yield from label_maps.survey(listing, facts_of, run)
+    yield from images.duplicates(every)
 
 
 def check_of(kind: type) -> Callable | None:
     """The check for a data set's class, if it finds its files as the base does."""
-    for base in kind.__mro__:
-        if base.__name__ in _CHECKS:
-            check, methods = _CHECKS[base.__name__]
-            same = all(getattr(kind, x, None) is getattr(base, x, None) for x in methods)
-            return check if same else None
-    return None
+    found = (check for name, (check, how) in _CHECKS.items() if base_of(kind, name, *how))
+    return next(found, None)
 
 
-def _has_vector_labels(model: dict) -> bool:
-    """Whether a classifier's labels are one-hot vectors, as those of mixed pictures are."""
-    preprocessor = model.get("data_preprocessor") or {}
-    mixed = (model.get("train_cfg") or {}).get("augments")
-    return bool(mixed) or any(preprocessor.get(key) for key in ("batch_augments", "to_onehot"))
-
-
-def _is_remote(dataset: dict) -> bool:
-    """Whether the files of a data set are not on this machine, as far as its config tells."""
-    prefix = dataset.get("data_prefix") or ""
-    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    paths = [dataset.get("data_root"), dataset.get("ann_file"), *prefixes]
-    return bool(dataset.get("backend_args")) or any("://" in str(path) for path in paths)
+def _num_classes(cfg: Config) -> Iterator[tuple[str, int]]:
+    """`(key, value)` of every `num_classes` of a model's heads and of its preprocessor."""
+    for where, part in parts(cfg.get("model")):
+        if part_name(where) in _HEADS and part.get("num_classes") is not None:
+            # a head of mmseg may compute what it learns, such as edges, from the label maps
+            kind = class_of(part, cfg.get("default_scope"), MODELS)
+            if not base_of(kind, "FCNHead") or base_of(kind, "FCNHead", "loss_by_feat"):
+                yield f"{where}.num_classes", part["num_classes"]

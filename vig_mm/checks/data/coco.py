@@ -1,132 +1,209 @@
-"""Check of a data set in COCO format: its file, classes, images and, in full, shapes."""
+"""Check of a data set in COCO format: its file, classes, images, annotations and, in full, shapes.
+
+mmdet leaves out annotations and images without a word (`CocoDataset.parse_data_info` and
+`filter_data`, `LoadAnnotations._process_masks`), and pycocotools stops at others when it scores;
+here the same conditions are counted.
+"""
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+import numpy as np
 from mmengine.registry import METRICS
 
+from vig_mm.datasets.files import IMAGES, files, some
+
+from ..config import metrics_of, transform
 from .coco_file import read_coco
-from .coco_rules import (
-    ANNOTATIONS,
-    SCORED,
-    SHAPES,
-    TURNED,
-    CocoUse,
-    annotation_cases,
-    are_finite_box,
-    shape_faults,
-    turned_by,
-)
-from .findings import IMAGES, Finding, Table, files, findings, hint, some
+from .data_set import DataSet, Listing, Report, base_of, class_of, hint
 from .images import ImageFacts
-from .options import Listing, class_of, image_loader, option, transform
-from .report import Report
+from .report import Finding, findings, rules
 
 _SAMPLE = 500  # annotations whose area the quick check looks at
-_BACKGROUND = "count as images in which nothing is there"
-_SIZES: Table = {
-    "turned-size": (
-        "error", "are turned by the loader, as their EXIF orientation says, and annotated unturned",
-        TURNED["unturned"],
-    ),
-    "turned-sides": (
-        "error", "are turned by the loader, as their EXIF orientation says, and have the sides of "
-        "the file in the annotations", TURNED["turned"],
-    ),
-    "turned-unknown": (
-        "error", "are turned by the loader, as their EXIF orientation says, and have the sides of "
-        "the file in the annotations", TURNED[""],
-    ),
-    "size": (
-        "error", "are of another size than the annotation file says", "boxes and masks do not "
-        "fit them; use the pictures that were annotated, or correct height and width",
-    ),
-}  # fmt: skip
-_TURNED_KINDS = {"unturned": "turned-size", "turned": "turned-sides", "": "turned-unknown"}
+_LARGEST = 2**31  # pycocotools draws with 32-bit integers
+_LONGEST = 12  # characters of a run of an RLE that fits 60 bits
+_BEYOND = 1.0  # pixels; COCO's own boxes end up to one behind the edge
+_NOTHING = 1e-3  # pixels, what rounding leaves of points in a line
+_SLACK = 16.0  # pixels, by which small areas may be off
+
+_BOX = "bbox is [x, y, width, height] in pixels, from the upper left corner"
+_COPY = "tools/train.py and tools/test.py read a copy"
+_NOTHING_THERE = "they count as images in which nothing is there"
+_RULES = rules(f"""
+error class category-twice | are categories more than once | mmdet counts each as a class of its
+    own, and has more labels than classes; give each its own name, or one category_id to all
+warning class unused-class | are not among the categories, and the last | nothing is learned of them
+error class absent-class | are not among the categories ({{categories}}) | mmdet would silently
+    leave them out
+error class class-order | ({{classes}}) are in another order than the categories | mmdet labels by
+    the file's order: put the classes in that order
+error image images-id-twice | share their id with others | all but one would be lost; give each an
+    id of its own
+error category categories-id-twice | share their id with others | all but one would be lost; give
+    each an id of its own
+note annotation annotations-id-twice | share their id with others | mmdet refuses them; {_COPY} with
+    other ids
+error annotation annotation-twice | are there more than once with all they say | one object or
+    several is not to be told; take the repetitions out
+error annotation unlisted-category | have a category_id that the categories do not list | mmdet
+    would silently leave them out; list the categories, or correct the ids
+note annotation id-0 | have an id that pycocotools cannot score, 0 ('not matched' to it) or text |
+    {_COPY} with other ids; for other tools number the annotations from 1
+error annotation incomplete | have no bbox, or no area | mmdet or pycocotools stops; write both
+    (area is that of the mask, or width * height)
+error annotation bad-box | have a bbox that is not four finite numbers, or an area that is none |
+    {_BOX}
+error annotation no-mask | have no segmentation, and masks are loaded or scored | mmdet or
+    pycocotools stops; take them out, or draw them, or use a box detector with
+    LoadAnnotations(with_mask=False) and metric='bbox'
+error annotation unscorable-mask | have a first polygon of fewer than three points, or an RLE
+    without counts and size | pycocotools stops; draw them again, or take them out
+error annotation bad-crowd | have an iscrowd that is neither 0 nor 1 | pycocotools takes any text
+    for a 1; write iscrowd=0, or 1 for a region of many objects
+note annotation no-crowd | have no iscrowd | pycocotools stops: {_COPY} in which it is 0
+error annotation bad-polygon | have a segmentation that is neither a list of polygons
+    [[x1, y1, ...], ...] nor an RLE | mmdet stops; correct them
+error annotation rle-size | have an RLE of another size than their image's height and width | it is
+    no mask of that image; correct the RLE or the image's entry
+error annotation broken-rle | have an RLE whose runs do not fill its size | the mask would be what
+    is in memory, and scoring may never end; write them again (pycocotools.mask.encode)
+error annotation text-id | have an image_id or a category_id that is text where the list has a
+    number, or the other way round | mmdet leaves them out; write ids as numbers everywhere
+warning annotation no-image | are of images that are not listed | mmdet leaves them out; list the
+    images, or take the annotations out | of images that are not listed
+warning annotation ignored | are marked ignore=1 | mmdet leaves them out{{scored}}; for a region of
+    many objects write iscrowd=1 and an RLE | marked ignore=1
+warning annotation outside | have a box outside their image | mmdet leaves them out{{scored}};
+    {_BOX} | with a box outside the image
+warning annotation no-area | have a box narrower than a pixel, or no area | mmdet leaves them
+    out{{scored}}; correct them, or take them out | with a box narrower than a pixel, or no area
+warning annotation other-class | are of categories that are not among the classes | mmdet leaves
+    them out; if that is not meant, add the names to metainfo.classes | of other classes
+warning annotation short-polygons | have no polygon of three points or more | mmdet leaves them
+    out{{scored}}; draw them again | with no polygon of three points
+warning annotation bad-rle | have an RLE without counts and size | mmdet leaves them out{{scored}};
+    write both | with an RLE that lacks counts or size
+warning annotation rotated | have attributes.rotation | bbox is the box before it was turned, as
+    CVAT exports it; export polygons, or take the turned ones out
+note annotation crowd | are crowds (iscrowd=1) | regions of many objects: training leaves them out,
+    and in scores neither found nor missed counts | marked iscrowd=1
+note annotation short-part | have a polygon of fewer than three points among others | mmdet leaves
+    out these polygons and keeps the annotations
+error image no-image-left | are left out by mmdet, and nothing is left: {{empty}} have no annotation
+    of the classes (filter_cfg.filter_empty_gt), {{small}} have a side of fewer than {{min_size}}
+    pixels (filter_cfg.min_size) | annotate them, or correct metainfo.classes or filter_cfg
+warning image file-name-twice | are listed more than once | each entry is an image of its own, in
+    which the others' objects are background; give a picture's annotations one image_id
+warning image no-annotation | have no annotation of the classes | mmdet leaves them out
+    (filter_cfg.filter_empty_gt); with False it learns that nothing is there | without annotations
+    of the classes
+note image no-annotation/kept | have no annotation of the classes | {_NOTHING_THERE}
+warning image nothing-left | have annotations, but none that mmdet keeps | {_NOTHING_THERE}
+warning image min-size | have a side of fewer than {{min_size}} pixels | mmdet leaves them out
+    (filter_cfg.min_size) | with a side below {{min_size}} pixels
+""")
+_SHAPES = rules("""
+error annotation corner-box | have the lower right corner of their mask for the width and height of
+    bbox | bbox is [x, y, width, height]
+warning annotation no-mask-area | have polygons that enclose nothing | mmdet keeps them with a mask
+    of a few pixels or none; draw them again, or take them out
+warning annotation box-mask | have a box and a mask that are apart | both are learned as they are;
+    correct one of them
+warning annotation area | have an area that does not fit their polygons, RLE or box | scores of
+    small, medium and large objects go by it; write the mask's area, or width * height
+warning annotation crossing | have a polygon that crosses itself | what lies inside twice counts as
+    outside; draw each part on its own where that is wrong
+note annotation beyond | have a box that ends outside the image | mmdet clips it
+warning class unused-class | have no annotation | nothing is learned of them
+note class unused-class/scored | have no annotation | they have no score
+note file unlisted-image | are pictures in the folder that are not listed | they are not used
+""")
+TURNED = {
+    "turned-size": "the boxes are of the unturned picture: take the EXIF orientation out of the "
+    "file, or load it with LoadImageFromFile(color_type='color_ignore_orientation')",
+    "turned-sides": "the boxes are of the turned picture: swap width and height in the annotation "
+    "file",
+    "turned-unknown": "whether the boxes are of the turned picture is not to be told "
+    "(tools/browse_dataset.py shows them): if so, swap width and height in the annotation file, "
+    "else take the EXIF orientation out of the file",
+}
+"""What to do about a picture that EXIF turns and whose annotations have the sides of the file."""
+_TURNS = "are turned by the loader, as their EXIF orientation says"
+_SIZES = rules(f"""
+error image size | are of another size than the annotation file says | boxes and masks do not fit
+    them; use the pictures that were annotated, or correct height and width
+error image turned-size | {_TURNS}, and annotated unturned | {TURNED["turned-size"]}
+error image turned-sides | {_TURNS}, and have the sides of the file | {TURNED["turned-sides"]}
+error image turned-unknown | {_TURNS}, and have the sides of the file | {TURNED["turned-unknown"]}
+""")
 
 
-def check(found: Report, where: str, dataset: dict, kind: type, root: str) -> None:
-    """Check an annotation file against its images and classes; `kind`: the data set's class."""
-    folder = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
-    folder_there = os.path.isdir(folder)
-    if not folder_there:
-        found.missing(where, "data_prefix.img", folder, "image folder")
-    path = os.path.join(root, dataset.get("ann_file", ""))
-    split = where.partition("_")[0]
-    found.ann_files.setdefault(split, []).append(path)
-    content = read(found, where, f"{where}.ann_file", path)
+@dataclass(frozen=True)
+class CocoUse:
+    """How a data set uses an annotation file."""
+
+    classes: tuple[str, ...]
+    masks: bool  # whether its masks are loaded or scored
+    filter_empty: bool = False  # `filter_empty_gt` of a data set that filters
+    min_size: int = 0  # shortest side of an image, in pixels
+    evaluated: bool = False  # whether it is scored on
+    scores_masks: bool = False  # whether the metric reads its masks
+
+
+def check(data: DataSet) -> None:
+    """Check an annotation file against its images and classes."""
+    path = data.path(data.ann_file)
+    folder = data.path((data.entry.get("data_prefix") or {}).get("img"))
+    is_there = data.has_folder(".data_prefix.img", folder, "image folder")
+    data.report.ann_files.setdefault(data.split, []).append(path)
+    content = read(data, path)
     if content is None:
         return
     names = [image["file_name"] for image in content["images"]]
     if not names:
-        found.error(where, "no-images", f"{where}: {path!r} lists no image")
-    gone = found.absent(where, "data_prefix.img", names, path, folder) if folder_there else []
-    use = _use(found, where, dataset, kind, path)
-    if content.get("annotations"):
-        found.findings += _classes(content, use)
-    found.findings += _ids(content, use)
-    cases = annotation_cases(content, use)
-    found.findings += _annotations(content, use, cases)
-    found.findings += _images(content, use, cases)
-    if folder_there:
-        there = tuple(sorted(set(names).difference(gone)))
-        loader = image_loader(dataset)
-        found.listings.append(Listing(where, folder, there, *loader, use, content=content))
+        data.add("no-images", f"{path!r} lists no image")
+    use = _use(data)
+    _check_content(data, content, use, path)
+    if is_there:
+        gone = data.absent(".data_prefix.img", names, path, folder)
+        there = sorted(set(names).difference(gone))
+        data.list_files(folder, there, use=use, content=content, ann_file=path)
 
 
-def check_evaluators(found: Report, split: str) -> None:
+def check_evaluators(report: Report, split: str) -> None:
     """See that evaluators of a split read the annotation file of their loader."""
-    scope = found.cfg.get("default_scope")
-    for metric in metrics_of(found.cfg.get(f"{split}_evaluator")):
-        path = metric.get("ann_file")
-        remote = "://" in (path or "") or metric.get("backend_args")
-        if not path or remote or not is_coco_metric(metric, scope):
-            continue
-        where = f"{split}_evaluator.ann_file"
-        loaders = found.ann_files.get(split, [])
-        real = {os.path.realpath(file) for file in loaders}
-        if (
-            read(found, where, where, path) is not None
-            and loaders
-            and os.path.realpath(path) not in real
-        ):
-            found.error(
-                where,
-                "other-ann-file",
-                f"{where}: {path!r} is not the file of {split}_dataloader "
-                f"({', '.join(map(repr, loaders))}): give both the same",
-            )
+    loaders = report.ann_files.get(split, [])
+    for metric in scoring_metrics(report.cfg, split):
+        data, path = DataSet(report, f"{split}_evaluator", metric, object), metric["ann_file"]
+        same = os.path.realpath(path) in map(os.path.realpath, loaders)
+        if not metric.get("backend_args") and read(data, path) and loaders and not same:
+            names = ", ".join(map(repr, loaders))
+            text = f"{path!r} is not the file of {split}_dataloader ({names}): give both the same"
+            data.add("other-ann-file", text, key=".ann_file")
 
 
-def read(found: Report, where: str, key: str, path: str) -> dict | None:
+def read(data: DataSet, path: str) -> dict | None:
     """The content of a COCO file, or None after noting the problem."""
-    real = os.path.realpath(path)
-    if real not in found.coco:
-        found.coco[real] = read_coco(path)
-    content = found.coco[real]
+    real, known = os.path.realpath(path), data.report.coco
+    content = known[real] = known[real] if real in known else read_coco(path)
     if isinstance(content, dict):
         return content
-    found.error(where, "not-coco", f"{key}: {path!r} {content}{hint(path)}")
+    data.add("not-coco", f"{path!r} {content}{hint(path)}", key=".ann_file")
     return None
 
 
-def is_coco_metric(metric: dict, scope: str | None) -> bool:
-    """Whether a metric reads the file as mmdet's CocoMetric does."""
-    kind = class_of(metric, scope, METRICS)
-    for base in getattr(kind, "__mro__", ()):
-        if base.__name__ == "CocoMetric":
-            return kind.__init__ is base.__init__ and kind.compute_metrics is base.compute_metrics
-    return False
-
-
-def metrics_of(evaluator: Any) -> list[dict]:
-    """The configs of an evaluator's metrics."""
-    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-    return [metric for metric in metrics if isinstance(metric, dict)]
+def scoring_metrics(cfg: dict, split: str) -> Iterator[dict]:
+    """The configs of those metrics that read a local annotation file as mmdet's CocoMetric does."""
+    for metric in metrics_of(cfg, split):
+        kind = class_of(metric, cfg.get("default_scope"), METRICS)
+        reads = base_of(kind, "CocoMetric", "__init__", "compute_metrics")
+        if reads and metric.get("ann_file") and "://" not in metric["ann_file"]:
+            yield metric
 
 
 def has_scorable_id(annotation: dict) -> bool:
@@ -134,22 +211,18 @@ def has_scorable_id(annotation: dict) -> bool:
     return isinstance(annotation["id"], int) and annotation["id"] != 0
 
 
-def _use(found: Report, where: str, dataset: dict, kind: type, path: str) -> CocoUse:
-    base = next(base for base in kind.__mro__ if base.__name__ == "CocoDataset")
-    filters = dataset.get("filter_cfg") or {}
-    own_filter = getattr(kind, "filter_data", None) is not base.filter_data
-    if own_filter or option(dataset, kind, "test_mode", False):
+def _use(data: DataSet) -> CocoUse:
+    filters = data.entry.get("filter_cfg") or {}
+    if not base_of(data.kind, "CocoDataset", "filter_data") or data.option("test_mode", False):
         filters = {}
-    evaluator = found.cfg.get(f"{where.partition('_')[0]}_evaluator")
-    evaluated = not where.startswith("train")
-    loads_masks = bool(transform(dataset.get("pipeline"), "LoadAnnotations").get("with_mask"))
+    evaluated, metrics = data.split != "train", metrics_of(data.cfg, data.split)
+    loads_masks = bool(transform(data.pipeline, "LoadAnnotations").get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
-    scored = any("segm" in (metric.get("metric") or ()) for metric in metrics_of(evaluator))
-    scores_masks = evaluated and (scored if evaluator else loads_masks)
+    scored = any("segm" in (metric.get("metric") or ()) for metric in metrics)
+    has_evaluator = data.cfg.get(f"{data.split}_evaluator")
+    scores_masks = evaluated and (scored if has_evaluator else loads_masks)
     return CocoUse(
-        where,
-        path,
-        found.classes.get(where, ()),
+        data.classes,
         masks=loads_masks or scores_masks,
         filter_empty=bool(filters.get("filter_empty_gt")),
         min_size=filters.get("min_size", 0),
@@ -158,110 +231,292 @@ def _use(found: Report, where: str, dataset: dict, kind: type, path: str) -> Coc
     )
 
 
-def _classes(content: dict, use: CocoUse) -> Iterator[Finding]:
+def _check_content(data: DataSet, content: dict, use: CocoUse, path: str) -> None:
+    """What is wrong with a file by itself, and the areas of some annotations."""
+    images, annotations = content["images"], content.get("annotations", [])
+    by_id = {image["id"]: image for image in images}
+    kept, found = annotation_cases(content, use)
+    cases = {kind: [_name(one, by_id) for one in every] for kind, every in found.items()}
+    cases |= _id_cases(content, use) | _image_cases(content, use, kept)
+    categories = [category["name"] for category in content.get("categories", [])]
+    if annotations:
+        cases |= _class_cases(categories, use)
+    said = {"class": len(use.classes), "image": len(images), "annotation": len(annotations)}
+    said |= dict(categories=some(categories), classes=some(use.classes), category=len(categories))
+    said |= dict(empty=len(cases["no-annotation"]), small=len(cases["min-size"]))
+    said["min_size"] = use.min_size
+    said["scored"] = "; scores count them as objects all the same" if use.evaluated else ""
+    if not use.filter_empty:
+        cases["no-annotation/kept"] = cases.pop("no-annotation")
+    data.judge(_RULES, cases, path, **said)
+    if use.evaluated:
+        sample = kept[:: -(-len(kept) // _SAMPLE) or 1]
+        faults = [shape_faults(_item(one, by_id), use.masks) for one in sample]
+        apart = [one for one, said in zip(sample, faults, strict=True) if "area" in said]
+        cases = {"area": [_name(one, by_id) for one in apart]}
+        data.judge(_SHAPES, cases, path, annotation=len(sample))
+
+
+def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]]:
     """Whether the file has the classes, each once, and in their order."""
-    categories = [category["name"] for category in content["categories"]]
-    unknown = [name for name in use.classes if name not in categories]
-    order = [name for name in categories if name in use.classes]
+    there, wanted = Counter(categories), set(use.classes)
+    unknown = [name for name in use.classes if name not in there]
+    order = [name for name in categories if name in wanted]
     trailing = list(use.classes[: len(use.classes) - len(unknown)]) == order
-    last = unknown and trailing and not use.evaluated and len(unknown) < len(use.classes)
-    twice = [name for name in dict.fromkeys(order) if order.count(name) > 1]
+    # the others keep their numbers
+    last = trailing and not use.evaluated and len(unknown) < len(use.classes)
+    twice = [name for name in dict.fromkeys(order) if there[name] > 1]
     moved = not (twice or unknown) and order != list(use.classes)
-    where = f"{use.where}.metainfo.classes"
-    cases = {
+    return {
         "category-twice": twice,
-        # the others keep their numbers
-        "unused-class": unknown if last else (),
-        "absent-class": () if last else unknown,
-        "class-order": [order] if moved else (),
+        "unused-class" if last else "absent-class": unknown,
+        "class-order": order if moved else (),
     }
-    table: Table = {
-        "category-twice": (
-            "error", "are categories more than once", "mmdet counts each as a class of its own, "
-            "and has more labels than classes; give each its own name, or one category_id to all",
-        ),
-        "unused-class": (
-            "warning", "are not among the categories, and the last", "nothing is learned of them",
-        ),
-        "absent-class": (
-            "error", f"are not among the categories ({some(categories)})",
-            "mmdet would silently leave them out",
-        ),
-        "class-order": (
-            "error", f"({some(use.classes)}) is in another order than that of the categories",
-            "mmdet labels by the file's order: put the classes in that order",
-        ),
-    }  # fmt: skip
-    yield from findings(table, cases, where, use.ann_file, len(use.classes), "class")
 
 
-def _ids(content: dict, use: CocoUse) -> Iterator[Finding]:
+def _id_cases(content: dict, use: CocoUse) -> dict[str, list[str]]:
     """Ids that occur twice, that pycocotools cannot score, and that the categories do not list."""
-    where, annotations = f"{use.where}.ann_file", content.get("annotations", [])
-    copied = "tools/train.py and tools/test.py read a copy with other ids"
-    own = "give each an id of its own"
-    for key, severity, effect in (
-        ("images", "error", f"all but one would be lost; {own}"),
-        ("annotations", "note", f"mmdet refuses them; {copied}"),
-        ("categories", "error", f"all but one would be lost; {own}"),
-    ):
-        kind, listed = f"{key}-id-twice", content.get(key, [])
-        counts = Counter(one["id"] for one in listed)
-        cases = {kind: [str(one) for one, count in counts.items() if count > 1]}
-        table = {kind: (severity, f"are ids of several {key}", effect)}
-        yield from findings(table, cases, where, use.ann_file, len(counts), "id")
-    known = {str(category["id"]) for category in content.get("categories", [])}
-    unlisted = [one for one in annotations if str(one["category_id"]) not in known]
-    unscorable = [one for one in annotations if not has_scorable_id(one)]
-    cases = {
-        "annotation-twice": repeated(annotations),
-        "unlisted-category": [f"{one['category_id']} of id {one['id']}" for one in unlisted],
-        "id-0": [f"id {one['id']}" for one in unscorable] if use.evaluated else [],
-    }
-    table = {
-        "annotation-twice": (
-            "error", "are there more than once with all they say", "one object or several is not "
-            "to be told; take the repetitions out",
-        ),
-        "unlisted-category": (
-            "error", "have a category_id that the categories do not list", "mmdet would silently "
-            "leave them out; list the categories, or correct the ids",
-        ),
-        "id-0": (
-            "note", "have an id that pycocotools cannot score, 0 ('not matched' to it) or text",
-            f"{copied}; for other tools number the annotations from 1",
-        ),
-    }  # fmt: skip
-    yield from findings(table, cases, where, use.ann_file, len(annotations), "annotation")
-
-
-def repeated(annotations: list[dict]) -> list[str]:
-    """Ids of annotations that are there again with all that they say."""
-    counts = Counter(one["id"] for one in annotations)
-    suspects = Counter(
-        (str(one["id"]), json.dumps(one, sort_keys=True, default=str))
+    annotations, cases = content.get("annotations", []), {}
+    for key in ("images", "categories", "annotations"):
+        counts = Counter(one["id"] for one in content.get(key, []))
+        cases[f"{key}-id-twice"] = [f"id {one}" for one, count in counts.items() if count > 1]
+    said = Counter(
+        (one["id"], json.dumps(one, sort_keys=True, default=str))
         for one in annotations
         if counts[one["id"]] > 1
     )
-    return [name for (name, _), count in suspects.items() if count > 1]
+    cases["annotation-twice"] = [name for (name, _), count in said.items() if count > 1]
+    known = {str(category["id"]) for category in content.get("categories", [])}
+    unlisted = [one for one in annotations if str(one["category_id"]) not in known]
+    cases["unlisted-category"] = [f"{one['category_id']} of id {one['id']}" for one in unlisted]
+    unscorable = [one for one in annotations if use.evaluated and not has_scorable_id(one)]
+    cases["id-0"] = [f"id {one['id']}" for one in unscorable]
+    return cases
 
 
-def _annotations(content: dict, use: CocoUse, cases: dict[str, list]) -> Iterator[Finding]:
-    """What stops mmdet and what it leaves out, and the areas of some annotations."""
-    images = {image["id"]: image for image in content["images"]}
-    table = dict(ANNOTATIONS)
-    for kind in SCORED if use.evaluated else ():
-        severity, what, effect, _ = table[kind]
-        table[kind] = severity, what, f"{effect}; scores count them as objects all the same"
-    names = {kind: [_name(one, images) for one in cases.get(kind, ())] for kind in table}
-    place = f"{use.where}.ann_file", use.ann_file
-    yield from findings(table, names, *place, len(content.get("annotations", [])), "annotation")
-    if use.evaluated:
-        sample = cases["kept"][:: -(-len(cases["kept"]) // _SAMPLE) or 1]
-        apart = [
-            _name(one, images) for one in sample if "area" in _shapes(_item(one, images), use.masks)
-        ]
-        yield from findings(SHAPES, {"area": apart}, *place, len(sample), "annotation")
+def _image_cases(content: dict, use: CocoUse, kept: list[dict]) -> dict[str, list[str]]:
+    """Images without anything to learn from, small ones, and those that are listed twice."""
+    wanted = {one["id"] for one in content.get("categories", []) if one["name"] in use.classes}
+    # mmdet looks at what is left out for other reasons as well
+    annotations, images = content.get("annotations", []), content["images"]
+    annotated = {one["image_id"] for one in annotations if one["category_id"] in wanted}
+    full = {one["image_id"] for one in kept}
+    cases = {
+        "no-annotation": [one for one in images if one["id"] not in annotated],
+        "nothing-left": [one for one in images if one["id"] in annotated - full],
+        "min-size": [one for one in images if min(one["height"], one["width"]) < use.min_size],
+    }
+    out = [*(cases["no-annotation"] if use.filter_empty else ()), *cases["min-size"]]
+    if wanted and {one["id"] for one in images} <= {one["id"] for one in out}:
+        cases["no-image-left"] = images
+    counts = Counter(os.path.normpath(image["file_name"]) for image in images)
+    twice = [name for name, count in counts.items() if count > 1]
+    named = {kind: [one["file_name"] for one in every] for kind, every in cases.items()}
+    return named | {"file-name-twice": twice}
+
+
+def annotation_cases(content: dict, use: CocoUse) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The annotations that mmdet keeps, and those of each kind.
+
+    What mmdet leaves out can be of a second kind, an error: scoring reads it all the same.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    listed = {one["id"]: one["name"] for one in content.get("categories", [])}
+    wanted = {key for key, name in listed.items() if name in use.classes}
+    texts = [{str(key) for key in keys} for keys in (sizes, listed)]
+    kept, cases = [], defaultdict(list)
+    for annotation in content.get("annotations", []):
+        image, category = annotation["image_id"], annotation["category_id"]
+        is_wanted = category in wanted
+        is_scored = use.evaluated and is_wanted and image in sizes
+        kind = _box_case(annotation, sizes, is_scored)
+        if kind is None and not is_wanted:
+            # unlisted ones are reported with the ids
+            kind = "other-class" if category in listed else "unlisted"
+        if (image not in sizes and str(image) in texts[0]) or (
+            category not in listed and str(category) in texts[1]
+        ):
+            kind = "text-id"
+        mask = None
+        if (use.masks and kind is None) or (use.scores_masks and is_scored):
+            mask = _mask_fault(annotation, sizes[image], use.scores_masks)
+        is_kept = kind is None and mask in (None, "short-part")
+        if mask is not None and (kind is None or _RULES[mask][0] == "error"):
+            cases[mask].append(annotation)
+        if kind is not None:
+            cases[kind].append(annotation)
+        if is_kept:
+            kept.append(annotation)
+            if (annotation.get("attributes") or {}).get("rotation"):
+                cases["rotated"].append(annotation)
+        crowd = annotation.get("iscrowd")
+        if crowd != 0:
+            key = "no-crowd" if crowd is None else "crowd" if crowd == 1 else "bad-crowd"
+            # training takes none for 0
+            counts = {"no-crowd": is_scored, "crowd": is_kept, "bad-crowd": is_scored or is_kept}
+            if counts[key]:
+                cases[key].append(annotation)
+    return kept, cases
+
+
+def _box_case(annotation: dict, sizes: dict, is_scored: bool) -> str | None:
+    """mmdet's conditions, in its order; pycocotools reads the box in spite of ignore=1."""
+    if annotation["image_id"] not in sizes:
+        return "no-image"
+    if annotation.get("ignore") and not is_scored:
+        return "ignored"
+    box, area = annotation.get("bbox"), annotation.get("area")
+    if box is None or area is None:
+        return "incomplete"
+    if not (_is_box(box) and _are_finite([area])):
+        return "bad-box"
+    if annotation.get("ignore"):
+        return "ignored"
+    x, y, width, height = box
+    if width < 1 or height < 1 or area <= 0:
+        return "no-area"
+    image_width, image_height = sizes[annotation["image_id"]]
+    meets = min(x + width, image_width) > max(x, 0) and min(y + height, image_height) > max(y, 0)
+    return None if meets else "outside"
+
+
+def _mask_fault(annotation: dict, size: tuple[int, int], scored: bool) -> str | None:
+    """What is wrong with a mask on an image of (width, height); `scored`: not only loaded."""
+    mask = annotation.get("segmentation")
+    if not mask:
+        return "no-mask"
+    if isinstance(mask, dict):
+        if not isinstance(mask.get("counts"), list | str) or mask.get("size") is None:
+            return "unscorable-mask" if scored else "bad-rle"
+        if mask["size"] != [*size[::-1]]:
+            return "rle-size"
+        return None if is_whole(mask) else "broken-rle"
+    if not isinstance(mask, list) or not all(isinstance(x, list) and _are_finite(x) for x in mask):
+        return "bad-polygon"
+    # the first tells pycocotools what they are: of more than four numbers, polygons
+    if scored and len(mask[0]) <= 4:
+        return "unscorable-mask"
+    usable = sum(map(_is_usable, mask))
+    return None if usable == len(mask) else "short-part" if usable else "short-polygons"
+
+
+def _is_usable(polygon: Sequence[float]) -> bool:
+    """Whether mmdet takes a polygon: whole points, and at least three."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def _are_finite(values: list) -> bool:
+    """Whether values are numbers that can be coordinates or areas."""
+    if not values:
+        return True
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    # whole numbers in json have no limit, and huge ones cannot be summed with floats
+    is_small = -_LARGEST < min(values) and max(values) < _LARGEST
+    return is_small and math.isfinite(sum(values))
+
+
+def _is_box(box: object) -> bool:
+    """Whether a `bbox` is four numbers that can be coordinates."""
+    return isinstance(box, list) and len(box) == 4 and _are_finite(box)
+
+
+def is_whole(rle: dict) -> bool:
+    """Whether the runs of an RLE fill its size; pycocotools reads memory behind them if not."""
+    (height, width), counts = rle["size"], rle["counts"]
+    if isinstance(counts, str):
+        counts = _runs(counts)
+    whole = bool(counts) and all(isinstance(one, int) and one >= 0 for one in counts)
+    return whole and sum(counts) == height * width
+
+
+def _runs(counts: str) -> list[int]:
+    """The runs in pycocotools' compressed form; none if it is not that.
+
+    A run has 5 bits in each character, the lowest first, counted from "0"; 32 means "goes on", and
+    16 in the last one is the sign. From the fourth run on it is the difference to the run two
+    before.
+    """
+    codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    if not len(ends) or codes.min() < 0 or codes.max() > 63 or ends[-1] + 1 < len(codes):
+        return []
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends - starts + 1
+    if lengths.max() > _LONGEST:
+        return []
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs.tolist()
+
+
+def shape_faults(item: tuple[dict, tuple[int, int]], masks: bool) -> list[str]:
+    """The kinds of `_SHAPES` that hold of an annotation that mmdet keeps.
+
+    Args:
+        item: The annotation, and (height, width) of its image in pixels.
+        masks: Whether masks are used.
+    """
+    from pycocotools import mask as rle_masks  # as shapely, required by mmdet alone
+    from shapely import MultiPolygon, Polygon, make_valid
+
+    annotation, size = item
+    x, y, width, height = annotation["bbox"]
+    faults = ["beyond"] if max(-x, -y, x + width - size[1], y + height - size[0]) > _BEYOND else []
+    mask, area = annotation.get("segmentation"), annotation["area"]
+    if annotation.get("iscrowd"):
+        return faults
+    if isinstance(mask, dict):
+        if not masks and _mask_fault(annotation, size[::-1], True):
+            return faults
+        counts = mask["counts"]
+        is_text = isinstance(counts, str)
+        enclosed = float(rle_masks.area(mask)) if is_text else float(sum(counts[1::2]))
+        return faults + (["area"] if enclosed and _differ(area, enclosed) else [])
+    polygons = [one for one in mask or () if isinstance(one, list) and _is_usable(one)]
+    if not polygons:
+        # an area may be that of a mask that is not there
+        fits = 0.1 * width * height - _SLACK < area < 1.5 * width * height + _SLACK
+        return faults + ([] if fits else ["area"])
+    shapes = [Polygon(zip(one[::2], one[1::2], strict=True)) for one in polygons]
+    enclosed = sum(shape.area for shape in shapes)
+    # the halves of a bow tie cancel each other in the area
+    crossing = any(abs(make_valid(one).area - one.area) > _NOTHING for one in shapes)
+    apart = not crossing and enclosed >= _NOTHING and _differ(area, enclosed)
+    if not masks:
+        return faults + (["area"] if apart else [])
+    bounds = MultiPolygon(shapes).bounds
+    overlap = _overlap(bounds, (x, y, x + width, y + height))
+    corner = overlap < 0.9 < _overlap(bounds, annotation["bbox"])
+    kinds = {
+        "crossing": crossing,
+        "no-mask-area": not crossing and enclosed < _NOTHING,
+        "area": apart,
+        "corner-box": corner,
+        "box-mask": overlap < 0.5 and not corner,
+    }
+    return faults + [kind for kind, holds in kinds.items() if holds]
+
+
+def _differ(area: float, enclosed: float) -> bool:
+    return abs(area - enclosed) > _SLACK and not 0.5 < area / enclosed < 2
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (x1, y1, x2, y2)."""
+    from shapely import box
+
+    one, other = box(*a), box(*b)
+    return one.intersection(other).area / (one.union(other).area or 1)
+
+
+def turned_by(boxes: Sequence[Sequence[float]], said: tuple[int, int]) -> str:
+    """The key of `TURNED` for boxes (x1, y1, x2, y2) of an image, said to be (width, height)."""
+    right, below = (max((one[i] for one in boxes), default=0) - _BEYOND for i in (2, 3))
+    unturned, turned = (right <= x and below <= y for x, y in (said, said[::-1]))
+    return "turned-unknown" if turned == unturned else "turned-sides" if turned else "turned-size"
 
 
 def _name(annotation: dict, images: dict) -> str:
@@ -274,115 +529,37 @@ def _item(annotation: dict, images: dict) -> tuple[dict, tuple[int, int]]:
     return annotation, (image["height"], image["width"])
 
 
-def _shapes(item: tuple[dict, tuple[int, int]], masks: bool) -> list[str]:
-    return shape_faults(*item, masks)
-
-
-def _images(content: dict, use: CocoUse, cases: dict[str, list]) -> Iterator[Finding]:
-    """Images without anything to learn from, small ones, and those that are listed twice."""
-    wanted = {one["id"] for one in content.get("categories", []) if one["name"] in use.classes}
-    # mmdet looks at what is left out for other reasons as well
-    annotations = content.get("annotations", [])
-    annotated = {one["image_id"] for one in annotations if one["category_id"] in wanted}
-    kept = {one["image_id"] for one in cases["kept"]}
-    empty, small, bare, remaining = [], [], [], 0
-    for image in content["images"]:
-        is_empty = image["id"] not in annotated
-        is_small = min(image["height"], image["width"]) < use.min_size
-        if is_empty:
-            empty.append(image["file_name"])
-        elif image["id"] not in kept:
-            bare.append(image["file_name"])
-        if is_small:
-            small.append(image["file_name"])
-        remaining += not (is_small or (is_empty and use.filter_empty))
-    counts = Counter(os.path.normpath(image["file_name"]) for image in content["images"])
-    none_left = content["images"] and wanted and not remaining
-    out = dict.fromkeys([*(empty if use.filter_empty else ()), *small])
-    found = {
-        "no-image-left": list(out) if none_left else (),
-        "file-name-twice": [name for name, count in counts.items() if count > 1],
-        "no-annotation": empty,
-        "nothing-left": bare,
-        "min-size": small,
-    }
-    table: Table = {
-        "no-image-left": (  # on a data set of no image mmengine stops with a message of numpy's
-            "error", f"are left out by mmdet, and nothing is left: {len(empty)} have no annotation "
-            f"of the classes (filter_cfg.filter_empty_gt), {len(small)} have a side of fewer than "
-            f"{use.min_size} pixels (filter_cfg.min_size)",
-            "annotate them, or correct metainfo.classes or filter_cfg",
-        ),
-        "file-name-twice": (
-            "warning", "are listed more than once", "each entry is an image of its own, in which "
-            "the objects of the others count as background; give all annotations of a picture one "
-            "image_id",
-        ),
-        "no-annotation": (
-            "warning", "have no annotation of the classes", "mmdet leaves them out "
-            "(filter_cfg.filter_empty_gt); set it to False to learn that nothing is there",
-            "without annotations of the classes",
-        ) if use.filter_empty else (
-            "note", "have no annotation of the classes", f"they {_BACKGROUND}",
-        ),
-        "nothing-left": (
-            "warning", "have annotations, but none that mmdet keeps", f"they {_BACKGROUND}",
-        ),
-        "min-size": (
-            "warning", f"have a side of fewer than {use.min_size} pixels",
-            "mmdet leaves them out (filter_cfg.min_size)",
-            f"with a side below {use.min_size} pixels",
-        ),
-    }  # fmt: skip
-    where, count = f"{use.where}.ann_file", len(content["images"])
-    yield from findings(table, found, where, use.ann_file, count, "image")
-
-
-def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> list[Finding]:
+def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Iterator[Finding]:
     """What is wrong between pictures and annotations, or in the shapes of annotations."""
-    content, use = listing.content or {}, listing.use
+    content, use, where, path = listing.content, listing.use, listing.where, listing.ann_file
     by_id = {one["id"]: one for one in content["images"]}
     by_name = {one["file_name"]: one for one in content["images"]}
     boxes = defaultdict(list)
     cases: dict[str, list[str]] = defaultdict(list)
-    kept = annotation_cases(content, use)["kept"]
     for one in content.get("annotations", []):  # also those that mmdet takes to lie outside
-        if are_finite_box(one.get("bbox")):
+        if _is_box(one.get("bbox")):
             x, y, width, height = one["bbox"]
             boxes[one["image_id"]].append((x, y, x + width, y + height))
     for name, facts in zip(listing.names, images, strict=True):
         said = by_name[name]["width"], by_name[name]["height"]
         if not facts.fault and said != facts.loaded[::-1]:
-            kind = "size"
-            if facts.sides_swapped and said == facts.loaded:
-                kind = _TURNED_KINDS[turned_by(boxes[by_name[name]["id"]], said)]
-            sides = f"{facts.loaded[1]}x{facts.loaded[0]}"
-            cases[kind].append(f"{name} ({said[0]}x{said[1]} in the file, the picture is {sides})")
-    total = len(listing.names)
-    found = list(findings(_SIZES, cases, use.where, listing.folder, total, "image"))
+            turned = facts.sides_swapped and said == facts.loaded
+            kind = turned_by(boxes[by_name[name]["id"]], said) if turned else "size"
+            sides = "{1}x{0} in the file, the picture is {3}x{2}".format(*said[::-1], *facts.loaded)
+            cases[kind].append(f"{name} ({sides})")
+    yield from findings(_SIZES, cases, where, listing.folder, image=len(images))
+    kept, _ = annotation_cases(content, use)
     items = [_item(one, by_id) for one in kept]
-    function = partial(_shapes, masks=use.masks)
-    every = run(f"annotations of {use.where}", function, items)
+    every = run(f"annotations of {where}", partial(shape_faults, masks=use.masks), items)
     for annotation, faults in zip(kept, every, strict=True):
         for fault in faults:
             cases[fault].append(_name(annotation, by_id))
-    found += findings(SHAPES, cases, use.where, use.ann_file, len(kept), "annotation")
-
     names = {one["id"]: one["name"] for one in content.get("categories", [])}
     there = {names[one["category_id"]] for one in kept}
-    lost = ("note", "have no score") if use.evaluated else ("warning", "nothing is learned of them")
-    table: Table = {
-        "unused-class": (lost[0], "have no annotation", lost[1]),
-        "unlisted-image": (
-            "note",
-            "are pictures in the folder that are not listed",
-            "they are not used",
-        ),
-    }
-    unused = {"unused-class": [name for name in use.classes if name not in there]}
-    found += findings(table, unused, use.where, use.ann_file, len(use.classes), "class")
+    unused = "unused-class/scored" if use.evaluated else "unused-class"
+    cases[unused] = [name for name in use.classes if name not in there]
+    others = files(listing.folder, IMAGES, any_case=True)
     listed = {os.path.normpath(name) for name in by_name}
-    others = sorted(files(listing.folder, IMAGES, any_case=True))
-    unlisted = {"unlisted-image": [name for name in others if name not in listed]}
-    found += findings(table, unlisted, use.where, use.ann_file, len(others), "file")
-    return found
+    cases["unlisted-image"] = [name for name in others if name not in listed]
+    said = {"class": len(use.classes), "file": len(others), "annotation": len(kept)}
+    yield from findings(_SHAPES, cases, where, path, **said)

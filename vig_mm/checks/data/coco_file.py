@@ -5,9 +5,8 @@ import os
 import re
 from typing import Any
 
+from vig_mm.datasets.files import some
 from vig_mm.datasets.to_coco import FORMATS, OTHERS
-
-from .findings import some
 
 _ID = (int, float, str)
 _FIELDS: dict[str, dict[str, Any]] = {
@@ -50,30 +49,27 @@ def _convert(kind: str, source: str) -> str:
 
 def _other_folder(path: str) -> str:
     """What a folder is that was given for a file, where it can be told."""
-    names = sorted(os.listdir(path))
-    xml = next((name for name in names if name.endswith(".xml")), None)
-    if xml and _root(os.path.join(path, xml)) == "annotation":
-        return f"is a folder of Pascal VOC's xml: {_convert('voc', path)}"
-    if any(name.endswith(".txt") for name in names):
-        return f"is a folder of text, such as YOLO's labels: {_convert('yolo', 'data.yaml')}"
-    first = next((name for name in names if name.endswith(".json")), None)
-    content = read_coco(os.path.join(path, first)) if first else None
-    is_labelme = isinstance(content, str) and "LabelMe" in content
-    return f"is a folder of LabelMe's files: {_convert('labelme', path)}" if is_labelme else ""
+    for name in sorted(os.listdir(path)):
+        if name.endswith(".xml") and _root(os.path.join(path, name)) == "annotation":
+            return f"is a folder of Pascal VOC's xml: {_convert('voc', path)}"
+        if name.endswith(".txt"):
+            return f"is a folder of text, such as YOLO's labels: {_convert('yolo', 'data.yaml')}"
+        if name.endswith(".json") and "LabelMe" in read_coco(os.path.join(path, name)):
+            return f"is a folder of LabelMe's files: {_convert('labelme', path)}"
+    return ""
 
 
 def _other_text(path: str) -> str:
     """What a file is that is no JSON, where it can be told."""
-    root = _root(path)
-    if root == "annotations":
-        return f"{_NOT}it is CVAT's xml: {_convert('cvat', path)}"
-    if root == "annotation":
-        folder = os.path.dirname(path) or "."
-        return f"{_NOT}it is Pascal VOC's xml, of one image: {_convert('voc', folder)}"
-    if path.endswith((".yaml", ".yml")):
-        return f"{_NOT}it may be YOLO's: {_convert('yolo', path)}"
-    if path.endswith(".txt"):
-        return f"{_NOT}it may be YOLO's labels of one image: {_convert('yolo', 'data.yaml')}"
+    root, ending = _root(path), os.path.splitext(path)[1]
+    for holds, what, kind, source in (
+        (root == "annotations", "it is CVAT's xml", "cvat", path),
+        (root == "annotation", "it is Pascal VOC's xml", "voc", os.path.dirname(path) or "."),
+        (ending in (".yaml", ".yml"), "it may be YOLO's", "yolo", path),
+        (ending == ".txt", "it may be YOLO's labels of one image", "yolo", "data.yaml"),
+    ):
+        if holds:
+            return f"{_NOT}{what}: {_convert(kind, source)}"
     return ""
 
 
@@ -89,42 +85,33 @@ def _root(path: str) -> str:
 
 def _other_format(content: Any, path: str) -> str:
     """What a file is that is not COCO, where it can be told."""
-    if isinstance(content, list):
-        is_results = content and isinstance(content[0], dict) and "score" in content[0]
-        what = "it is a list of detections" if is_results else "it is a list"
-        return f"{what}, and an object with images, annotations and categories is needed"
     if not isinstance(content, dict):
-        return f"it is a {type(content).__name__}, and an object is needed"
+        of = type(content).__name__
+        if of == "list" and content and isinstance(content[0], dict) and "score" in content[0]:
+            of = "list of detections"
+        return f"it is a {of}, and an object with images, annotations and categories is needed"
     if "shapes" in content and "imagePath" in content:
         return f"it is a LabelMe file, of one image: {_convert('labelme', path)}"
     projects = content.get("_via_img_metadata", content)
-    if isinstance(projects, dict) and any(
-        isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in projects.values()
-    ):
+    entries = projects.values() if isinstance(projects, dict) else ()
+    if any(isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in entries):
         return f"it is a VIA (VGG Image Annotator) file: {_convert('via', path)}"
-    if "data_list" in content:
-        return (
-            "it is in OpenMMLab's own format, with data_list: export it as COCO (instances), or "
-            "convert it"
-        )
-    return ""
+    own = "it is in OpenMMLab's own format, with data_list: export it as COCO (instances)"
+    return own if "data_list" in content else ""
 
 
 def _structure_fault(content: dict) -> str:
-    for key in ("images", "categories"):
-        if key not in content and content.get("images") and not content.get("annotations"):
-            continue  # images to test on
-        if not isinstance(content.get(key), list):
+    only_images = content.get("images") and not content.get("annotations")  # to test on
+    for key in ("images", "categories", "annotations"):
+        needed = key == "images" or (key == "categories" and not only_images)
+        if not isinstance(content.get(key, None if needed else []), list):
             kind = "no" if key not in content else "no list of"
             return f"it has {kind} {key!r} (but {some(content)})"
-    if not isinstance(content.get("annotations", []), list):
-        return "its 'annotations' are no list"
     for key, fields in _FIELDS.items():
         for i, one in enumerate(content.get(key, [])):
             if not isinstance(one, dict):
                 return f"{key}[{i}] is {one!r}, and an object is needed"
-            absent = [field for field in fields if field not in one]
-            if absent:
+            if absent := [field for field in fields if field not in one]:
                 return f"{key}[{i}] has no {' and no '.join(map(repr, absent))}"
             for field, kinds in fields.items():
                 value = one[field]

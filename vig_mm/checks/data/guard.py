@@ -17,17 +17,18 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from PIL import UnidentifiedImageError
 
+from vig_mm.datasets.files import some
 from vig_mm.datasets.transforms.map_labels import MapLabels
 from vig_mm.errors import SampleError
 
 from .check import check_of
-from .coco_rules import TURNED, turned_by
-from .findings import some
+from .coco import TURNED, turned_by
+from .data_set import keeps_numbers
 from .images import FAULTS, FIX, file_fault, open_image
 from .label_maps import TOO_LARGE
 from .labels import NO_LABEL, ignored_numbers
-from .options import keeps_numbers
 
+_VOID = frozenset({NO_LABEL})
 _CHECKER = (
     "; `python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
     "--no-check do not look"
@@ -36,8 +37,10 @@ _CHECKER = (
 
 def guard_loaders(runner: Runner) -> None:
     """Let the data sets that a runner is going to build name their bad files."""
-    build = runner.build_dataloader
-    ignored = _ignored(getattr(runner, "cfg", None) or {})
+    build, cfg = runner.build_dataloader, getattr(runner, "cfg", None) or {}
+    # every number that a part of a config ignores: the check before the run compares them
+    said = [ignored_numbers(cfg, split, {}) for split in ("train", "val", "test")]
+    ignored = frozenset().union(*(one | other for one, other in said))
 
     def build_guarded(*args, **kwargs):
         loader = build(*args, **kwargs)
@@ -48,133 +51,48 @@ def guard_loaders(runner: Runner) -> None:
     runner.build_dataloader = build_guarded
 
 
-def _ignored(cfg: dict) -> frozenset[int]:
-    """Every number that a part of a config ignores: the check before the run compares them."""
-    said = [ignored_numbers(cfg, split, {}) for split in ("train", "val", "test")]
-    return frozenset().union(*(one | other for one, other in said))
-
-
-def guard(
-    dataset: Any, ignored: frozenset[int] = frozenset({NO_LABEL}), has_more: bool = False
-) -> None:
+def guard(dataset: Any, ignored: frozenset[int] = _VOID, has_more: bool = False) -> None:
     """Guard the pipelines of a data set, and of those that it wraps.
 
-    Args:
-        dataset: With its pipeline, or wrapped.
-        ignored: Numbers in label maps that are no class and no mistake.
-        has_more: Whether a wrapper has transforms that may give label maps other numbers.
+    `ignored`: numbers in label maps that are no class and no mistake; `has_more`: whether a wrapper
+    has transforms that may give label maps other numbers.
     """
     own = getattr(dataset, "__dict__", {})  # wrappers may show what is their data set's as theirs
     pipeline = own.get("pipeline")
     if isinstance(pipeline, Compose) and not isinstance(pipeline, GuardedPipeline):
         dataset.pipeline = GuardedPipeline(pipeline, dataset, ignored, has_more)
     elif isinstance(pipeline, list | tuple):  # of MultiImageMixDataset
-        has_more = has_more or any(map(_renumbers, pipeline))
+        has_more = has_more or any(
+            isinstance(x, MapLabels) or hasattr(x, "transforms") or not keeps_numbers(x, "")
+            for x in pipeline
+        )
     for one in (own.get("dataset"), own.get("_dataset"), *own.get("datasets", ())):
         if one is not None:
             guard(one, ignored, has_more)
 
 
-def _renumbers(transform: Any) -> bool:
-    """Whether a transform may give label maps other numbers: `MapLabels`, and users' own."""
-    inner = getattr(transform, "transforms", None)
-    if isinstance(inner, Compose):
-        inner = inner.transforms
-    if isinstance(inner, list | tuple) and any(map(_renumbers, inner)):
-        return True
-    if isinstance(transform, list | tuple):
-        return any(map(_renumbers, transform))
-    return isinstance(transform, MapLabels) or not keeps_numbers(transform, "")
-
-
 class GuardedPipeline(Compose):
-    """A pipeline whose loading transforms raise `SampleError`.
+    """A pipeline whose loading transforms raise `SampleError`; the arguments are as of `guard`."""
 
-    Args:
-        pipeline: Its transforms are used as they are.
-        dataset: Whose pipeline it is; its classes bound the values of label maps.
-        ignored: Other numbers in label maps that are no mistake.
-        has_more: Whether a wrapper goes on with transforms that may change the numbers.
-    """
-
-    def __init__(
-        self,
-        pipeline: Compose,
-        dataset: Any,
-        ignored: frozenset[int] = frozenset({NO_LABEL}),
-        has_more: bool = False,
-    ) -> None:
+    def __init__(self, pipeline: Compose, dataset: Any, ignored=_VOID, has_more=False) -> None:
         self.transforms = pipeline.transforms
-        self._num_classes = len(getattr(dataset, "metainfo", {}).get("classes") or ())
+        classes = getattr(dataset, "metainfo", {}).get("classes") or ()
+        self._num_classes = 0 if has_more else len(classes)
         self._ignored = sorted(ignored | {getattr(dataset, "ignore_index", NO_LABEL)})
-        self._numbered = None if has_more else self._place_of_numbers()
         self._advice = _CHECKER if check_of(type(dataset)) else ""
-
-    def _place_of_numbers(self) -> int | None:
-        """Index of the transform behind which label maps have their last numbers, if any is."""
-        names = [type(transform).__name__ for transform in self.transforms]
-        if "LoadAnnotations" not in names:
-            return None
-        load = names.index("LoadAnnotations")
-        later = [i for i in range(load + 1, len(names)) if _renumbers(self.transforms[i])]
-        packed = [i for i in range(len(names)) if names[i].startswith("Pack")]
-        place = max([load, *later])
-        return place if not packed or place < packed[0] else None
 
     def __call__(self, data: dict) -> dict | None:
         try:
-            return self._run(data)
+            for transform in self.transforms:
+                is_last = type(transform).__name__.startswith("Pack")
+                if is_last and self._num_classes and _is_mmseg(data) and "gt_seg_map" in data:
+                    _refuse_labels(data, self._num_classes, self._ignored)
+                data = _run(transform, data)
+                if data is None:
+                    return None
+            return data
         except SampleError as error:
             raise SampleError(f"{error}{self._advice}") from error
-
-    def _run(self, data: dict) -> dict | None:
-        for i, transform in enumerate(self.transforms):
-            if isinstance(transform, LoadImageFromFile):
-                data = self._load_image(transform, data)
-            elif type(transform).__name__ == "LoadAnnotations":
-                data = self._load_annotations(transform, data)
-            elif isinstance(transform, MapLabels):
-                data = _named(transform, data, data.get("seg_map_path"))
-            elif type(transform).__name__.startswith("Load"):
-                data = _named(transform, data, data.get("img_path"))
-            else:
-                data = transform(data)
-            if data is None:
-                return None
-            if i == self._numbered and _is_mmseg(data):
-                _refuse_labels(data, self._num_classes, self._ignored)
-        return data
-
-    def _load_image(self, transform: LoadImageFromFile, data: dict) -> dict | None:
-        path = data.get("img_path")
-        try:
-            if _is_local(path):
-                _refuse_fault(path)
-            data = _named(transform, data, path)
-        except SampleError as error:
-            if not transform.ignore_empty:
-                raise
-            data = None
-            reason = str(error)
-        else:
-            reason = f"{path!r} cannot be read"
-        if data is None:
-            print_log(f"ignore_empty: another sample for {reason}", "current", logging.WARNING)
-            return None
-        _refuse_other_size(data)
-        return data
-
-    def _load_annotations(self, transform: Callable, data: dict) -> dict | None:
-        if not _is_mmseg(data):
-            return _named(transform, data, data.get("img_path"))
-        path = data["seg_map_path"]
-        if _is_local(path):
-            _refuse_fault(path)
-        data = _named(transform, data, path)
-        if _is_local(path):
-            _refuse_large_values(path)
-        _refuse_other_label_size(data)
-        return data
 
 
 def _is_mmseg(data: dict) -> bool:
@@ -182,38 +100,49 @@ def _is_mmseg(data: dict) -> bool:
     return "reduce_zero_label" in data
 
 
-def _named(transform: Callable, data: dict, path: Any) -> dict | None:
-    try:
+def _run(transform: Callable, data: dict) -> dict | None:
+    """Let a transform do its work, and look at what it loads."""
+    name, is_image = type(transform).__name__, isinstance(transform, LoadImageFromFile)
+    is_labels = name == "LoadAnnotations" and _is_mmseg(data)
+    if not (is_image or name.startswith("Load") or isinstance(transform, MapLabels)):
         return transform(data)
-    except Exception as error:  # whatever a decoder raises
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SampleError(
-            f"{path!r}: {type(transform).__name__} failed ({what}); correct the file or its "
-            "annotations, or take it out of the data set"
-        ) from error
-
-
-def _is_local(path: Any) -> bool:
-    return isinstance(path, str | os.PathLike) and "://" not in str(path)
-
-
-def _refuse_fault(path: str) -> None:
-    fault = file_fault(path)
-    if fault and fault != "unreadable":  # the loader tells why
-        raise SampleError(f"{path!r} {FAULTS[fault][0]}; {FIX}")
+    path = data.get("seg_map_path" if is_labels or name == "MapLabels" else "img_path")
+    is_local = isinstance(path, str | os.PathLike) and "://" not in str(path)
+    try:
+        fault = file_fault(path) if is_local and (is_image or is_labels) else None
+        if fault and fault != "unreadable":  # the loader tells why
+            raise SampleError(f"{path!r} {FAULTS[fault]}; {FIX}")
+        try:
+            data = transform(data)
+        except Exception as error:  # whatever a decoder raises
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise SampleError(
+                f"{path!r}: {name} failed ({what}); correct the file or its annotations, or take "
+                "it out of the data set"
+            ) from error
+        reason = f"{path!r} cannot be read"
+    except SampleError as error:
+        if not (is_image and transform.ignore_empty):
+            raise
+        data, reason = None, str(error)
+    if is_image and data is None:
+        print_log(f"ignore_empty: another sample for {reason}", "current", logging.WARNING)
+    elif is_image:
+        _refuse_other_size(data)
+    elif is_labels:
+        _refuse_label_map(data, path if is_local else None)
+    return data
 
 
 def _refuse_other_size(data: dict) -> None:
     """See that the picture has the size that its annotations are for, if they say one."""
-    annotated = (data.get("height"), data.get("width"))
-    loaded = tuple(data["ori_shape"])
+    annotated, loaded = (data.get("height"), data.get("width")), tuple(data["ori_shape"])
     if None in annotated or annotated == loaded:
         return
-    turned, advice = (
-        "",
-        "boxes and masks do not fit; use the picture that was annotated, or correct ",
-    )
-    advice += "width and height in the annotation file"
+    turned, advice = "", (
+        "boxes and masks do not fit; use the picture that was annotated, or correct width and "
+        "height in the annotation file"
+    )  # fmt: skip
     if annotated == loaded[::-1]:
         turned = " (turned by its EXIF orientation?)"
         boxes = [one["bbox"] for one in data.get("instances") or () if "bbox" in one]
@@ -224,28 +153,24 @@ def _refuse_other_size(data: dict) -> None:
     )
 
 
-def _refuse_large_values(path: str) -> None:
-    """Of the file, for mmseg has cast what it loaded to 8 bits."""
+def _refuse_label_map(data: dict, path: str | None) -> None:
+    """See that a label map has 8 bits and its picture's size."""
     try:
-        with open_image(path) as image:
-            if not image.mode.startswith("I"):
-                return
-            largest = int(np.asarray(image).max())
+        if path is not None:  # of the file, for mmseg has cast what it loaded to 8 bits
+            with open_image(path) as image:
+                largest = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+            if largest >= TOO_LARGE:
+                raise SampleError(
+                    f"{path!r} holds the value {largest}, and mmseg cuts label maps to 8 bits, "
+                    "which makes another class of it; renumber the label maps"
+                )
     except UnidentifiedImageError:
-        return  # the loader knows more formats
-    if largest >= TOO_LARGE:
-        raise SampleError(
-            f"{path!r} holds the value {largest}, and mmseg cuts label maps to 8 bits, which makes "
-            f"another class of it; renumber the label maps"
-        )
-
-
-def _refuse_other_label_size(data: dict) -> None:
-    shape, path = data["gt_seg_map"].shape[:2], data["seg_map_path"]
+        pass  # the loader knows more formats
+    shape = data["gt_seg_map"].shape[:2]
     image = tuple(data.get("ori_shape", shape))
     if shape != image:
         raise SampleError(
-            f"{path!r} is {shape[1]}x{shape[0]} pixels, but its image is loaded as "
+            f"{data['seg_map_path']!r} is {shape[1]}x{shape[0]} pixels, but its image is loaded as "
             f"{image[1]}x{image[0]}; write it in the image's size"
         )
 
@@ -255,11 +180,10 @@ def _refuse_labels(data: dict, num_classes: int, ignored: list[int]) -> None:
     if labels.ndim != 2:
         raise SampleError(
             f"{path!r} is a picture of {labels.shape[-1]} colour channels, but a label map has "
-            "one, whose values number the classes; give each colour its number by "
-            f"vig_mm.MapLabels"
+            "one, whose values number the classes; give each colour its number by vig_mm.MapLabels"
         )
     stray = labels[(labels >= num_classes) & ~np.isin(labels, ignored)]
-    if num_classes and len(stray):
+    if len(stray):
         raise SampleError(
             f"{path!r} holds labels of no class: {some(np.unique(stray))} as they are loaded, and "
             f"the {num_classes} classes are 0 to {num_classes - 1} "

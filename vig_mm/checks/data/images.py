@@ -17,59 +17,49 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vig_mm.datasets.transforms.load_tiff import read_tiff
+from vig_mm.datasets.transforms.map_labels import Value, pack, unpack
 
-from .findings import Finding, Table, finding, findings, number, some
-from .options import Listing
+from .data_set import Listing, turns
+from .report import Finding, findings, rules
 
-FAULTS = {
-    "missing": ("is not there", "are not there"),
-    "empty": ("is an empty file (0 bytes)", "are empty files (0 bytes)"),
-    "not-an-image": ("is no image", "are no images"),
-    "truncated": ("is cut off: the file ends before the picture does",
-                  "are cut off: the file ends before the picture does"),
-    "unreadable": ("cannot be read", "cannot be read"),
-}  # fmt: skip
-"""Kind -> what to say of one file, and of several."""
 FIX = "copy or download it again, or take it out of the data set"
-
-_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"))
+(_JPEG, _JPEG_END), (_PNG, _PNG_END) = _ENDS
 _JPEG_SCAN = 0xDA  # marker of the compressed pixels
-_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 _PNG_DEPTH = 24  # position of the bits per sample
 _TIFF_DEPTH = 258  # tag of the bits per sample
 _OPENCV_PIXELS = 2**30  # it decodes no picture of more
 _UNLIMITED = threading.Lock()  # while PIL's limit, which is global, is lifted
 _NO_PICTURE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
-_TABLE: Table = {
-    **{kind: ("error", several, FIX) for kind, (_, several) in FAULTS.items()},
-    "turned-unclear": (
-        "warning", "are turned by the loader, as their EXIF orientation says, and keep their size",
-        "see that the annotations are of the turned pictures (tools/browse_dataset.py), or save "
-        "the pictures upright and without the EXIF tag",
-    ),
-    "transparent": (
-        "warning", "have transparent pixels", "the loader drops the transparency, and the colours "
-        "below appear; paste the pictures on a background",
-    ),
-    "cmyk": (
-        "warning", "are CMYK", "the loader makes RGB of them without their colour profile, so "
-        "that the colours are rough; convert them",
-    ),
-    "deep": (
-        "warning", "have more than 8 bits a channel", "the loader makes 8 of them, and pictures "
-        "of 10 or 12 bits come out nearly black or white; scale them to 8 bits",
-    ),
-    "turned": (
-        "note", "are turned by the loader, as their EXIF orientation says", "nothing to do",
-    ),
-    "grey": ("note", "are grey", "the loader makes three equal channels; nothing to do"),
-    "palette": ("note", "have a palette", "the loader makes RGB of them; nothing to do"),
-    "other-ending": (
-        "note", "are of another format than they end in", "the loader goes by what is in them; "
-        "nothing to do",
-    ),
-}  # fmt: skip
+_RULES = rules(f"""
+error image missing | are not there | {FIX}
+error image empty | are empty (0 bytes) | {FIX}
+error image not-an-image | are of no image format | {FIX}
+error image truncated | are cut off: the file ends before the picture does | {FIX}
+error image unreadable | cannot be read | {FIX}
+warning image turned-unclear | are turned by the loader, as EXIF says, and keep their size | see
+    that the annotations are of the turned pictures (tools/browse_dataset.py), or save the pictures
+    upright and without the EXIF tag
+warning image transparent | have transparent pixels | the loader drops the transparency, and the
+    colours below appear; paste the pictures on a background
+warning image cmyk | are CMYK | the loader makes RGB of them without their colour profile, so that
+    the colours are rough; convert them
+warning image deep | have more than 8 bits a channel | the loader makes 8 of them, and pictures of
+    10 or 12 bits come out nearly black or white; scale them to 8 bits
+note image turned | are turned by the loader, as their EXIF orientation says | nothing to do
+note image grey | are grey | the loader makes three equal channels; nothing to do
+note image palette | have a palette | the loader makes RGB of them; nothing to do
+note image other-ending | are of another format than they end in | the loader goes by what is in
+    them; nothing to do
+warning image several-classes | are there again, in another class | the labels contradict each
+    other; keep the right one
+note image twice | are there more than once | twice the weight in training and scores
+warning image also-trained-on | are trained on, too | scores are too high; take them out of one of
+    the two
+""")
+FAULTS = {kind: words[2].replace("are", "is", 1) for kind, words in [*_RULES.items()][:5]}
+"""Fault of a file -> what to say of it."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +67,18 @@ class ImageFacts:
     """What `image_facts` finds out of one file; sizes are (height, width) in pixels."""
 
     path: str
-    digest: str = ""  # hash of its bytes
     fault: str | None = None  # a key of `FAULTS`
     detail: str = ""  # the decoder's words for the fault
+    digest: str = ""  # hash of its bytes
     format: str = ""  # PIL's name ("JPEG"), "" where PIL does not know it
-    mode: str = ""  # PIL's name of the channels ("RGB", "L", "CMYK")
+    mode: str = ""  # PIL's name of the channels ("RGB", "L", "CMYK", "P" with a palette)
     bits: int = 8  # of a channel
     size: tuple[int, int] = (0, 0)  # in the file, before any EXIF rotation
     orientation: int = 1  # of EXIF, 1 (upright) to 8
     transparent: bool = False  # whether a pixel is not opaque
     loaded: tuple[int, int] = (0, 0)  # that the data loader gets
+    channels: int = 1  # that the data loader gets of a label map
+    values: tuple[Value, ...] = ()  # all of a label map, ascending; (r, g, b) where it has channels
 
     @property
     def sides_swapped(self) -> bool:
@@ -95,36 +87,23 @@ class ImageFacts:
 
 
 def file_fault(path: str) -> str | None:
-    """Why an image file cannot be loaded whole.
+    """Why an image file cannot be loaded whole: "missing", "empty", "truncated", "unreadable" (the
+    system does not let it be read), or None. What else may be wrong, the decoder says.
 
     Nothing of a jpg or png is decoded that ends as it should; other formats and ends are.
-
-    Returns:
-        "missing", "empty", "truncated", "unreadable" (the system does not let it be read), or None.
-        What else may be wrong, the decoder says.
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
-            size = file.seek(0, io.SEEK_END)
+            head, size = file.read(8), file.seek(0, io.SEEK_END)
             file.seek(max(0, size - len(_PNG_END)))
             tail = file.read()
-            if not size:
-                return "empty"
-            if (head.startswith(_JPEG) and tail.endswith(_JPEG_END)) or (
-                head.startswith(_PNG) and tail.endswith(_PNG_END)
-            ):
+            if any(head.startswith(start) and tail.endswith(end) for start, end in _ENDS):
                 return None
             file.seek(0)
             content = file.read()
     except OSError as error:
-        return fault_of(error)
-    return "truncated" if _is_truncated(content) else None
-
-
-def fault_of(error: OSError) -> str:
-    """The fault of a file that the system does not open or read."""
-    return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+    return ("truncated" if _is_truncated(content) else None) if content else "empty"
 
 
 def open_image(file: str | BinaryIO) -> Image.Image:
@@ -158,10 +137,10 @@ def _is_truncated(content: bytes) -> bool:
 
 
 def _jpeg_ends(content: bytes) -> bool:
-    """Whether the first scan of a jpg is followed by an end.
+    """Whether the first scan of a jpg is followed by an end; there may be bytes behind it (a film).
 
-    There may be bytes behind it (a film, a second picture), and a preview in a segment before, with
-    an end of its own. In a scan the two bytes of the end do not occur (ITU-T T.81, B.1.1.5).
+    A preview in a segment before has an end of its own. In a scan the two bytes of the end do not
+    occur (ITU-T T.81, B.1.1.5).
     """
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:
@@ -173,22 +152,22 @@ def _jpeg_ends(content: bytes) -> bool:
     return False
 
 
-def image_facts(path: str, flag: str = "color", backend: str | None = None) -> ImageFacts:
-    """Read and decode an image as `LoadImageFromFile` does.
+def image_facts(
+    path: str, flag: str = "color", backend: str | None = None, labels: bool = False
+) -> ImageFacts:
+    """Read and decode an image as `LoadImageFromFile` does, or a label map as mmseg does.
 
-    Args:
-        path: The file.
-        flag: `color_type` of the loading transform.
-        backend: Its `imdecode_backend`, or `tifffile` or `numpy` where one of these reads the file.
+    `flag` and `backend`: `color_type` and `imdecode_backend` of the loading transform; `tifffile`
+    or `numpy` where one of these reads the file.
     """
     import mmcv
 
+    fault = file_fault(path)
     try:
         with open(path, "rb") as file:
             content = file.read()
-        fault = file_fault(path)
     except OSError as error:
-        return ImageFacts(path, fault=fault_of(error), detail=str(error))
+        return ImageFacts(path, fault, str(error))
     facts = _header(content)
     facts["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
     if fault is None:
@@ -203,13 +182,12 @@ def image_facts(path: str, flag: str = "color", backend: str | None = None) -> I
             if image is None:
                 raise ValueError(f"{backend or 'cv2'} cannot decode it")
             facts["loaded"] = image.shape[:2]
-            facts.update(_decoded(content))
+            facts.update(_values(image) if labels else _decoded(content))
         except Exception as error:  # each decoder has its own
-            fault = "unreadable" if facts.get("format") else "not-an-image"
-            facts["detail"] = " ".join(str(error).split())
-            if fault == "not-an-image":
-                facts["detail"] = f"it begins with {content[:20]!r}"
-    return ImageFacts(path, fault=fault, **facts)
+            fault, facts["detail"] = "unreadable", " ".join(str(error).split())
+            if not facts.get("format"):
+                fault, facts["detail"] = "not-an-image", f"it begins with {content[:20]!r}"
+    return ImageFacts(path, fault, **facts)
 
 
 def _header(content: bytes) -> dict[str, Any]:
@@ -241,24 +219,32 @@ def _decoded(content: bytes) -> dict[str, Any]:
     return facts
 
 
-def survey(listing: Listing, images: Sequence[ImageFacts]) -> list[Finding]:
+def _values(labels: np.ndarray) -> dict[str, Any]:
+    if labels.ndim == 2 or labels.shape[2] == 1:
+        return dict(values=tuple(np.unique(labels).tolist()))
+    colours = unpack(np.unique(pack(labels))) if labels.shape[2] in (3, 4) else ()
+    return dict(channels=labels.shape[2], values=tuple(colours))
+
+
+def survey(listing: Listing, images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """What is wrong with the images of one data set, whatever its annotations are."""
     cases = defaultdict(list)
     for name, facts in zip(listing.names, images, strict=True):
-        if facts.fault:
-            cases[facts.fault].append(name + (f" ({facts.detail})" if facts.detail else ""))
-        else:
-            for kind in _kinds(listing, facts):
-                cases[kind].append(name)
-    total = len(listing.names)
-    return list(findings(_TABLE, cases, listing.where, listing.folder, total, "image"))
+        for kind in [facts.fault] if facts.fault else _kinds(listing, facts):
+            cases[kind].append(name + (f" ({facts.detail})" if facts.detail else ""))
+    yield from findings(_RULES, cases, listing.where, listing.folder, image=len(listing.names))
 
 
 def _kinds(listing: Listing, facts: ImageFacts) -> list[str]:
     ending = os.path.splitext(facts.path)[1].lower()
     expected = Image.registered_extensions().get(ending)
     real = "JPEG" if facts.format == "MPO" else facts.format  # phones put several into a jpg
+    turned = facts.orientation != 1 and turns(listing.flag, listing.backend)
+    # where the sides change places, the size shows what the annotations are of
+    sides_tell = facts.sides_swapped and facts.size[0] != facts.size[1]
     kinds = {
+        "turned": turned and listing.use is None,
+        "turned-unclear": turned and listing.use is not None and not sides_tell,
         "transparent": facts.transparent and listing.backend != "tifffile",
         "cmyk": facts.mode == "CMYK",
         "deep": facts.bits > 8 and listing.backend != "tifffile",
@@ -266,11 +252,6 @@ def _kinds(listing: Listing, facts: ImageFacts) -> list[str]:
         "palette": facts.mode in ("P", "PA"),
         "other-ending": bool(expected and real) and expected != real,
     }
-    if facts.orientation != 1 and listing.turns:
-        # where the sides change places, the size shows what the annotations are of
-        sides_tell = facts.sides_swapped and facts.size[0] != facts.size[1]
-        kinds["turned"] = listing.use is None
-        kinds["turned-unclear"] = not (kinds["turned"] or sides_tell)
     return [kind for kind, holds in kinds.items() if holds]
 
 
@@ -284,30 +265,15 @@ def duplicates(every: Sequence[tuple[Listing, Sequence[ImageFacts]]]) -> Iterato
             if not facts.fault:
                 of[facts.digest].append(i)
         classes = listing.classes if listing.use is None else ()
-        same, torn = [], []
+        cases = defaultdict(list)
         for indices in of.values():
             if len(indices) > 1:
-                names = " = ".join(listing.names[i] for i in indices)
                 differ = classes and len({classes[i] for i in indices}) > 1
-                (torn if differ else same).append(names)
-        if torn:
-            text = (
-                f"{where}: {folder!r} holds {number(len(torn), 'picture')} in several classes, "
-                f"e.g. {some(torn, 3)}: the labels contradict each other; keep the right one"
-            )
-            yield finding("warning", "several-classes", where, text, torn)
-        if same:
-            text = (
-                f"{where}: {folder!r} holds {number(len(same), 'picture')} more than once, e.g. "
-                f"{some(same, 3)}: twice the weight in training and scores"
-            )
-            yield finding("note", "twice", where, text, same)
+                names = " = ".join(listing.names[i] for i in indices)
+                cases["several-classes" if differ else "twice"].append(names)
         if where.startswith("train"):
             trained |= of.keys()
-        elif both := [listing.names[of[digest][0]] for digest in of if digest in trained]:
-            text = (
-                f"{where}: {number(len(both), 'picture')} of {len(listing.names)} in {folder!r} "
-                f"are trained on, too, e.g. {some(both, 3)}: scores are too high; take them out of "
-                "one of the two"
-            )
-            yield finding("warning", "also-trained-on", where, text, both)
+        else:
+            both = [listing.names[of[digest][0]] for digest in of if digest in trained]
+            cases["also-trained-on"] = both
+        yield from findings(_RULES, cases, where, folder, image=len(images))

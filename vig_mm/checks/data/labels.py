@@ -1,18 +1,17 @@
 """What the numbers and colours in label maps become, which of them count, and usual mistakes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .findings import some
+from vig_mm.datasets.files import some
+from vig_mm.datasets.transforms.map_labels import Value
+
+from ..config import metrics_of, part_name, walk
 
 NO_LABEL = 255  # to mmseg's heads and metrics, unless they say otherwise
-_MAP = "vig_mm.MapLabels"
 _BEHIND = "behind LoadAnnotations in the training and test pipelines"
 _SHOWN = 12  # entries of a mapping that a message has room for
 _MOST = 256  # colours of a label map; more are those of a photograph, or of a lossy format
-
-Value = int | tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,14 @@ class LabelUse:
             return unmapped
         return self.mapping.get(value, unmapped if self.others is None else self.others)
 
-    def is_known(self, value: Value) -> bool:
-        """Whether a value of the file stands for a class or for no label."""
-        number = self.loaded(value)
-        return number is not None and (number in self.ignored or number in range(self.num_classes))
-
     def is_class(self, value: Value) -> bool:
         """Whether a value of the file stands for a class that is not ignored."""
-        return self.is_known(value) and self.loaded(value) not in self.ignored
+        number = self.loaded(value)
+        return number in range(self.num_classes) and number not in self.ignored
 
-    def is_tolerated(self, value: Value) -> bool:
-        """Whether a value of the file that is not known is ignored by some part of the config."""
-        return self.loaded(value) in self.tolerated
+    def stray(self, values: Iterable[Value]) -> list[Value]:
+        """The values of a file that stand neither for a class nor for no label."""
+        return [x for x in values if not (self.is_class(x) or self.loaded(x) in self.ignored)]
 
 
 def ignored_numbers(
@@ -61,104 +56,65 @@ def ignored_numbers(
     Training asks the heads, and a number that one of them does not ignore is none of its classes.
     Scoring asks the metrics; what they do not ignore they count as a mistake.
     """
-    heads = dict(_said("model", cfg.get("model")))
-    evaluator = cfg.get(f"{split}_evaluator")
-    listed = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-    metrics = [one.get("ignore_index", NO_LABEL) for one in listed if isinstance(one, Mapping)]
-    every = {*heads.values(), *metrics, dataset.get("ignore_index", NO_LABEL)}
+    named = ("decode_head", "auxiliary_head")
+    heads = [one for key, one in walk("model", cfg.get("model")) if part_name(key) in named]
+    heads, metrics = (
+        [one.get("ignore_index", NO_LABEL) for one in parts]
+        for parts in (heads, metrics_of(cfg, split))
+    )
+    every = {*heads, *metrics, dataset.get("ignore_index", NO_LABEL)}
     training = split == "train"
-    asked = [{one} for one in (heads.values() if training else metrics)] or [every | {NO_LABEL}]
+    asked = [{one} for one in (heads if training else metrics)] or [every | {NO_LABEL}]
     ignored = set.intersection(*asked)
     rest = set().union(*asked) if training else every
     return frozenset(ignored - {None}), frozenset(rest - ignored - {None})
 
 
-def _said(where: str, model: Any) -> Iterator[tuple[str, int | None]]:
-    """(key, `ignore_index`) of every segmentation head of a model, at any depth."""
-    if isinstance(model, list | tuple):
-        for i, one in enumerate(model):
-            yield from _said(f"{where}.{i}", one)
-    elif isinstance(model, Mapping):
-        parts = [name for name in where.split(".") if not name.isdigit()]
-        if parts[-1] in ("decode_head", "auxiliary_head"):
-            yield where, model.get("ignore_index", NO_LABEL)
-        for key, value in model.items():
-            yield from _said(f"{where}.{key}", value)
-
-
 def cause(values: Iterable[Value], use: LabelUse) -> str:
-    """What label maps with values of no class look like, and what to do about it.
-
-    Args:
-        values: That occur, with at least one that stands for no class.
-        use: How the data set loads them.
-    """
-    values = list(values)
+    """What label maps with these values, some of no class, look like, and what to do about it."""
+    values, count = set(values), use.num_classes
     colours = sorted(value for value in values if isinstance(value, tuple))
+    if len(colours) > _MOST:
+        return f"of {len(colours)} colours, as a photo or a jpg has: give the label maps, as png"
+    if colours and use.mapping is not None:
+        unknown = some(use.stray(colours))
+        return f"vig_mm.MapLabels has no entry for {unknown}: add them, or set others={NO_LABEL}"
     if colours:
-        return _colours(colours, use)
-    stray = [value for value in values if not use.is_known(value)]
+        put = _entry((one, i) for i, one in enumerate(colours))
+        return f"colours stand for the classes: {put}, with the number of each colour's class"
+    stray, numbers = sorted(use.stray(values)), sorted(values - use.ignored - {NO_LABEL})
     plain = not use.reduce_zero_label and use.mapping is None
-    numbers = sorted(set(values) - use.ignored - {NO_LABEL})
-    count = use.num_classes
+    reduce = "set reduce_zero_label=True in every data set"
+    tell = "set ignore_index={0} in data sets, heads and evaluators, and seg_pad_val={0}"
     if plain and numbers == list(range(1, count + 1)):
-        return (
-            f"they are numbered from 1 ({numbers[0]} to {numbers[-1]}): set reduce_zero_label=True "
-            f"in every data set, or put {_entry(zip(numbers, range(count), strict=True))} {_BEHIND}"
-        )
+        put = _entry(zip(numbers, range(count), strict=True))
+        return f"they are numbered from 1 (1 to {count}): {reduce}, or {put}"
     if plain and numbers == list(range(count + 1)):
         return (
             f"0 to {count} are {count + 1} numbers for {count} classes: if 0 is background, name "
-            "it first in classes; if it is no label, set reduce_zero_label=True in every data set; "
-            f"if {count} is no label, put {_entry([(count, NO_LABEL)])} {_BEHIND}, or set "
-            f"ignore_index={count} in data sets, heads and evaluators, and seg_pad_val={count}"
+            f"it first in classes; if it is no label, {reduce}; if {count} is no label, "
+            f"{_entry([(count, NO_LABEL)])}, or {tell.format(count)}"
         )
     if plain and len(numbers) == count:
-        pairs = [(old, new) for new, old in enumerate(numbers) if old != new]
-        return f"there are gaps between them: put {_entry(pairs)} {_BEHIND}"
-    told = f", or set ignore_index={stray[0]} in data sets, heads and evaluators, and seg_pad_val"
-    entry = _entry((value, NO_LABEL) for value in stray)
-    return f"if they are no label, put {entry} {_BEHIND}{told if len(stray) == 1 else ''}"
+        put = _entry((old, new) for new, old in enumerate(numbers) if old != new)
+        return f"there are gaps between them: {put}"
+    told = f", or {tell.format(stray[0])}" if len(stray) == 1 else ""
+    return f"if they are no label, {_entry((value, NO_LABEL) for value in stray)}{told}"
 
 
 def two_values(values: Iterable[Value], use: LabelUse, names: Sequence[str]) -> str:
-    """What to say of masks of nothing but 0 and 255 for two classes; "" if they are none.
-
-    Args:
-        values: All that occur in the data set's label maps, as they stand in the files.
-        use: How the data set loads them.
-        names: Of the classes.
-    """
-    if set(values) != {0, NO_LABEL} or NO_LABEL not in use.ignored:
+    """What to do about masks of nothing but 0 and 255 for two classes; "" if they are none."""
+    is_trap = set(values) == {0, NO_LABEL} and use.num_classes == 2 and NO_LABEL in use.ignored
+    if not is_trap or use.is_class(NO_LABEL):
         return ""
-    if use.is_class(NO_LABEL) or use.num_classes != 2:
-        return ""
-    learned = f"{names[1]!r} is never learned"
-    reduce = ""
+    learned, reduce = f"{names[1]!r} is never learned", ""
     if use.reduce_zero_label:
         learned, reduce = "nothing is learned at all", "set reduce_zero_label=False, and "
-    return (
-        f"they hold nothing but 0 and 255, and 255 is 'no label', so that {learned}: if 255 is "
-        f"{names[1]!r}, {reduce}put {_entry([(NO_LABEL, 1)])} {_BEHIND}"
-    )
-
-
-def _colours(colours: list[Value], use: LabelUse) -> str:
-    if len(colours) > _MOST:
-        return (
-            f"of {len(colours)} colours, as a photograph or a jpg has: give the label maps, as png"
-        )
-    if use.mapping is not None:
-        unknown = [one for one in colours if not use.is_known(one)]
-        return f"{_MAP} has no entry for {some(unknown)}: add them, or set others={NO_LABEL}"
-    return (
-        f"colours stand for the classes: put {_entry((one, i) for i, one in enumerate(colours))} "
-        f"{_BEHIND}, with the number of each colour's class"
-    )
+    return f"{learned}: if 255 is {names[1]!r}, {reduce}{_entry([(NO_LABEL, 1)])}"
 
 
 def _entry(pairs: Iterable[tuple[Value, int]]) -> str:
-    """The transform's entry in a config."""
+    """The words for a transform that is to be put into a config."""
     pairs = [f"{value}: {number}" for value, number in pairs]
-    more = ", ..." if len(pairs) > _SHOWN else ""
-    return f"dict(type='{_MAP}', mapping={{{', '.join(pairs[:_SHOWN])}{more}}})"
+    shown = ", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else "")
+    return f"put dict(type='vig_mm.MapLabels', mapping={{{shown}}}) {_BEHIND}"

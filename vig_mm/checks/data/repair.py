@@ -6,7 +6,6 @@ The user's own files are never written to: what is repaired is a copy in the wor
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from ..config import leaves
 from . import coco
 from .check import check_of
 from .coco_file import read_coco
-from .findings import number
-from .options import class_of, classes_of
+from .data_set import class_of, classes_of
+from .report import number
 
 
 def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> list[str]:
-    """Repair the data sets and evaluators of a config.
+    """Repair the data sets and evaluators of a whole config, which may be changed.
 
     - Classes that are text for want of a comma become a list of one.
     - mmdet refuses an id that two annotations have, and a file without categories. pycocotools
@@ -29,80 +28,64 @@ def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> li
       iscrowd is missing. Nothing else refers to these ids: a copy has them from 1 in the file's
       order, which predictions and what is dumped of them do not show.
 
-    Args:
-        cfg: A whole config with `work_dir`; its data sets and evaluators may be changed.
-        splits: Whose loaders and evaluators.
-        read: Content of annotation files, from `check_data`.
-
-    Returns:
-        For the log, one line for each repair.
+    `read`: content of annotation files, from `check_data`. Returns a line for each repair.
     """
     read, scope, lines = {} if read is None else read, cfg.get("default_scope"), []
     for split in splits:
-        loader, names = cfg.get(f"{split}_dataloader") or {}, ()
+        loader, classes = cfg.get(f"{split}_dataloader") or {}, ()
+        readers = []  # where, what reads the file, the file, classes, whether it scores
         for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
             kind = class_of(dataset, scope)
             check = check_of(kind) if isinstance(kind, type) else None
             if check is None:
                 continue
-            lines += _named(where, dataset, kind)
+            classes = classes_of(dataset, kind)
+            if isinstance(classes, str) and "," not in classes:
+                said = f"{where}: its classes are text, {classes!r}: read as ({classes!r},)"
+                lines.append(f"{said}, with a comma")
+                own = dataset if dataset.get("classes") is not None else dataset["metainfo"]
+                own["classes"] = classes = (classes,)
             path = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
             if check is coco.check and "://" not in path:
-                names = classes_of(dataset, kind)
-                lines += _read_copy(where, dataset, path, cfg, read, names, scored=False)
-        for metric in coco.metrics_of(cfg.get(f"{split}_evaluator")):
-            path = metric.get("ann_file")
-            if path and "://" not in path and coco.is_coco_metric(metric, scope):
-                where = f"{split}_evaluator"
-                lines += _read_copy(where, metric, path, cfg, read, names, scored=True)
+                readers.append((where, dataset, path, classes, False))
+        for metric in coco.scoring_metrics(cfg, split):
+            readers.append((f"{split}_evaluator", metric, metric["ann_file"], classes, True))
+        for one in readers:
+            lines += _read_copy(*one, cfg.work_dir, read)
     return lines
 
 
-def _named(where: str, dataset: dict, kind: type) -> Iterator[str]:
-    classes = classes_of(dataset, kind)
-    if isinstance(classes, str) and "," not in classes:
-        if dataset.get("classes") is not None:
-            dataset["classes"] = (classes,)
-        else:
-            dataset["metainfo"] = {**dataset["metainfo"], "classes": (classes,)}
-        yield f"{where}: its classes are text, {classes!r}: read as ({classes!r},), with a comma"
-
-
 def _read_copy(
-    where: str, reader: dict, path: str, cfg: Config, read: dict, classes: Any, scored: bool
+    where: str, reader: dict, path: str, classes: Any, scored: bool, work_dir: str, read: dict
 ) -> list[str]:
     """Have a data set, or a metric, which scores, read a copy of a file if it needs one."""
     real = os.path.realpath(path)
-    content = read[real] if real in read else read_coco(path)
-    read[real] = content
+    content = read[real] = read[real] if real in read else read_coco(path)
     if not isinstance(content, dict):
         return []  # the check, or the library, says so
     annotations = content.get("annotations", [])
-    faults, repairs = [], []
-    if len({one["id"] for one in annotations}) < len(annotations):
-        faults.append("gives several annotations one id, which mmdet refuses")
-    elif scored and not all(map(coco.has_scorable_id, annotations)):
-        faults.append("numbers an annotation 0 or by text, which pycocotools cannot score")
-    if faults:
-        repairs.append(f"the {number(len(annotations), 'annotation')} count from 1")
-        annotations = [{**one, "id": i} for i, one in enumerate(annotations, 1)]
+    twice = len({one["id"] for one in annotations}) < len(annotations)
     bare = sum(one.get("iscrowd") is None for one in annotations) if scored else 0
+    repairs = {}
+    if twice or (scored and not all(map(coco.has_scorable_id, annotations))):
+        fault = "numbers an annotation 0 or by text, which pycocotools cannot score"
+        fault = "gives several annotations one id, which mmdet refuses" if twice else fault
+        repairs[fault] = f"the {number(len(annotations), 'annotation')} count from 1"
+        annotations = [{**one, "id": i} for i, one in enumerate(annotations, 1)]
     if bare:
-        faults.append("leaves iscrowd out, without which pycocotools stops")
-        repairs.append(f"it is 0 in {number(bare, 'annotation')}")
+        fault = "leaves iscrowd out, without which pycocotools stops"
+        repairs[fault] = f"it is 0 in {number(bare, 'annotation')}"
         annotations = [{**one, "iscrowd": one.get("iscrowd") or 0} for one in annotations]
-    changed = dict(annotations=annotations) if faults else {}
+    content = {**content, "annotations": annotations} if repairs else content
     if "categories" not in content and classes:
-        faults.append("has no categories, which mmdet asks for")
-        repairs.append(f"they are the {len(classes)} classes")
-        changed["categories"] = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
-    if not faults:
+        repairs["has no categories, which mmdet asks for"] = f"they are the {len(classes)} classes"
+        listed = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
+        content = {**content, "categories": listed}
+    if not repairs:
         return []
-    reader["ann_file"] = _copy({**content, **changed}, path, cfg.work_dir)
-    return [
-        f"{where}.ann_file: {path!r} {' and '.join(faults)}: it reads {reader['ann_file']!r}, "
-        f"where {' and '.join(repairs)}"
-    ]
+    reader["ann_file"] = copy = _copy(content, path, work_dir)
+    faults, done = " and ".join(repairs), " and ".join(repairs.values())
+    return [f"{where}.ann_file: {path!r} {faults}: it reads {copy!r}, where {done}"]
 
 
 def _copy(content: dict, path: str, work_dir: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vig_mm.errors import FormatError
 
-from .pictures import Reading, Thing, refuse_doubles, some
+from .pictures import Reading, quoted, refuse_doubles
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -32,10 +32,9 @@ def convert(
     classes: list[str] | None = None,
     as_polygons: bool = False,
 ) -> tuple[dict, list[str]]:
-    """Read annotations of another format as COCO's.
+    """Read annotations of another format (`kind`) as COCO's.
 
     Args:
-        kind: One of `FORMATS`.
         source: File or folder, as the format has it.
         images: Folder of the images, where the format does not tell.
         split: Of a YOLO data.yaml.
@@ -55,12 +54,11 @@ def convert(
     if not source.exists():
         raise FormatError(f"{str(source)!r} is not there")
     reading = FORMATS[kind](source, Path(images) if images else None, split, as_polygons)
-    there = sorted({thing.name for picture in reading.pictures for thing in picture.things})
+    there = sorted({one["name"] for picture in reading.pictures for one in picture.objects})
     names = classes or reading.names or there
     refuse_doubles(names, "classes are there")
-    foreign = [name for name in there if name not in names]
-    if foreign:
-        raise FormatError(f"objects of {some(foreign)}, which are no classes ({some(names)})")
+    if foreign := [name for name in there if name not in names]:
+        raise FormatError(f"objects of {quoted(foreign)}, which are no classes ({quoted(names)})")
     inside = [os.path.dirname(os.path.abspath(one.path)) for one in reading.pictures]
     folder = reading.folder or os.path.commonpath(inside)
     category = {name: i for i, name in enumerate(names, 1)}
@@ -69,30 +67,9 @@ def convert(
         width, height = picture.size
         name = Path(os.path.relpath(picture.path, folder)).as_posix()
         listed.append(dict(id=number, file_name=name, width=width, height=height))
-        for thing in picture.things:
-            one = dict(
-                id=len(annotations) + 1,
-                image_id=number,
-                category_id=category[thing.name],
-                iscrowd=int(thing.crowd),
-                **_shape(thing),
-            )
-            annotations.append(
-                {**one, **({"attributes": thing.attributes} if thing.attributes else {})}
-            )
+        for one in picture.objects:
+            ids = dict(id=len(annotations) + 1, image_id=number, category_id=category[one["name"]])
+            annotations.append(ids | {key: value for key, value in one.items() if key != "name"})
     categories = [dict(id=i, name=name) for name, i in category.items()]
     notes = [f"file_name is relative to {str(folder)!r}", *reading.notes]
     return dict(images=listed, categories=categories, annotations=annotations), notes
-
-
-def _shape(thing: Thing) -> dict:
-    """bbox, area, and segmentation if there is one."""
-    if thing.polygon is None:
-        x1, y1, x2, y2 = thing.box or ()
-        return dict(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
-    from shapely import Polygon, make_valid  # required by mmdet alone
-
-    xs, ys = thing.polygon[::2], thing.polygon[1::2]
-    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    area = make_valid(Polygon(zip(xs, ys, strict=True))).area
-    return dict(bbox=box, area=area, segmentation=[thing.polygon])

@@ -1,5 +1,6 @@
-"""What a reader of another format gives: pictures with named boxes and polygons."""
+"""What a reader of another format gives: pictures with named objects as COCO has them."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,28 +11,18 @@ from PIL import ExifTags, Image
 
 from vig_mm.errors import FormatError
 
-IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
-          ".pgm", ".mpo", ".heic", ".avif")  # fmt: skip
-
-
-@dataclass
-class Thing:
-    """One object, in pixels."""
-
-    name: str  # of its class
-    box: Sequence[float] | None = None  # (x1, y1, x2, y2); None for that of the polygon
-    polygon: list[float] | None = None  # [x1, y1, x2, y2, ...], if the object has one
-    crowd: bool = False  # whether it is neither to be found nor to be missed
-    attributes: dict[str, Any] = field(default_factory=dict)  # all else
+from ..files import some
 
 
 @dataclass
 class Picture:
-    """One image: its file, (width, height) as it is loaded, and its objects."""
+    """One image: its file, (width, height) as it is loaded, and its objects: annotations of COCO,
+    with the `name` of their class in place of ids.
+    """
 
     path: Path
     size: tuple[int, int]
-    things: list[Thing]
+    objects: list[dict]
 
 
 @dataclass
@@ -44,59 +35,43 @@ class Reading:
     notes: list[str] = field(default_factory=list)  # what a user should know of it
 
 
-def image_size(path: Path) -> tuple[tuple[int, int], bool]:
-    """(width, height) of an image file as OpenCV loads it, and whether EXIF swaps its sides.
+def box(name: str, corners: Sequence[float]) -> dict:
+    """An object with a box (x1, y1, x2, y2), in pixels."""
+    x1, y1, x2, y2 = corners
+    sides = x2 - x1, y2 - y1
+    return dict(name=name, bbox=[x1, y1, *sides], area=sides[0] * sides[1], iscrowd=0)
 
-    Raises:
-        FormatError: It is not there, or no image.
-    """
+
+def polygon(name: str, points: list[float]) -> dict:
+    """An object with a polygon (x1, y1, x2, y2, ...), in pixels, and the box around it."""
+    from shapely import Polygon, make_valid  # required by mmdet alone
+
+    shape = make_valid(Polygon(zip(points[::2], points[1::2], strict=True)))
+    around = box(
+        name, (*map(min, (points[::2], points[1::2])), max(points[::2]), max(points[1::2]))
+    )
+    return dict(around, area=shape.area, segmentation=[points])
+
+
+def image_size(path: Path) -> tuple[tuple[int, int], bool]:
+    """(width, height) of an image file as OpenCV loads it, and whether EXIF swaps its sides."""
     try:
         with Image.open(path) as image:
             size, turn = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError) as error:
         raise FormatError(f"picture {str(path)!r} cannot be read: {error}") from error
-    if turn in (5, 6, 7, 8):  # which formats it turns, OpenCV knows
-        loaded = cv2.imread(str(path))
-        turned = size[::-1] if loaded is None else loaded.shape[1::-1]
-        return tuple(turned), turned != size
-    return size, False
+    # which formats it turns, OpenCV knows
+    loaded = cv2.imread(str(path)) if turn in (5, 6, 7, 8) else None
+    turned = size if loaded is None else loaded.shape[1::-1]
+    return turned, turned != size
 
 
-def files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files with one of the endings in any case, below a folder; hidden ones aside."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")
-    )
-
-
-def read_text(path: Path) -> str:
-    """A file of text.
-
-    Raises:
-        FormatError: It cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{str(path)!r} cannot be read as text in UTF-8: {error}") from error
-
-
-def some(names: Iterable[Any], limit: int = 5) -> str:
-    """The first few names, and how many there are."""
-    names = [str(name) for name in names]
-    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + more
+def quoted(names: Iterable[Any]) -> str:
+    """The first few names, in quotes, and how many there are."""
+    return some([repr(str(name)) for name in names])
 
 
 def refuse_doubles(names: Iterable[Any], what: str) -> None:
-    """See that no name occurs twice.
-
-    Raises:
-        FormatError: One does; `what` says of what.
-    """
-    seen: set[Any] = set()
-    twice = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
-    if twice:
-        raise FormatError(f"{what} more than once: {some(dict.fromkeys(twice))}; keep one of each")
+    """See that no name occurs twice; `what` says of what."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise FormatError(f"{what} more than once: {quoted(twice)}; keep one of each")

@@ -10,21 +10,11 @@ import yaml
 
 from vig_mm.errors import FormatError
 
-from .pictures import (
-    IMAGES,
-    Picture,
-    Reading,
-    Thing,
-    files,
-    image_size,
-    read_text,
-    refuse_doubles,
-    some,
-)
+from ..files import IMAGES, files
+from .pictures import Picture, Reading, box, image_size, polygon, quoted, refuse_doubles
 
 _KEYPOINTS = ("kpt_shape", "flip_idx", "kpt_names", "skeleton")
 _BEYOND = 0.01  # what rounding may add to a share of the picture's side
-_SHARES = "x and y are shares of the picture's width and height, from 0 to 1"
 
 
 @dataclass
@@ -36,28 +26,17 @@ class _Line:
     values: list[float]
     size: tuple[int, int]
 
-    def thing(self) -> Thing:
+    def object(self) -> dict:
         scaled = [value * self.size[i % 2] for i, value in enumerate(self.values)]
-        if len(scaled) > 4:
-            return Thing(self.name, polygon=scaled)
-        x, y, width, height = scaled
-        return Thing(self.name, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
+        return polygon(self.name, scaled) if len(scaled) > 4 else box(self.name, _corners(scaled))
 
 
 def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool = False) -> Reading:
-    """The images of a split: a folder, a `.txt` list of images, or several of these.
+    """The images of a split of a data.yaml: a folder, a `.txt` list, or several of these.
 
     Lines are `class x y width height` (of the centre) or `class x1 y1 x2 y2 x3 y3 ...`, in shares
     of the image's sides. An image without a file of labels, or with an empty one, has no objects.
-
-    Args:
-        source: `data.yaml`.
-        images: Folder in place of the one it names.
-        split: Its key in the file.
-        as_polygons: Take oriented boxes for polygons of four corners.
-
-    Raises:
-        FormatError: There is something else in it, or something is missing.
+    The arguments and errors are those of `convert`.
     """
     names, entries, root = _read_yaml(source, split)
     folders: list[Path] = []
@@ -65,51 +44,45 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
     notes = []
     for entry in entries:
         place = images or _place(root, entry)
-        if place.is_dir():
-            folders.append(place)
-            found = files(place, IMAGES)
-            _refuse_alone(place, found)
-            rest = [x for x in place.rglob("*") if x.is_file() and not x.name.startswith(".")]
-            rest = [x for x in rest if x.suffix.lower() not in (*IMAGES, ".txt", ".cache")]
-            if rest:
-                notes.append(f"left aside in {str(place)!r}, by their endings: {some(rest)}")
-            paths += found
-        else:
+        if not place.is_dir():
             paths += _listed(place, root)
+            continue
+        every = [place / name for name in files(place)]
+        found = [path for path in every if path.suffix.lower() in IMAGES]
+        _refuse_alone(place, found)
+        taken = (*IMAGES, ".txt", ".cache")
+        if rest := [path for path in every if path.suffix.lower() not in taken]:
+            notes.append(f"left aside in {str(place)!r}, by their endings: {quoted(rest)}")
+        folders.append(place)
+        paths += found
     if not paths:
-        raise FormatError(f"no image in {some(folders or entries)} ({', '.join(IMAGES)})")
-    refuse_doubles(map(os.path.abspath, paths), f"{str(source)!r}, {split}: images are there")
-    refuse_doubles(
-        map(_labels, paths), f"{str(source)!r}, {split}: images of one name share labels,"
-    )
-    pictures, lines, bare = [], [], []
+        raise FormatError(f"no image in {quoted(folders or entries)} ({', '.join(IMAGES)})")
+    of = f"{str(source)!r}, {split}: images"
+    refuse_doubles(map(os.path.abspath, paths), f"{of} are there")
+    refuse_doubles(map(_labels, paths), f"{of} of one name share labels,")
+    pictures, lines, bare = [], [], {path for path in paths if not _labels(path).is_file()}
     for path in paths:
         size, _ = image_size(path)
-        labels = _labels(path)
-        own = list(_lines(labels, names, size)) if labels.is_file() else []
-        if not labels.is_file():
-            bare.append(path)
+        own = [] if path in bare else list(_lines(_labels(path), names, size))
         lines += own
-        pictures.append(Picture(path, size, [line.thing() for line in own]))
+        pictures.append(Picture(path, size, [line.object() for line in own]))
     if not lines:
-        raise FormatError(
-            f"no object in {len(paths)} images: their labels are expected as "
-            f"{str(_labels(paths[0]))!r}"
-        )
+        where = f"their labels are expected as {str(_labels(paths[0]))!r}"
+        raise FormatError(f"no object in {len(paths)} images: {where}")
     if not as_polygons:
         _refuse_other_corners(lines)
     if bare:
-        notes.append(f"{len(bare)} images have no file of labels and count as empty: {some(bare)}")
+        of = f"{len(bare)} images have no file of labels and count as empty"
+        notes.append(f"{of}: {quoted(sorted(bare))}")
     ordered = [names[i] for i in sorted(names)]
-    return Reading(
-        pictures, ordered, folders[0] if len(entries) == len(folders) == 1 else None, notes
-    )
+    folder = folders[0] if len(entries) == len(folders) == 1 else None
+    return Reading(pictures, ordered, folder, notes)
 
 
 def _read_yaml(source: Path, split: str) -> tuple[dict[int, str], list[str], Path]:
     """Classes by number, what the split lists, and the folder that this is relative to."""
     try:
-        content = yaml.safe_load(read_text(source))
+        content = yaml.safe_load(_read_text(source))
         names, entry = content["names"], content[split]
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
         by_number = {int(i): str(name) for i, name in pairs}
@@ -120,16 +93,22 @@ def _read_yaml(source: Path, split: str) -> tuple[dict[int, str], list[str], Pat
         ) from error
     keypoints = [key for key in _KEYPOINTS if content.get(key)]
     if keypoints or content.get("task") in ("pose", "obb"):
-        what = f"({', '.join(keypoints)})" if keypoints else f"(task: {content['task']})"
+        what = ", ".join(keypoints) or f"task: {content['task']}"
         raise FormatError(
-            f"{str(source)!r} is of keypoints or oriented boxes {what}, which are not converted: "
-            "train them in mmpose or mmrotate, or export boxes or polygons from the program that "
-            "made them"
+            f"{str(source)!r} is of keypoints or oriented boxes ({what}), which are not converted: "
+            "train them in mmpose or mmrotate, or export boxes or polygons"
         )
     if content.get("nc") not in (None, len(by_number)):
         raise FormatError(f"{str(source)!r}: nc is {content['nc']}, and names are {len(by_number)}")
     refuse_doubles(by_number.values(), f"{str(source)!r}: classes of one name are there")
     return by_number, entries, source.parent / (content.get("path") or "")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{str(path)!r} cannot be read as text in UTF-8: {error}") from error
 
 
 def _place(root: Path, entry: str) -> Path:
@@ -138,33 +117,28 @@ def _place(root: Path, entry: str) -> Path:
     for place in (root / entry, root / entry.removeprefix("../")):
         if place.is_dir() or (place.suffix == ".txt" and place.is_file()):
             return place
-    raise FormatError(
-        f"no folder and no .txt list {str(root / entry)!r} (of data.yaml): give the folder by "
-        "--images"
-    )
+    why = f"no folder and no .txt list {str(root / entry)!r} (of data.yaml)"
+    raise FormatError(f"{why}: give the folder by --images")
 
 
 def _listed(path: Path, root: Path) -> list[Path]:
     """The images of a list, whose lines are relative to it or to the data's folder."""
     found, gone = [], []
-    for line in filter(None, map(str.strip, read_text(path).splitlines())):
-        name = line.replace("\\", "/")
-        places = [folder / name for folder in (path.parent, root)]
+    for line in filter(None, map(str.strip, _read_text(path).splitlines())):
+        places = [folder / line.replace("\\", "/") for folder in (path.parent, root)]
         there = next((place for place in places if place.is_file()), None)
         (gone if there is None else found).append(there or line)
     if gone:
-        raise FormatError(f"{str(path)!r} lists images that are not there: {some(gone)}")
+        raise FormatError(f"{str(path)!r} lists images that are not there: {quoted(gone)}")
     return [Path(os.path.normpath(one)) for one in found]
 
 
 def _labels(image: Path) -> Path:
     """`images/a.jpg` -> `labels/a.txt`, by the last folder of this name."""
-    parts = list(image.with_suffix(".txt").parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts)
+    *parts, name = image.with_suffix(".txt").parts
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts, name)
 
 
 def _refuse_alone(folder: Path, images: list[Path]) -> None:
@@ -172,16 +146,16 @@ def _refuse_alone(folder: Path, images: list[Path]) -> None:
     labels = _labels(folder / "x.jpg").parent
     known = set(map(_labels, images))
     alone = []
-    for path in files(labels, (".txt",)) if labels.is_dir() else ():
-        first = path.read_text(encoding="utf-8", errors="replace").split()[:1]
-        if path not in known and first and first[0].replace(".", "").isdigit():
-            alone.append(path)
+    for name in files(labels, (".txt",), any_case=True) if labels.is_dir() else ():
+        first = (labels / name).read_text(encoding="utf-8", errors="replace").split()[:1]
+        if labels / name not in known and first and first[0].replace(".", "").isdigit():
+            alone.append(labels / name)
     if alone:
-        raise FormatError(f"labels without an image in {str(folder)!r}: {some(alone)}")
+        raise FormatError(f"labels without an image in {str(folder)!r}: {quoted(alone)}")
 
 
 def _lines(path: Path, names: dict[int, str], size: tuple[int, int]) -> Iterator[_Line]:
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         where = f"line {number} of {str(path)!r}"
@@ -198,51 +172,51 @@ def _lines(path: Path, names: dict[int, str], size: tuple[int, int]) -> Iterator
             )
         if not all(math.isfinite(x) and -_BEYOND <= x <= 1 + _BEYOND for x in values):
             raise FormatError(
-                f"{where}: {line!r}: {_SHARES}; pixels, and keypoints with their visibility, are "
-                "not converted"
+                f"{where}: {line!r}: x and y are shares of the picture's width and height, from 0 "
+                "to 1; pixels, and keypoints with their visibility, are not converted"
             )
         yield _Line(where, name, values, size)
 
 
+def _corners(values: list[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = values
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
 def _refuse_other_corners(lines: list[_Line]) -> None:
     """Oriented boxes and keypoints look like polygons: see that not every line is one of these."""
-    long = [line for line in lines if len(line.values) > 4]
-    if not long or len(long) < len(lines) or len({len(line.values) for line in long}) > 1:
+    count = len(lines[0].values)
+    if count == 4 or any(len(line.values) != count for line in lines):
         return
-    if all(map(_is_pose, long)):
+    if all(map(_is_pose, lines)):
         what, where = "a box and keypoints in it", "mmpose"
-    elif len(long[0].values) == 8 and all(map(_is_rectangle, long)) and any(map(_is_turned, long)):
+    elif count == 8 and _are_turned_boxes(lines):
         what, where = "an oriented (rotated) box of four corners", "mmrotate"
     else:
         return
     raise FormatError(
-        f"{long[0].where}: every object looks like {what}, which COCO has no place for: train them "
-        f"in {where}; if they are polygons, or to take the corners for one, add --as-polygons"
+        f"{lines[0].where}: every object looks like {what}, which COCO has no place for: train "
+        f"them in {where}; if they are polygons, or to take the corners for one, add --as-polygons"
     )
 
 
 def _is_pose(line: _Line) -> bool:
-    x, y, width, height, *points = line.values
-    sides = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    inside = all(abs(u - x) <= width / 2 for u in points[::2])
-    inside &= all(abs(v - y) <= height / 2 for v in points[1::2])
-    return inside and all(-_BEYOND <= side <= 1 + _BEYOND for side in sides)
+    x1, y1, x2, y2 = _corners(line.values[:4])
+    points = zip(line.values[4::2], line.values[5::2], strict=True)
+    inside = all(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)
+    return inside and min(x1, y1) >= -_BEYOND and max(x2, y2) <= 1 + _BEYOND
 
 
-def _corners(line: _Line) -> list[complex]:
-    width, height = line.size
-    return [
-        complex(x * width, y * height)
-        for x, y in zip(line.values[::2], line.values[1::2], strict=True)
-    ]
+def _are_turned_boxes(lines: list[_Line]) -> bool:
+    """Whether all are rectangles, as far as rounding tells, and not all of them are upright."""
+    from shapely import Polygon
 
-
-def _is_rectangle(line: _Line) -> bool:
-    a, b, c, d = _corners(line)
-    slack = 1.5 + 0.01 * abs(a - c)  # pixels, for rounding
-    return abs((a + c) - (b + d)) / 2 <= slack and abs(abs(a - c) - abs(b - d)) <= slack
-
-
-def _is_turned(line: _Line) -> bool:
-    a, b, *_ = _corners(line)
-    return min(abs((b - a).real), abs((b - a).imag)) > 1.5
+    turned = False
+    for line in lines:
+        (points,) = line.object()["segmentation"]
+        shape = Polygon(zip(points[::2], points[1::2], strict=True))
+        slack = 1.5 + 0.005 * shape.length  # pixels
+        if shape.hausdorff_distance(shape.minimum_rotated_rectangle) > slack:
+            return False
+        turned |= shape.hausdorff_distance(shape.envelope) > 1.5
+    return turned

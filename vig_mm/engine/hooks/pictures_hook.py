@@ -11,7 +11,13 @@ from vig_mm.checks.config import leaves
 from vig_mm.registry import HOOKS
 from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import as_picture, save
-from vig_mm.visualization.sample_pictures import PREDICTION, TRUTH, sample_pictures, truth_frame
+from vig_mm.visualization.sample_pictures import (
+    PREDICTION,
+    TRUTH,
+    read_flag,
+    sample_pictures,
+    truth_frame,
+)
 
 
 @HOOKS.register_module()
@@ -47,7 +53,7 @@ class PicturesHook(Hook):
         """Draw the samples of a batch."""
         inputs = data_batch["inputs"]
         for i, sample in enumerate(outputs):
-            image = cv2.imread(sample.img_path)
+            image = cv2.imread(sample.img_path, read_flag(self.pipeline))
             if image is None:  # read by another loader: as the model gets the first view of it
                 first = inputs[0] if isinstance(inputs[0], list) else inputs
                 picture = as_picture(first[i] if first[i].ndim == 3 else first[0][i])
