@@ -24,6 +24,7 @@ RANKS = (
         "vig_mm.errors",
         "vig_mm.serialization",
         "vig_mm.registry",
+        "vig_mm.own_configs",
         "vig_mm.startup",
     ),
     ("vig_mm.kernels",),

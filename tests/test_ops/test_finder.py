@@ -159,6 +159,7 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     (site / "vig_mm").mkdir()
     for path in [*(ROOT / "vig_mm").iterdir(), ROOT / "kernels"]:
         (site / "vig_mm" / path.name).symlink_to(path)
+    (site / "vig_mm" / ".mim").symlink_to(ROOT)  # where a regular install has the configs
     python = str(folder / "env" / "bin" / "python")
     subprocess.run([python, "-m", "vig_mm.ops", "enable"], check=True, cwd=folder)
     make_digits(folder / "data/digits", coco=(2, 1), ade=(2, 1), imagenet=(1, 1))
@@ -194,15 +195,16 @@ def test_stock_train_tools(enabled: tuple[str, Path], library: str) -> None:
     command = [find_spec(library).submodule_search_locations[0] + "/.mim/tools/train.py"]
     if library == "mmdet" and find_spec("mim"):
         command = ["-m", "mim", "train", "mmdet"]
+    mine = folder / f"{library}_mine.py"
+    mine.write_text(f"_base_ = 'vig_mm::{config}'\n")
     options = ["--work-dir", library, "--cfg-options", length, "train_dataloader.batch_size=2"]
     done = subprocess.run(
-        [python, *command, str(ROOT / "configs" / config), *options],
+        [python, *command, str(mine), *options],
         cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (checkpoint,) = (folder / library).glob("*_1.pth")
-    config = folder / library / Path(config).name
-    infer = [python, "-c", INFER[library], str(config), str(checkpoint)]
+    infer = [python, "-c", INFER[library], str(mine), str(checkpoint)]
     done = subprocess.run(infer, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -13,10 +13,10 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import OPTIMIZERS
 
 from vig_mm.errors import UsageError
+from vig_mm.own_configs import tell_mmengine_of_own_configs
 from vig_mm.registry import type_name
 
 from .environment import SCOPES
-from .own_configs import tell_mmengine_of_own_configs
 
 _SEEDS = 2**31  # numpy takes 2**32, and mmengine adds the numbers of processes and workers
 _PARTS = {

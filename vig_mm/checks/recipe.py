@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from vig_mm.checks.config import leaves
-from vig_mm.checks.data.options import class_of, classes_of
+from vig_mm.checks.data.data_set import class_of, classes_of
 from vig_mm.checks.model import parts
 from vig_mm.errors import UsageError
 from vig_mm.models.backbones.base import ViGBackbone

@@ -19,10 +19,7 @@ class Bf16OptimWrapper(OptimWrapper):
     bfloat16 has the range of float32: gradients are not scaled, no step is skipped, and there is
     nothing to resume. mmengine's AmpOptimWrapper always has a scaler and refuses to run on a CPU.
 
-    Detectors of mmdet keep their boxes in float32. They would compute anchors and proposals in the
-    dtype of the maps, which in bfloat16 moves boxes by up to 4 of 1333 pixels, and mmcv's NMS and
-    RoIAlign do not support bfloat16. Outputs of heads with anchors and the maps that RoI extractors
-    get are therefore converted to float32.
+    Detectors keep their boxes in float32, see `keep_boxes_in_float32`.
 
     Args:
         kwargs: of OptimWrapper.
@@ -37,13 +34,23 @@ class Bf16OptimWrapper(OptimWrapper):
         """The context of a training step's forward pass."""
         if self._prepared is not model:
             self._prepared = model
-            for module in model.modules():
-                if hasattr(module, "prior_generator"):
-                    module.register_forward_hook(lambda module, args, outs: _widen(outs))
-                if hasattr(module, "roi_layers"):
-                    module.register_forward_pre_hook(lambda module, args: _widen(args))
+            keep_boxes_in_float32(model)
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
+
+
+def keep_boxes_in_float32(model: nn.Module) -> None:
+    """Convert what heads with anchors give, and the maps that RoI extractors get, to float32.
+
+    Under autocast a detector of mmdet would compute anchors and proposals in the dtype of the maps,
+    which in bfloat16 moves boxes by up to 4 of 1333 pixels; and mmcv's NMS and RoIAlign do not
+    support bfloat16.
+    """
+    for module in model.modules():
+        if hasattr(module, "prior_generator"):
+            module.register_forward_hook(lambda module, args, outs: _widen(outs))
+        if hasattr(module, "roi_layers"):
+            module.register_forward_pre_hook(lambda module, args: _widen(args))
 
 
 def _widen(x: Any) -> Any:

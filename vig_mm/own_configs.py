@@ -18,7 +18,7 @@ def _find_with_own(cfg_path: str, filename: str) -> tuple[str, str | None]:
     """Path and scope of an entry of `_base_` in the config `filename`."""
     if not cfg_path.startswith(PREFIX):
         return _find(cfg_path, filename)
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
     # of a regular install, and of an editable one
     places = (package / ".mim/configs", package.parent / "configs")
     folder = next(place for place in places if place.is_dir())
