@@ -208,6 +208,9 @@ def test_transforms_of_a_wrapper(own, tmp_path):
     cfg.train_dataloader.dataset = data
     if own:
         assert loaded(cfg, "train") == [0, 1, 2]
+        return
+    with pytest.raises(SampleError, match="labels of no class: 4"):
+        loaded(cfg, "train")
 
 
 @pytest.mark.parametrize(

@@ -84,15 +84,19 @@ class GuardedPipeline(Compose):
     def __call__(self, data: dict) -> dict | None:
         try:
             for transform in self.transforms:
-                is_last = type(transform).__name__.startswith("Pack")
-                if is_last and self._num_classes and _is_mmseg(data) and "gt_seg_map" in data:
-                    _refuse_labels(data, self._num_classes, self._ignored)
+                if type(transform).__name__.startswith("Pack"):
+                    self._check_labels(data)
                 data = _run(transform, data)
                 if data is None:
                     return None
+            self._check_labels(data)  # where a wrapper packs them
             return data
         except SampleError as error:
             raise SampleError(f"{error}{self._advice}") from error
+
+    def _check_labels(self, data: dict) -> None:
+        if self._num_classes and _is_mmseg(data) and "gt_seg_map" in data:
+            _refuse_labels(data, self._num_classes, self._ignored)
 
 
 def _is_mmseg(data: dict) -> bool:
