@@ -304,7 +304,7 @@ def _cfg(file: str, first_conv: str, pool_size: tuple[int, int]) -> dict[str, An
         std=IMAGENET_DEFAULT_STD,
         first_conv=first_conv,
         classifier="head.fc",
-        license="apache-2.0",
+        license="apache-2.0",  # of the page; the card's text says "Non-commercial license"
         origin_url="https://github.com/hustvl/ViG",
         paper_ids="arXiv:2405.18425",
     )
