@@ -28,6 +28,7 @@ from vig_mm.checks.config import check_loop, check_optimizer
 from vig_mm.checks.data import DataCheck
 from vig_mm.checks.data.report import Finding
 from vig_mm.checks.model import check_channels, check_options
+from vig_mm.checks.recipe import check_recipe
 from vig_mm.checks.weights import check_initial_weights
 from vig_mm.engine.distributed import _fit_to_cpu, prepare_distributed
 from vig_mm.engine.loops.resume import make_resumable
@@ -111,7 +112,7 @@ def problems(cfg: Config, train) -> list[str]:
             said.append(f"{check.__name__}: {type(error).__name__}: {error}")
 
     ask(prepare_distributed, cfg)
-    for check in (check_optimizer, check_options):
+    for check in (check_optimizer, check_recipe, check_options):
         ask(check, cfg)
     ask(check_initial_weights, without_files(cfg.model))
     try:
