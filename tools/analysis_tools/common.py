@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.benchmark.utils.timer import timer  # waits for a GPU before it reads the clock
 
 Run = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_RUNS, MOST_RUNS = 3, 15
+OBJECTS = 8  # of a random image
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # to the profiler a missing GPU is an error
 
@@ -245,3 +247,68 @@ def set_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
         limit_memory()
+
+
+def gcvit_windows(size: int) -> tuple[int, int, int, int]:
+    """Windows of GC ViT's stages for square images: as wide as in the paper, or one token wider.
+
+    Raises:
+        ValueError: none fits, as global queries must shrink to one window by halves.
+    """
+    width, rest = divmod(size, 32)
+    while width > 8 and width % 2 == 0:
+        width //= 2
+    if rest or width not in (7, 8):
+        raise ValueError(f"GC ViT: no window of 7 or 8 fits an image of {size}")
+    return (width, width, 2 * width, width)
+
+
+def without_padding(cfg: Any, size: tuple[int, int]) -> Any:
+    """A config with nothing that pads images; VOLO and GC ViT, of one size only, get ``size``."""
+    from vig_mm.errors import UsageError
+
+    timm_model = cfg.model.get("backbone", cfg.model)
+    name = timm_model.get("model_name", "")
+    if name.startswith("volo"):
+        timm_model.img_size = size
+    elif name.startswith("gcvit"):
+        if size[0] != size[1]:
+            raise UsageError(f"GC ViT is built for square images here, not {size[0]}x{size[1]}")
+        timm_model.update(img_size=size[0], window_size=gcvit_windows(size[0]))
+    preprocessor = cfg.model.get("data_preprocessor", {})
+    if "pad_size_divisor" in preprocessor:
+        preprocessor.pad_size_divisor = 1
+    return cfg
+
+
+def make_batch(
+    model: nn.Module, scope: str, size: tuple[int, int], batch: int
+) -> tuple[Tensor, list]:
+    """Random images ``[B, 3, H, W]`` on the model's device, and random labels as data samples."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, *size, generator=generator).to(device)
+    if scope == "mmdet":
+        from mmdet.testing import demo_mm_inputs
+
+        data = demo_mm_inputs(
+            batch, image_shapes=[(3, *size)] * batch, num_items=[OBJECTS] * batch, with_mask=True,
+            num_classes=max(getattr(part, "num_classes", 0) for part in model.modules()),
+        )  # fmt: skip
+        with torch.no_grad():
+            data = model.data_preprocessor(data, training=True)
+        return data["inputs"], data["data_samples"]
+    if scope == "mmseg":
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        samples = []
+        for _ in range(batch):
+            labels = torch.randint(model.decode_head.num_classes, (1, *size), generator=generator)
+            sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+            sample.set_metainfo(dict(img_shape=size, ori_shape=size, pad_shape=size))
+            samples.append(sample.to(device))
+        return images, samples
+    from mmpretrain.structures import DataSample
+
+    return images, [DataSample().set_gt_label(0).to(device) for _ in range(batch)]

@@ -37,7 +37,7 @@ from vig_mm.checks.environment import exit_without_mmengine
 exit_without_mmengine()
 
 import torch
-from common import fill_page, markdown, significant, write_json
+from common import fill_page, make_batch, markdown, significant, without_padding, write_json
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -228,8 +228,6 @@ def backbone_traffic(
 
 def whole_traffic(cfg: Config, size: tuple[int, int]) -> dict:
     """`training_traffic` of a config's model with its losses, for one image, on the CPU."""
-    from benchmark import make_batch, without_padding
-
     torch.manual_seed(0)
     model = build(without_padding(cfg, size)).train()
     images, samples = make_batch(model, cfg.default_scope, size, 1)

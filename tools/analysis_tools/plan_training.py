@@ -38,18 +38,19 @@ from vig_mm.checks.environment import exit_without_mmengine
 exit_without_mmengine()
 
 import torch
-from benchmark import make_batch, without_padding
 from common import (
     describe,
     fill_page,
     held_bytes,
     limit_memory,
     machine,
+    make_batch,
     markdown,
     peak_bytes,
     problem,
     significant,
     weight_bytes,
+    without_padding,
     write_json,
 )
 from get_flops import backbone_traffic, build, count_model

@@ -57,7 +57,7 @@ def _kinds_of_classes(cfg: Config) -> Iterator[str]:
     _, dataset = next(leaves("", loader.get("dataset")), ("", {}))
     kind = class_of(dataset, cfg.get("default_scope"))
     classes = classes_of(dataset, kind) if hasattr(kind, "_load_metainfo") else ()
-    for where, part in parts("model", cfg.get("model")):
+    for where, part in parts(cfg.get("model")):
         things, stuff = part.get("num_things_classes"), part.get("num_stuff_classes")
         if things is None or stuff is None or not classes:
             continue
