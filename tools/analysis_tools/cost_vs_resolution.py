@@ -28,12 +28,12 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from benchmark import gcvit_windows
 from common import (
     Budget,
     add_device,
     describe,
     fill_page,
+    gcvit_windows,
     machine,
     markdown,
     measure,
