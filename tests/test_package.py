@@ -141,6 +141,9 @@ def test_wheel_runs_a_model_with_torch_alone(wheel: Path, tmp_path: Path) -> Non
         archive.extractall(tmp_path)
     out = run_python(
         "import torch\n"
+        # the set-up has this checkout's vig_mm loaded at every start
+        "for name in [n for n in sys.modules if n.partition('.')[0] == 'vig_mm']:\n"
+        "    del sys.modules[name]\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "import vig_mm, vig_mm.nets as nets\n"
         f"assert vig_mm.__file__.startswith({str(tmp_path)!r}), vig_mm.__file__\n"
