@@ -91,3 +91,28 @@ def test_kinds_of_classes():
     assert "model.panoptic_head: num_things_classes=80" in said
     assert "model.panoptic_fusion_head: num_things_classes=80" in said
     assert "class_weight has 81 entries" in said and "[1.0] * 2 + [0.1]" in said
+
+
+def test_spare_kinds_of_classes():
+    """mmdet's metrics fail at an output without a class; elsewhere it trains, with its weights."""
+    cfg = get_config("mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    cfg.train_dataloader.dataset.metainfo = dict(classes=("apple", "pear"))
+    cfg.train_dataloader.dataset["type"] = "mmdet.CocoDataset"
+    cfg.default_scope = "mmseg"
+    check_recipe(cfg)
+    cfg.model.panoptic_head.loss_cls.class_weight = [1.0] * 2 + [0.1]
+    with pytest.raises(UsageError, match="one for each of the 80 classes"):
+        check_recipe(cfg)
+    cfg.model.panoptic_head.num_things_classes = 1
+    with pytest.raises(UsageError, match="num_things_classes=1 and num_stuff_classes=0"):
+        check_recipe(cfg)
+
+
+def test_schedules_by_optimizer():
+    """mmengine takes a dict of lists, too."""
+    warm_up = dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=5)
+    assert notes("mmpretrain", param_scheduler=dict(_delete_=True, first=[warm_up])) == []
+    cfg = Config.fromfile(CONFIGS / SMALL["mmpretrain"])
+    cfg.param_scheduler = dict(first=[warm_up, dict(type="PolyLR", begin=5, end=5)])
+    with pytest.raises(UsageError, match=r"param_scheduler.first.1 \(PolyLR\) ends at 5"):
+        check_recipe(cfg)

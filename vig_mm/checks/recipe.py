@@ -47,6 +47,9 @@ def _schedules(entry: Any, where: str = "param_scheduler") -> Iterator[tuple[str
     if isinstance(entry, list | tuple):
         for i, one in enumerate(entry):
             yield from _schedules(one, f"{where}.{i}")
+    elif isinstance(entry, dict) and "type" not in entry:  # by the name of the optimizer
+        for name, one in entry.items():
+            yield from _schedules(one, f"{where}.{name}")
     elif isinstance(entry, dict):
         yield where, entry
 
@@ -61,18 +64,20 @@ def _kinds_of_classes(cfg: Config) -> Iterator[str]:
         things, stuff = part.get("num_things_classes"), part.get("num_stuff_classes")
         if things is None or stuff is None or not classes:
             continue
-        if things + stuff != len(classes):
+        # outputs without a class train all the same, but mmdet's metrics look up each box's class
+        spare = things + stuff > len(classes) and cfg.get("default_scope") != "mmdet"
+        if things + stuff != len(classes) and not spare:
             yield (
                 f"{where}: num_things_classes={things} and num_stuff_classes={stuff}, but the data "
                 f"has {len(classes)} classes: their sum must be that, without masks of stuff "
                 f"num_things_classes={len(classes)} and num_stuff_classes=0"
             )
+        count = things + stuff if spare else len(classes)
         weights = (part.get("loss_cls") or {}).get("class_weight")
-        if isinstance(weights, list | tuple) and len(weights) != len(classes) + 1:
+        if isinstance(weights, list | tuple) and len(weights) != count + 1:
             yield (
                 f"{where}.loss_cls.class_weight has {len(weights)} entries: it takes one for each "
-                f"of the {len(classes)} classes and one for no object, "
-                f"[1.0] * {len(classes)} + [0.1]"
+                f"of the {count} classes and one for no object, [1.0] * {count} + [0.1]"
             )
 
 
