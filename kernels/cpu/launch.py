@@ -71,9 +71,7 @@ def pool(process: int) -> ThreadPoolExecutor:
 _imported_by = os.getpid()
 
 
-def launch(
-    kernel: Callable, team: Callable, arguments: tuple, threads: int, keep: object = None
-) -> None:
+def launch(kernel: Callable, team: Callable, arguments: tuple, threads: int, keep: object) -> None:
     """Run a kernel on so many threads: torch's own, or Python's where OpenMP's cannot be had.
 
     Args:
