@@ -22,11 +22,9 @@ of every run. A backbone that fails, as some take few sizes only, is noted.
 """
 
 import argparse
-import contextlib
 import copy
-import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +41,7 @@ from common import (
     markdown,
     measure,
     problem,
+    read_json,
     set_device,
     significant,
     without_padding,
@@ -121,24 +120,6 @@ def build_alone(name: str, size: tuple[int, int]) -> tuple[nn.Module, dict]:
 # Steps ------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def precise(model: nn.Module, precision: str, scope: str) -> Iterator[None]:
-    """A forward pass in a precision; boxes and proposals of detectors stay in float32."""
-    if precision != "bfloat16":
-        yield
-    elif scope == MAPS:
-        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
-            yield
-    else:
-        from vig_mm.engine.optimizers.bf16 import Bf16OptimWrapper
-
-        if not hasattr(model, "_bf16"):  # keeps what it has prepared
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-            object.__setattr__(model, "_bf16", Bf16OptimWrapper(optimizer=optimizer))
-        with model._bf16.optim_context(model):
-            yield
-
-
 def quantize(model: nn.Module) -> nn.Module:
     """A copy with the linear layers in int8, dynamic."""
     with warnings.catch_warnings():
@@ -150,18 +131,23 @@ def make_step(
     model: nn.Module, mode: str, precision: str, scope: str, size: tuple[int, int], batch: int
 ) -> Callable[[], Any]:
     """What is timed: a call that returns the model's output, or trains it by a step."""
+    device = next(model.parameters()).device
     if scope == MAPS:
-        device = next(model.parameters()).device
         images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
         forward = partial(model, images)
     else:
         images, samples = make_batch(model, scope, size, batch)
         forward = partial(model, images, samples, mode="tensor" if mode == "inference" else "loss")
+    if precision == "bfloat16" and scope == "mmdet":
+        from vig_mm.engine.optimizers.bf16 import keep_boxes_in_float32
+
+        keep_boxes_in_float32(model)
+    precise = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bfloat16")
     if precision == "int8":
         forward = partial(quantize(model.eval()), *forward.args, **forward.keywords)
 
     def infer() -> Any:
-        with torch.inference_mode(), precise(model, precision, scope):
+        with torch.inference_mode(), precise():
             return forward()
 
     if mode == "inference":
@@ -174,7 +160,7 @@ def make_step(
     optimizer.zero_grad()
 
     def train() -> None:
-        with precise(model, precision, scope):
+        with precise():
             out = forward()
         loss = sum(x.float().mean() for x in out) if scope == MAPS else model.parse_losses(out)[0]
         loss.backward()
@@ -301,7 +287,7 @@ def compare(args: argparse.Namespace) -> dict:
         if part:
             measure_group(part, models, key, about)
         write_json(args.out, machine=machine(args.device), settings=settings, results=rows)
-    return json.loads(args.out.read_text())
+    return read_json(args.out)
 
 
 def main() -> None:
@@ -335,7 +321,7 @@ def main() -> None:
     if args.plot and not args.plot.is_file():
         parser.error(f"--plot: {args.plot} is not a file; measure first (see --help)")
     set_device(parser, args)
-    data = json.loads(args.plot.read_text()) if args.plot else compare(args)
+    data = read_json(args.plot) if args.plot else compare(args)
     text = f"{describe(data['machine'], data['settings'])}.\n\n{table(data['results'])}"
     print(text)
     print(f"{'read' if args.plot else 'written'}: {args.out}")

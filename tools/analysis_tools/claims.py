@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import ROOT, fill_page, markdown, write_json
+from common import ROOT, fill_page, markdown, read_json, write_json
 from cost_vs_resolution import SOFTMAX, WITHOUT_DOWN
 
 from vig_mm.errors import UsageError, VigError
@@ -189,11 +189,11 @@ def main() -> None:
     args.weights = dict(args.weights)
     if args.options and not args.weights:
         parser.error(f"unrecognized arguments: {' '.join(args.options)}")
-    cost = json.loads(args.cost.read_text()) if args.cost.is_file() else {}
+    cost = read_json(args.cost) if args.cost.is_file() else {}
     if args.weights:
         run_tests(args, test_configs())
     known = args.accuracy.is_file()
-    accuracy = json.loads(args.accuracy.read_text())["results"] if known else []
+    accuracy = read_json(args.accuracy)["results"] if known else []
     device = "cuda" if "gpu" in cost.get("machine", {}) else "cpu"
     text = table(cost.get("results", []) + accuracy, device)
     print(text)

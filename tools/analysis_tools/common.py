@@ -211,6 +211,14 @@ def write_json(path: Path, **content: object) -> None:
     write(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def read_json(path: Path) -> dict:
+    """What a command wrote earlier, or the end in one message."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {path} is not what this command writes ({error}): delete or rename it")
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
 

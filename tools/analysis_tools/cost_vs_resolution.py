@@ -19,7 +19,6 @@ written after every comparison. What fails or would take too long has a note the
 """
 
 import argparse
-import json
 import os
 from functools import partial
 from importlib.util import find_spec
@@ -38,6 +37,7 @@ from common import (
     markdown,
     measure,
     problem,
+    read_json,
     set_device,
     significant,
     weight_bytes,
@@ -241,7 +241,7 @@ def run_all(args: argparse.Namespace) -> dict:
     models = [name for name in args.models if name.startswith("ViG") or find_spec("timm")]
     about, results = machine(args.device), []
     if args.resume and args.out.exists():
-        earlier = json.loads(args.out.read_text())
+        earlier = read_json(args.out)
         if {**earlier["machine"], "date": ""} == {**about, "date": ""}:
             results = earlier["results"]
         else:
@@ -258,7 +258,7 @@ def run_all(args: argparse.Namespace) -> dict:
         write_json(args.out, machine=about, settings=settings, results=results)
         print(table({"machine": about, "settings": settings, "results": rows}), flush=True)
     print(f"written: {args.out}")
-    return json.loads(args.out.read_text())
+    return read_json(args.out)
 
 
 # Tables and picture -----------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def main() -> None:
     set_device(parser, args)
     args.batch = args.batch or BATCH[args.device]
     args.precision = args.precision or ("bfloat16" if args.device == "cuda" else "float32")
-    data = json.loads(args.plot.read_text()) if args.plot else run_all(args)
+    data = read_json(args.plot) if args.plot else run_all(args)
     picture = args.picture or (args.plot or args.out).with_suffix(".png")
     if find_spec("matplotlib"):
         draw(data, picture)

@@ -15,7 +15,7 @@ batches (what `--auto-scale-lr` sets) or times its root. Memory of a GPU is the 
 The step is measured: on the CPU, in float32, at the size of the training crop, with random images,
 for small batches (--batches); more images are taken to need as much each. It is no reading of a
 GPU: the Triton kernels and mixed precision need less; CUDA, NCCL and fragmentation come on top.
-Measurements are kept in --out and used again; delete the file to repeat all.
+Measurements are kept in --out and used again for the same model, optimizer, size and --batches.
 
 Hours are a range by assumption, as no GPU has been measured: in bfloat16, three times the model's
 forward FLOPs at 40 to 4 % of the GPU's peak, and the bytes that the backbone moves (get_flops.py
@@ -27,7 +27,7 @@ communication and validation are not in it. `--step-seconds`, of a run's log, re
 
 # ruff: noqa: E402
 import argparse
-import json
+import hashlib
 import math
 import os
 from functools import partial
@@ -48,6 +48,7 @@ from common import (
     markdown,
     peak_bytes,
     problem,
+    read_json,
     significant,
     weight_bytes,
     without_padding,
@@ -276,7 +277,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"config {str(path)!r} is not a file")
     for name in ("batch", "images", "threads", "step_seconds"):
         value = getattr(args, name)
-        if value is not None and not value >= (0 if name == "step_seconds" else 1):
+        if value is not None and not (value > 0 if name == "step_seconds" else value >= 1):
             parser.error(f"--{name.replace('_', '-')}: must be positive, got {value}")
     if min(*args.batches, *args.gpus, 1) < 1 or (args.size and min(args.size) < 32):
         parser.error("--batches and --gpus: at least 1 each; --size: at least 32 pixels")
@@ -285,7 +286,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    earlier = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    earlier = read_json(args.out) if args.out.is_file() else {}
     about, measured, plans = earlier.get("machine"), earlier.get("measured", {}), []
     torch.set_num_threads(args.threads)
     limit_memory()
@@ -293,10 +294,12 @@ def main() -> None:
         options = dict(cfg_options=None, work_dir=None, launcher="none", local_rank=0)
         cfg = load_config(argparse.Namespace(config=str(path), **options))
         size = tuple(args.size or training_size(cfg))
-        found = measured.get(path.stem, {})
-        if found.get("size") != list(size) or "missing" in found or "flops" not in found:
+        batches, found = sorted(set(args.batches)), measured.get(path.stem, {})
+        asked = repr((cfg.model, cfg.optim_wrapper, size, batches))
+        key = hashlib.sha256(asked.encode()).hexdigest()[:16]
+        if found.get("of") != key or "missing" in found:
             print(f"measuring {path.stem} at {size[0]}x{size[1]} ...", flush=True)
-            found = measured[path.stem] = measure(cfg, size, sorted(set(args.batches)))
+            found = measured[path.stem] = {**measure(cfg, size, batches), "of": key}
             about = machine()
         plans += [{"config": path.stem, **plan(cfg, found, n, args)} for n in args.gpus]
         write_json(args.out, machine=about, measured=measured, plans=plans)

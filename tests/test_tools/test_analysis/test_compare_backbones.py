@@ -1,6 +1,5 @@
 """tools/analysis_tools/benchmark.py on the small models of the examples."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -30,10 +29,8 @@ COMMON = ("--device", "cpu", "--threads", 1, "--size", 64, 96)
 
 
 @pytest.fixture(scope="module")
-def tool():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools" / "analysis_tools"))
-        yield importlib.import_module("benchmark")
+def tool(analysis_tool):
+    return analysis_tool("benchmark")
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,8 @@ MINI = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
 
 
 @pytest.fixture(scope="module")
-def tool():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools" / "analysis_tools"))
-        yield importlib.import_module("cost_vs_resolution")
+def tool(analysis_tool):
+    return analysis_tool("cost_vs_resolution")
 
 
 @pytest.fixture

@@ -31,10 +31,8 @@ MIB, GIB = 2**20, 2**30
 
 
 @pytest.fixture(scope="module")
-def flops():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools" / "analysis_tools"))
-        yield importlib.import_module("get_flops")
+def flops(analysis_tool):
+    return analysis_tool("get_flops")
 
 
 @pytest.fixture(scope="module")

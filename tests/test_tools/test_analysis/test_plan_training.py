@@ -1,7 +1,6 @@
 """tools/analysis_tools/plan_training.py: the arithmetic, and a small model measured."""
 
 import argparse
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -29,10 +28,8 @@ MEASURED |= dict(traffic=300e9, step={"1": 2000, "2": 3500})
 
 
 @pytest.fixture(scope="module")
-def tool():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools" / "analysis_tools"))
-        yield importlib.import_module("plan_training")
+def tool(analysis_tool):
+    return analysis_tool("plan_training")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +130,16 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
     tool.main()
     assert "8 x 4 = 32" in capsys.readouterr().out
 
+    # another model in a config of the same name, or other batches, are measured
+    asked = []
+    monkeypatch.setattr(tool, "measure", lambda cfg, size, batches: asked.append(batches) or found)
+    config.write_text(config.read_text().replace('"torch"', '"torch", drop_path_rate=0.3'))
+    tool.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--batches", "2"])
+    tool.main()
+    tool.main()
+    assert asked == [[1, 2], [2]]
+
     # what failed is measured again
     data = json.loads(out.read_text())
     data["measured"][config.stem]["missing"] = "out of memory"
@@ -140,3 +147,11 @@ def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(tool, "measure", lambda *_: found)
     tool.main()
     assert "missing" not in json.loads(out.read_text())["measured"][config.stem]
+
+    out.write_text("{")
+    with pytest.raises(SystemExit, match="is not what this command writes"):
+        tool.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--step-seconds", "0"])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert "--step-seconds: must be positive" in capsys.readouterr().err
