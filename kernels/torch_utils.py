@@ -4,7 +4,7 @@ On a CPU whatever treats every token alike runs in blocks of tokens, whose activ
 caches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _zeros: dict[tuple, Tensor] = {}
-BLOCK = 1024  # tokens
+BLOCK, ENTRIES = 1024, 2**18  # tokens of a block, or of narrow rows so many numbers
 MUCH = 2**22  # multiply-adds from which a convolution is faster than BLAS
 MANY_TOKENS = 512  # from which the gradient of a weight is
 IMAGES = 16  # of a batch from which on torch leaves 1x1 convolutions to oneDNN on one thread, too
@@ -22,9 +22,23 @@ T = TypeVar("T", Tensor, Tensor | None)
 
 
 def token_blocks(x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of ``x [M, ...]``: of `BLOCK` rows on a CPU, all of them elsewhere."""
-    step = BLOCK if x.device.type == "cpu" else max(len(x), 1)
+    """Slices of the rows of ``x [M, ...]``: `BLOCK` or more on a CPU, all of them elsewhere."""
+    cpu, width = x.device.type == "cpu", max(x[:1].numel(), 1)
+    step = max(BLOCK, ENTRIES // width) if cpu else max(len(x), 1)
     return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def by_blocks(function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``function(x)`` in a dtype, of rows ``x [M, ...]`` that it treats alike, block by block."""
+    first, *others = token_blocks(x)
+    y = function(x[first])
+    if not others:
+        return y.to(dtype)
+    out = y.new_empty(len(x), *y.shape[1:], dtype=dtype)
+    out[first] = y
+    for r in others:
+        out[r] = function(x[r])
+    return out
 
 
 def add_up(sums: list[Tensor], *terms: Tensor) -> None:
@@ -69,9 +83,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Where there is much to compute on a CPU it runs as the 1x1 convolution that it is: oneDNN's
     kernels are 5 to 15 % faster there than the BLAS call behind `F.linear` on Intel's CPUs, and
-    twice as fast on AMD's.
+    twice as fast on AMD's. In bfloat16 `F.linear` without a bias is oneDNN's product itself, where
+    the CPU has one.
     """
-    if not _as_convolution(x, weight):
+    if not _as_convolution(x, weight, bias):
         return F.linear(x, weight, bias)
     return _rows(F.conv2d(_map(x), weight[:, :, None, None], bias))
 
@@ -93,8 +108,12 @@ def linear_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     )[1].flatten(1)
 
 
-def _as_convolution(x: Tensor, weight: Tensor) -> bool:
-    return x.device.type == "cpu" and x.numel() // x.shape[-1] * weight.numel() >= MUCH
+def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    if x.device.type != "cpu" or x.numel() // x.shape[-1] * weight.numel() < MUCH:
+        return False
+    if x.dtype != torch.bfloat16 or bias is not None:  # which would be copied to every row
+        return True
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _map(x: Tensor) -> Tensor:

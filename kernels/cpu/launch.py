@@ -1,5 +1,6 @@
 """Launches the kernels: segments, scratch memory, threads."""
 
+import contextlib
 import functools
 import math
 import os
@@ -112,12 +113,15 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def scratch_memory(size: int) -> Tensor:
-    """Taken until it is given back, which a call that is interrupted does not."""
+@contextlib.contextmanager
+def scratch_memory(size: int) -> Iterator[Tensor]:
+    """At least so many bytes; given back at the end, but not by a call that is interrupted."""
     memory, _kept.memory = _kept.memory, None
     if memory is None or len(memory) < size:
         memory = torch.empty(size, dtype=torch.uint8, device="cpu")
-    return memory
+    yield memory
+    if len(memory) <= MOST_KEPT:
+        _kept.memory = memory
 
 
 def run(
@@ -152,31 +156,29 @@ def run(
     elif not group:
         size += 4 * rows * v_width
     states = heads * 2 * segments * (2 * state + 4 * width)
-    memory = scratch_memory(states + partial + threads * size)
-    start = memory.data_ptr()
-    c = Call(
-        tokens, num_heads, width, v_width, heads, segment, segments, scale, int(gradient),
-        group, last=0, states=start, partial=start + states, scratch=start + states + partial,
-        scratch_size=size,
-    )  # fmt: skip
-    nothing = blocks.Tensor(0, 0, 0, 0, 0, 0)
-    x, y = (
-        Inputs(*map(address, tensors), *[nothing] * (6 - len(tensors)))
-        for tensors in (padded, targets)
-    )
-    half, local = (half_kernel, half_team), (local_kernel, local_team)
-    steps: list[tuple] = []
-    if group:
-        steps = [(half, 2 * heads // group, c._replace(last=last)) for last in (0, 1)]
-    else:
-        if segments > 1:
-            steps.append((local, 2 * heads * segments, c))
-        whole = (gradient_kernel, gradient_team) if gradient else (output_kernel, output_team)
-        steps.append((whole, heads * segments, c))
-    for kernel, programs, c in steps:
-        launch(*kernel, (c, x, y), min(threads, programs), keep=(padded, targets, memory))
-    if len(memory) <= MOST_KEPT:
-        _kept.memory = memory
+    with scratch_memory(states + partial + threads * size) as memory:
+        start = memory.data_ptr()
+        c = Call(
+            tokens, num_heads, width, v_width, heads, segment, segments, scale, int(gradient),
+            group, last=0, states=start, partial=start + states,
+            scratch=start + states + partial, scratch_size=size,
+        )  # fmt: skip
+        nothing = blocks.Tensor(0, 0, 0, 0, 0, 0)
+        x, y = (
+            Inputs(*map(address, tensors), *[nothing] * (6 - len(tensors)))
+            for tensors in (padded, targets)
+        )
+        half, local = (half_kernel, half_team), (local_kernel, local_team)
+        steps: list[tuple] = []
+        if group:
+            steps = [(half, 2 * heads // group, c._replace(last=last)) for last in (0, 1)]
+        else:
+            if segments > 1:
+                steps.append((local, 2 * heads * segments, c))
+            whole = (gradient_kernel, gradient_team) if gradient else (output_kernel, output_team)
+            steps.append((whole, heads * segments, c))
+        for kernel, programs, c in steps:
+            launch(*kernel, (c, x, y), min(threads, programs), keep=(padded, targets, memory))
     for result, target in zip(results, targets, strict=True):
         if result is not target:
             result.copy_(target[..., : result.shape[-1]])

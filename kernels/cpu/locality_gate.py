@@ -101,10 +101,14 @@ def gate_forward(
     gate: Tensor,
     g_weight: Tensor,
     l_weight: Tensor,
+    *,
     eps: float,
     act: bool,
 ) -> Tensor:
-    """``[B, N, H, D]``, contiguous, in the dtype of o; arguments as of `vig_mm.kernels`."""
+    """As `torch_locality_gate`, of ``[N, H, D]`` or ``[B, N, H, D]``."""
+    if o.dim() == 3:
+        o, local, gate = (x.unsqueeze(0) for x in (o, local, gate))
+        return gate_forward(o, local, gate, g_weight, l_weight, eps=eps, act=act)[0]
     out = torch.empty(o.shape, dtype=o.dtype, device=o.device)
     if not out.numel():
         return out
@@ -115,12 +119,12 @@ def gate_forward(
     padded = target.shape[-1]
     threads = min(torch.get_num_threads(), out.numel() // 2**15 + 1)
     size = 4 * (3 * BLOCK + 1) * padded
-    memory = scratch_memory(threads * size)
-    c = Gate(
-        batch, tokens, heads, padded, width, float(eps), int(act),
-        *(w.data_ptr() for w in weights), memory.data_ptr(), size,
-    )  # fmt: skip
-    x = Inputs(*map(address, inputs))
-    keep = inputs, weights, target, memory
-    launch(gate_kernel, gate_team, (c, x, address(target)), threads, keep)
+    with scratch_memory(threads * size) as memory:
+        c = Gate(
+            batch, tokens, heads, padded, width, float(eps), int(act),
+            *(w.data_ptr() for w in weights), memory.data_ptr(), size,
+        )  # fmt: skip
+        x = Inputs(*map(address, inputs))
+        keep = inputs, weights, target, memory
+        launch(gate_kernel, gate_team, (c, x, address(target)), threads, keep)
     return out if target is out else target[..., :width].contiguous()

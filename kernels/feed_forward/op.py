@@ -22,6 +22,7 @@ def feed_forward(
     eps: float,
     dtype: torch.dtype,
     backend: str,
+    inplace: bool = False,
 ) -> Tensor:
     """x + scale * w_out swiglu(w_in norm(x)), swiglu(a, u) = silu(a) u (arXiv 2002.05202).
 
@@ -37,11 +38,13 @@ def feed_forward(
         eps: of the norm.
         dtype: in which products are taken. In float16 swiglu is kept inside its range.
         backend: what `select_backend` gave.
+        inplace: x may be overwritten where no gradient is recorded.
 
     Returns:
         ``[B, N, C]``, contiguous, in the dtype of x.
     """
-    settings = _Settings(eps, dtype, backend, torch.is_grad_enabled())
+    keep = torch.is_grad_enabled()
+    settings = _Settings(eps, dtype, backend, keep, inplace and not keep)
     tensors = (x.contiguous(), scale, norm_weight, norm_bias, w_in, w_out)
     if settings.keep:
         return _FeedForward.apply(settings, *tensors)
@@ -53,6 +56,7 @@ class _Settings(NamedTuple):
     dtype: torch.dtype
     backend: str
     keep: bool  # what the backward pass needs
+    inplace: bool
 
 
 class _FeedForward(torch.autograd.Function):
@@ -93,7 +97,7 @@ def _forward(
 
     def plain() -> tuple[Tensor, Tensor | None]:
         with no_autocast(x):
-            return torch_feed_forward(rows, *weights, scale, s.eps, s.keep)
+            return torch_feed_forward(rows, *weights, scale, s.eps, s.keep, s.inplace)
 
     out, inside = run("feed_forward", s.backend, kernels, plain, rows, w_out)
     return out.view(x.shape), inside if s.keep else None

@@ -28,9 +28,10 @@ def torch_feed_forward(
     scale: Tensor | None,
     eps: float,
     keep: bool,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """See `feed_forward`, of rows ``x [M, C]``; and w_in's output ``[M, 2I]`` for ``keep``."""
-    out = torch.empty_like(x)
+    out = x if inplace else torch.empty_like(x)
     kept = x.new_empty(len(x), len(w_in), dtype=w_in.dtype) if keep else None
     factor = scale_of_rows(scale, len(x))
     for r in token_blocks(x):

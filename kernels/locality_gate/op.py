@@ -99,7 +99,7 @@ def _gate(
     if backend == "cpu":
         from ..cpu.locality_gate import gate_forward as cpu_gate_forward
 
-        return cpu_gate_forward(*tensors, eps, act)
+        return cpu_gate_forward(*tensors, eps=eps, act=act)
 
     def kernels() -> Tensor:
         from .triton import gate_forward

@@ -48,6 +48,10 @@ def gate_projection(
         ``[B, N, C]``, contiguous, in the dtype of x.
     """
 
+    blend = torch_locality_gate
+    if backend == "cpu":
+        from ..cpu.locality_gate import gate_forward as blend
+
     def kernels() -> Tensor:
         from .triton_projection import gate_projection
 
@@ -55,26 +59,14 @@ def gate_projection(
 
     def plain() -> Tensor:
         out = torch.empty_like(x)
-        tensors = (o, local, gate, g_weight, l_weight)
-        y = None
-        if backend == "cpu":
-            from ..cpu.locality_gate import gate_forward
-
-            y = gate_forward(*tensors, eps, act).flatten(0, 1).flatten(1)
         rows = [t.flatten(0, 1) for t in (o, local, gate, x, out)]
         factor = scale_of_rows(scale, len(rows[0]))
         for r in token_blocks(rows[0]):
-            o_r, local_r, gate_r, x_r, out_r = (t[r] for t in rows)
+            *inputs, x_r, out_r = (t[r] for t in rows)
             with no_autocast(x):
-                y_r = (
-                    y[r]
-                    if y is not None
-                    else torch_locality_gate(
-                        o_r, local_r, gate_r, g_weight, l_weight, eps=eps, act=act
-                    ).flatten(1)
-                )
-                y_r = linear(y_r.to(weight.dtype), weight)
-            add_scaled(x_r, y_r, None if factor is None else factor[r], out_r)
+                y = blend(*inputs, g_weight, l_weight, eps=eps, act=act).flatten(1)
+                y = linear(y.to(weight.dtype), weight)
+            add_scaled(x_r, y, None if factor is None else factor[r], out_r)
         return out
 
     return run("gate_projection", backend, kernels, plain, o, x)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..torch_utils import normalize, normalize_backward
+from ..torch_utils import by_blocks, normalize, normalize_backward
 
 _DEPTHWISE = ([1, 1], [1, 1], [1, 1], False, [0, 0])
 
@@ -20,7 +20,7 @@ def torch_norm_conv(
     dtype: torch.dtype,
 ) -> Tensor:
     """See `norm_conv`: the norm in float32 at least, the convolution in ``dtype``."""
-    out = _conv(normalize(x, norm_weight, norm_bias, eps).to(dtype), weight.to(dtype), hw)
+    out = _conv(_normalize(x, norm_weight, norm_bias, eps, dtype), weight.to(dtype), hw)
     return F.silu(out, inplace=True) if act else out
 
 
@@ -36,7 +36,7 @@ def torch_norm_conv_backward(
     act: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `norm_conv_backward`."""
-    normed = normalize(x, norm_weight, norm_bias, eps).to(grad.dtype)
+    normed = _normalize(x, norm_weight, norm_bias, eps, grad.dtype)
     taps = weight.to(grad.dtype)
     if act:
         grad = torch.ops.aten.silu_backward(grad, _conv(normed, taps, hw))
@@ -47,6 +47,13 @@ def torch_norm_conv_backward(
     dnormed = dnormed.permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype).contiguous()
     dx, dnorm_weight, dnorm_bias = normalize_backward(dnormed, x, norm_weight, norm_bias, eps)
     return dx.add_(residual), dnorm_weight, dnorm_bias, dweight
+
+
+def _normalize(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> Tensor:
+    rows = by_blocks(lambda r: normalize(r, weight, bias, eps), x.flatten(0, 1), dtype)
+    return rows.view(x.shape)
 
 
 def _map(x: Tensor, hw: tuple[int, int]) -> Tensor:

@@ -71,13 +71,14 @@ def results(function, grad, *tensors):
 
 
 def found(backend, grad, *tensors, dtype=None):
-    dtype = dtype or grad.dtype
+    settings = dict(eps=EPS, dtype=dtype or grad.dtype, backend=backend)
+    x, before = tensors[0], tensors[0].clone()
     with torch.no_grad():
-        expected = feed_forward(*tensors, eps=EPS, dtype=dtype, backend=backend)
-    out, *gradients = results(
-        lambda *t: feed_forward(*t, eps=EPS, dtype=dtype, backend=backend), grad, *tensors
-    )
-    assert torch.equal(out, expected)  # the same with and without gradients
+        expected = feed_forward(*tensors, **settings)
+        inplace = feed_forward(before.clone(), *tensors[1:], **settings, inplace=True)
+    out, *gradients = results(lambda *t: feed_forward(*t, **settings, inplace=True), grad, *tensors)
+    # the same with and without gradients, which need x
+    assert torch.equal(out, expected) and torch.equal(inplace, expected) and torch.equal(x, before)
     return out, *gradients
 
 

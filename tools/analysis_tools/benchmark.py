@@ -15,7 +15,8 @@ Measured, in turn in one process, are images a second and the peak memory of
 - training: forward pass, losses with random labels (8 objects an image; of maps their sum),
   backward pass, AdamW.
 
-Precisions: float32; bfloat16 by autocast; int8, dynamic, of linear layers, for inference on a CPU.
+Precisions: float32; bfloat16 by autocast; of linear layers, for inference on a CPU, dynamic int8 by
+torch itself or (`torchao`) by torchao, which has to be importable.
 Memory is what a step allocates at most, without weights and the optimizer's state. `error` is the
 relative norm of the difference of the last map to float32's. Ratios are to ViG-H-T, which is part
 of every run. A backbone that fails, as some take few sizes only, is noted.
@@ -64,7 +65,8 @@ PLAIN = {"det": "vig-t-adapter", "seg": "vig-t-adapter", "cls": "vig-t"}  # besi
 ARCHS = {"t": "tiny", "s": "small", "b": "base"}
 TIMM = {"swin-t": "swin_tiny_patch4_window7_224", "convnext-t": "convnext_tiny"}
 ALONE = (REFERENCE, *TIMM, "vig-t", "vig-s", "vig-h-s", "vig-b", "vig-h-b")  # of maps
-MODES, PRECISIONS = ("inference", "training"), ("float32", "bfloat16", "int8")
+MODES, PRECISIONS = ("inference", "training"), ("float32", "bfloat16", "int8", "torchao")
+INT8 = PRECISIONS[2:]
 GROUP = 3  # backbones that run in turn where time is short
 SECONDS = {"cpu": 5.0, "cuda": 1.0}  # for the timing of a model in a mode
 
@@ -120,8 +122,14 @@ def build_alone(name: str, size: tuple[int, int]) -> tuple[nn.Module, dict]:
 # Steps ------------------------------------------------------------------------------------------
 
 
-def quantize(model: nn.Module) -> nn.Module:
+def quantize(model: nn.Module, precision: str) -> nn.Module:
     """A copy with the linear layers in int8, dynamic."""
+    if precision == "torchao":
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        model = copy.deepcopy(model)
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+        return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
@@ -143,8 +151,9 @@ def make_step(
 
         keep_boxes_in_float32(model)
     precise = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    if precision == "int8":
-        forward = partial(quantize(model.eval()), *forward.args, **forward.keywords)
+    if precision in INT8:
+        quantized = quantize(model.eval(), precision)
+        forward = partial(quantized, *forward.args, **forward.keywords)
 
     def infer() -> Any:
         with torch.inference_mode(), precise():
@@ -277,7 +286,8 @@ def compare(args: argparse.Namespace) -> dict:
         "device": args.device, "step": {"scope": scope, "size": size, "batch": args.batch}
     }  # fmt: skip
     built = [row for row in rows if row["backbone"] in models]
-    keys = [f"{p} {m}" for p in args.precisions for m in args.modes if (p, m) != ("int8", MODES[1])]
+    allowed = {p: MODES[:1] if p in INT8 else MODES for p in PRECISIONS}
+    keys = [f"{p} {m}" for p in args.precisions for m in args.modes if m in allowed[p]]
     group = GROUP if args.minutes is not None else len(built)
     parts = [built[start : start + group] for start in range(0, len(built), group)]
     for part, key in [(None, ""), *((part, key) for part in parts for key in keys)]:

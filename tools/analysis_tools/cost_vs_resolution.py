@@ -3,7 +3,7 @@
 Examples:
     python tools/analysis_tools/cost_vs_resolution.py --minutes 7
     python tools/analysis_tools/cost_vs_resolution.py --models ViG-T DeiT-T --sizes 224 1024
-    python tools/analysis_tools/cost_vs_resolution.py --plot work_dirs/cost/cost.json
+    python tools/analysis_tools/cost_vs_resolution.py --plot cost.json cost_bf16.json
 
 ViG, ViG-H, DeiT (with torch's fused attention, SDPA, and with plain softmax attention as in the
 paper), Swin, ConvNeXt, VOLO, GC ViT and MaxViT; random weights, inference, square images.
@@ -309,22 +309,32 @@ def takeaway(name: str, points: dict[str, dict[int, float]]) -> str:
     for size in dict.fromkeys([*sizes[:1], *sizes[-1:]]):
         ratio = rival[size] / ours[size]
         less = "ViG-T" if ratio >= 1 else "DeiT-T"
-        verb = "faster" if name == "Latency" else "less"
+        verb = "faster" if name.startswith("Latency") else "less"
         parts.append(f"{less} {max(ratio, 1 / ratio):.1f}x {verb} at {size}")
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
-def draw(data: dict, path: Path) -> None:
-    """A panel a quantity over the size of the image, each with what it says as its title."""
+def draw(files: list[dict], path: Path) -> None:
+    """A panel a quantity over the size of the image, each with what it says as its title.
+
+    The latency is that of every file, such as one in float32 and one in bfloat16.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    figure, panels = plt.subplots(len(PANELS), 1, figsize=(7.2, 14.5), layout="constrained")
-    sizes = sorted({row["size"] for row in data["results"]})
-    for panel, (title, unit, value) in zip(panels.flat, PANELS, strict=True):
+    contents = [(files[0], *panel) for panel in PANELS[:-1]]
+    for data in files:
+        title, unit, value = PANELS[-1]
+        precision = f", {data['settings']['precision']}" if len(files) > 1 else ""
+        contents.append((data, title + precision, unit, value))
+    figure, panels = plt.subplots(
+        len(contents), 1, figsize=(7.2, 4.6 * len(contents) + 0.7), layout="constrained"
+    )
+    sizes = sorted({row["size"] for row in files[0]["results"]})
+    for panel, (data, title, unit, value) in zip(panels.flat, contents, strict=True):
         points: dict[str, dict[int, float]] = {}
         for row in sorted(data["results"], key=lambda row: row["size"]):
             if "latency" in row or title == "FLOPs" and "flops" in row:
@@ -348,9 +358,10 @@ def draw(data: dict, path: Path) -> None:
     panels.flat[-1].set_xlabel("height and width of the image, pixels", fontsize=13)
     handles, labels = panels.flat[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=13)
-    about = data["machine"]
+    about = files[0]["machine"]
     device = about.get("gpu", f"{about['cpu']}, {about['threads']} threads")
-    figure.suptitle(f"{device}, {data['settings']['precision']}, {about['date']}", fontsize=13)
+    precisions = " and ".join(data["settings"]["precision"] for data in files)
+    figure.suptitle(f"{device}, {precisions}, {about['date']}", fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -379,7 +390,10 @@ def main() -> None:
         "--resume", action="store_true", help="keep comparisons that --out has of this machine"
     )
     parser.add_argument("--out", type=Path, default="work_dirs/cost/cost.json", metavar="JSON")
-    parser.add_argument("--plot", type=Path, metavar="JSON", help="measure nothing, draw this file")
+    parser.add_argument(
+        "--plot", type=Path, nargs="+", metavar="JSON",
+        help="measure nothing, show these files of one machine, one a precision",
+    )  # fmt: skip
     parser.add_argument("--picture", type=Path, metavar="PNG", help="default: beside the JSON")
     parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
     add_device(parser)
@@ -390,17 +404,18 @@ def main() -> None:
         parser.error(f"--sizes: at least 32 pixels, got {min(args.sizes)}")
     if args.batch is not None and args.batch < 1:
         parser.error(f"--batch: at least 1, got {args.batch}")
-    if args.plot and not args.plot.is_file():
-        parser.error(f"--plot: {args.plot} is not a file; measure first (see --help)")
+    for path in args.plot or ():
+        if not path.is_file():
+            parser.error(f"--plot: {path} is not a file; measure first (see --help)")
     set_device(parser, args)
     args.batch = args.batch or BATCH[args.device]
     args.precision = args.precision or ("bfloat16" if args.device == "cuda" else "float32")
-    data = read_json(args.plot) if args.plot else run_all(args)
-    picture = args.picture or (args.plot or args.out).with_suffix(".png")
+    files = [read_json(path) for path in args.plot] if args.plot else [run_all(args)]
+    picture = args.picture or (args.plot[0] if args.plot else args.out).with_suffix(".png")
     if find_spec("matplotlib"):
-        draw(data, picture)
+        draw(files, picture)
         print(f"written: {picture}")
-    print(text := table(data))
+    print(text := "\n\n".join(map(table, files)))
     if args.page:
         link = Path(os.path.relpath(picture.resolve(), args.page.resolve().parent)).as_posix()
         alt = "FLOPs, memory and latency over resolution"

@@ -57,7 +57,10 @@ def ffn(
     scale: Tensor | None,
     backend: str | None,
 ) -> Tensor:
-    """x + drop_path(mlp(norm(x)), scale) of tokens ``[B, N, C]``: one operator, or the modules."""
+    """x + drop_path(mlp(norm(x)), scale) of tokens ``[B, N, C]``: one operator, or the modules.
+
+    Where no gradient is recorded x may be overwritten.
+    """
     w_in, w_out = mlp.layers()
     layers = ((norm, type(norm) is nn.LayerNorm), (w_in, False), (w_out, False))
     if type(mlp) is not SwiGLU or not fusable(x, backend, layers, (mlp, drop_path)):
@@ -66,6 +69,6 @@ def ffn(
         backend = "torch" if backend else None
     return feed_forward(
         x, norm.weight, norm.bias, w_in.weight, w_out.weight, scale,
-        eps=norm.eps, dtype=compute_dtype(x),
+        eps=norm.eps, dtype=compute_dtype(x), inplace=True,
         backend=select_backend(backend, PLAIN_OR_TRITON, "torch", limit_widths=False, x=x),
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """The convolutions in front of the blocks, keeping their outputs alone."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vig_mm.kernels.torch_utils import like, no_autocast
+from vig_mm.kernels.torch_utils import by_blocks, like, no_autocast
 
 from .fuse import compute_dtype, fusable
-from .norm import LayerNorm2d
 
 ACTIVATIONS = (nn.GELU, nn.SiLU)
 
@@ -20,64 +18,77 @@ class Stem(nn.Sequential):
     """Convolution, `LayerNorm2d`, activation, convolution, `LayerNorm2d`.
 
     What lies between the convolutions is not kept for the backward pass, unless the attribute
-    ``backend`` is 'torch'.
+    ``backend`` is 'torch'. Maps lie in memory channels last, as norms and convolutions want them.
     """
 
     backend: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, 3, H, W]`` -> ``[B, C, h, w]``."""
+        first: Any
         norm: Any
         second: Any
         first, norm, act, second, last = self
-        return last(_norm_act_conv(first(x), norm, act, second, self.backend))
+        layers = ((first, True), (norm, True), (second, True))
+        if not (
+            type(act) in ACTIVATIONS
+            and fusable(x, self.backend, layers, (act,))
+            and second.padding_mode == "zeros"
+        ):
+            return super().forward(x)
+        x = first(x.contiguous(memory_format=torch.channels_last))
+        geometry = (second.stride, second.padding, second.dilation, second.groups)
+        settings = (act, norm.eps, geometry, compute_dtype(x))
+        weights = (norm.weight, norm.bias, second.weight, second.bias)
+        if torch.is_grad_enabled():
+            return last(_NormActConv.apply(settings, x, *weights))
+        return last(_norm_act_conv(settings, x, *weights))
+
+
+def _norm_act(act: nn.Module, eps: float, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """act(norm(rows)) of ``[M, C]``, in the dtype of the weight."""
+    return act(F.layer_norm(rows.to(weight.dtype), weight.shape, weight, bias, eps))
 
 
 def _norm_act_conv(
-    x: Tensor, norm: LayerNorm2d, act: nn.Module, conv: nn.Conv2d, backend: str | None
+    settings: tuple, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """conv(act(norm(x))) of maps ``[B, C, h, w]``."""
-    layers = ((norm, True), (conv, True))
-    fused = type(act) in ACTIVATIONS and fusable(x, backend, layers, (act,))
-    if not (fused and torch.is_grad_enabled() and conv.padding_mode == "zeros"):
-        return conv(act(norm(x)))  # nothing is kept
-
-    def inner(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1).to(weight.dtype)
-        return act(F.layer_norm(x, weight.shape, weight, bias, norm.eps).permute(0, 3, 1, 2))
-
-    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    weights = (norm.weight, norm.bias, conv.weight, conv.bias)
-    return _NormActConv.apply(inner, geometry, compute_dtype(x), x, *weights)
+    act, eps, geometry, dtype = settings
+    rows = x.permute(0, 2, 3, 1)
+    with no_autocast(x):
+        hidden = by_blocks(
+            lambda r: _norm_act(act, eps, r, norm_weight, norm_bias), rows.flatten(0, 2), dtype
+        )
+        hidden = hidden.view(rows.shape).permute(0, 3, 1, 2)
+        return F.conv2d(hidden, weight.to(dtype), bias.to(dtype), *geometry)
 
 
 class _NormActConv(torch.autograd.Function):
-    """conv(act(norm(x))) that keeps x."""
+    """`_norm_act_conv` that keeps x."""
 
     @staticmethod
-    def forward(
-        ctx, inner: Callable, geometry: tuple, dtype: torch.dtype, x: Tensor, *weights: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, settings: tuple, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.settings = inner, geometry, dtype
-        with no_autocast(x):
-            hidden = inner(x, *weights[:2]).to(dtype)
-            weight, bias = (t.to(dtype) for t in weights[2:])
-            return F.conv2d(hidden, weight, bias, *geometry)
+        ctx.settings = settings
+        return _norm_act_conv(settings, x, *weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
-        inner, (*geometry, groups), dtype = ctx.settings
-        x, *weights = ctx.saved_tensors
-        leaves = [t.detach().requires_grad_() for t in (x, *weights[:2])]
-        weight, bias = weights[2:]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        act, eps, (*geometry, groups), dtype = ctx.settings
+        x, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        rows = x.permute(0, 2, 3, 1)
+        leaves = [t.detach().requires_grad_() for t in (rows.flatten(0, 2), norm_weight, norm_bias)]
         with no_autocast(x):
             with torch.enable_grad():
-                hidden = inner(*leaves)
+                hidden = _norm_act(act, eps, *leaves)
+            maps = hidden.detach().to(dtype).view(rows.shape).permute(0, 3, 1, 2)
             dhidden, *dconv = torch.ops.aten.convolution_backward(
-                grad, hidden.detach().to(dtype), weight.to(dtype), bias.shape, *geometry, False,
+                grad, maps, weight.to(dtype), bias.shape, *geometry, False,
                 [0, 0], groups, [True, True, True],
             )  # fmt: skip
-            grads = torch.autograd.grad(hidden, leaves, dhidden.to(hidden.dtype))
-            return None, None, None, *grads, *like(dconv, (weight, bias))
+            dhidden = dhidden.permute(0, 2, 3, 1).flatten(0, 2).to(hidden.dtype)
+            drows, *dnorm = torch.autograd.grad(hidden, leaves, dhidden)
+            dx = drows.view(rows.shape).permute(0, 3, 1, 2)
+            return None, dx, *dnorm, *like(dconv, (weight, bias))

@@ -134,8 +134,19 @@ def test_files_and_what_is_left_out(tool, tmp_path, monkeypatch, capsys):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "](new/cost.png)" in text and "32x32 |" in text
     assert "failed: MaxViT: no windows of 7 or 8 tile an image of 32: MaxViT-T at 32." in text
-    pixels = importlib.import_module("matplotlib.image").imread(out.with_suffix(".png"))[..., :3]
+    imread = importlib.import_module("matplotlib.image").imread
+    pixels = imread(out.with_suffix(".png"))[..., :3]
     assert np.unique(pixels.reshape(-1, 3), axis=0).shape[0] > 20
+
+    half = json.loads(out.read_text())
+    half["settings"]["precision"] = "bfloat16"
+    other = tmp_path / "half.json"
+    other.write_text(json.dumps(half))
+    both = tmp_path / "both.png"
+    call(tool, monkeypatch, "--plot", out, other, "--page", page, "--picture", both)
+    text = page.read_text()
+    assert "precision float32" in text and "precision bfloat16" in text
+    assert len(imread(both)) > len(pixels)  # one panel more, of latency
 
     call(tool, monkeypatch, *run[:-3], *names[:2], "--resume", "--minutes", 0)
     kept = {row["model"]: row for row in json.loads(out.read_text())["results"]}
