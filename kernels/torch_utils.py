@@ -4,6 +4,7 @@ On a CPU whatever treats every token alike runs in blocks of tokens, whose activ
 caches.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -113,7 +114,13 @@ def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bo
         return False
     if x.dtype != torch.bfloat16 or bias is not None:  # which would be copied to every row
         return True
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not _bfloat16_products()
+
+
+@functools.cache
+def _bfloat16_products() -> bool:
+    """Whether oneDNN has those for this CPU."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _map(x: Tensor) -> Tensor:

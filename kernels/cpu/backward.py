@@ -8,7 +8,7 @@ gates are closed.
 
 from .blocks import BLOCK, ROW, fill, load_block, move, rows_of, store_sum
 from .gates import OPEN, gates
-from .host import inner, kernel, num_threads, team, thread_num
+from .host import inner, kernel, place
 from .recurrence import scan, scan_transposed
 from .states import INPUTS, enter, operands, span, unpack_call, unpack_tensors
 from .vectors import full, load, scalar, store, store_scalar, total
@@ -58,8 +58,10 @@ def add_own(target, step, x, v, g, count, a_row, v_row):
 
 
 @kernel
-def gradient_kernel(c, x, y, thread, threads):
+def gradient_kernel(p):
     """A program is one segment of one head; y: gradients of q, k, v, gate_f, gate_b."""
+    thread, threads = place(p)
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
     a_row, v_row, size, room = 4 * c.K, 4 * c.V, 4 * c.K * c.V, c.segment + BLOCK
     # S transposed, D transposed and not
     s = c.scratch + thread * c.scratch_size
@@ -134,9 +136,3 @@ def gradient_kernel(c, x, y, thread, threads):
                 move(before, alpha + (count - 1) * a_row, a_row)
         out = rows_of(y.q, c.H, head, first, length, 0)
         store_sum(out, 0, length, dq_f, a_row, dq_b + (length - 1) * a_row, -a_row)
-
-
-@team
-def gradient_team(p):
-    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
-    gradient_kernel(c, x, y, thread_num(), num_threads())

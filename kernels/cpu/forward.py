@@ -2,7 +2,7 @@
 
 from .blocks import BLOCK, fill, load_block, rows_of, store_sum
 from .gates import OPEN, gates
-from .host import inner, kernel, num_threads, team, thread_num
+from .host import inner, kernel, place
 from .recurrence import scan
 from .states import INPUTS, enter, operands, own_states, span, unpack_call, unpack_tensors
 
@@ -35,8 +35,10 @@ def scan_tokens(c, x, y, head, first, length, direction, last, state, partial, a
 
 
 @kernel
-def output_kernel(c, x, y, thread, threads):
+def output_kernel(p):
     """A program is one segment of one head, in both directions."""
+    thread, threads = place(p)
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
     state = c.scratch + thread * c.scratch_size
     partial = state + 4 * c.K * c.V
     alpha = partial + 4 * c.V * (c.segment + BLOCK)
@@ -49,11 +51,13 @@ def output_kernel(c, x, y, thread, threads):
 
 
 @kernel
-def half_kernel(c, x, y, thread, threads):
+def half_kernel(p):
     """A program is one direction of some heads: its first half or, in another launch, its last.
 
     There it finds what the other direction has left: two segments without a pass before.
     """
+    thread, threads = place(p)
+    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
     alpha = c.scratch + thread * c.scratch_size
     for program in range(thread, 2 * c.heads // c.group, threads):
         direction, group = program % 2, program // 2
@@ -69,15 +73,3 @@ def half_kernel(c, x, y, thread, threads):
                     fill(state, 4 * c.K * c.V, 0.0)
                 partial = c.partial + 4 * c.V * ((2 * head + i) * (c.segment + BLOCK) + row)
                 scan_tokens(c, x, y, head, first, length, direction, c.last, state, partial, alpha)
-
-
-@team
-def output_team(p):
-    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
-    output_kernel(c, x, y, thread_num(), num_threads())
-
-
-@team
-def half_team(p):
-    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
-    half_kernel(c, x, y, thread_num(), num_threads())

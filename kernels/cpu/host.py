@@ -49,7 +49,8 @@ def folder() -> Path:
     """
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     cpu = llvmlite.binding.get_host_cpu_name(), numba.config.CPU_NAME, sorted(features())
-    key = hashlib.sha256(repr([numba.__version__, llvmlite.__version__, cpu, sources]).encode())
+    made_by = numba.__version__, llvmlite.__version__, openmp() is None
+    key = hashlib.sha256(repr([made_by, cpu, sources]).encode())
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = numba.config.CACHE_DIR or Path(cache, "vig_mm")
     return Path(root, f"cpu-{key.hexdigest()[:16]}")
@@ -109,19 +110,6 @@ def small(function: Callable) -> Callable:
     return numba.njit(**wrappers, **OPTIONS)(_named(function))
 
 
-def _kept(decorate: Callable, function: Callable) -> Callable:
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder())
-    try:
-        return decorate(function)
-    finally:
-        numba.config.CACHE_DIR = before
-
-
-def kernel(function: Callable) -> Callable:
-    """Compiled once and kept on disk; runs without the interpreter's lock."""
-    return _kept(numba.njit(cache=True, **OPTIONS), function)
-
-
 @functools.cache
 def openmp() -> Callable | None:
     """Runs a C function on torch's own threads; None where torch has none of OpenMP's.
@@ -136,11 +124,43 @@ def openmp() -> Callable | None:
     return run
 
 
-thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
-num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+if openmp() is not None:
+    thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
+    num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+    @small
+    def place(p):
+        """This thread's number, and how many there are: of OpenMP's, unless ``p`` begins so."""
+        if p[0] < 0:
+            return int(thread_num()), int(num_threads())
+        return int(p[0]), int(p[1])
+else:
+
+    @small
+    def place(p):
+        return int(p[0]), int(p[1])
 
 
-def team(function: Callable) -> Callable:
-    """A C function of one address for `openmp`, compiled with the first call and kept on disk."""
-    signature = types.void(types.CPointer(types.float64))
-    return functools.cache(lambda: _kept(numba.cfunc(signature, cache=True, **OPTIONS), function))
+PLACE = 2  # numbers in front of a kernel's own
+
+
+def kernel(function: Callable) -> Callable[[], Callable]:
+    """A C function of the address of numbers, see `launch`; runs without the interpreter's lock.
+
+    Returns:
+        What gives it: compiled with the first call, and kept on disk.
+    """
+
+    @functools.cache
+    def compiled() -> Callable:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder())
+        try:
+            signature = types.void(types.CPointer(types.float64))
+            code = numba.cfunc(signature, cache=True, **OPTIONS)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+        run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address)
+        run.code = code  # which it must not outlive
+        return run
+
+    return compiled

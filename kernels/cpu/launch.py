@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import blocks
-from .backward import BORDER, gradient_kernel, gradient_team
+from .backward import BORDER, gradient_kernel
 from .blocks import BFLOAT16, BLOCK, FLOAT16, FLOAT32
-from .forward import half_kernel, half_team, output_kernel, output_team
+from .forward import half_kernel, output_kernel
 from .host import LANES, openmp
-from .states import Call, Inputs, local_kernel, local_team
+from .states import INPUTS, Call, local_kernel
 
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 SEGMENT = 2048  # tokens: what a segment keeps stays in the L2 cache
@@ -72,23 +72,25 @@ def pool(process: int) -> ThreadPoolExecutor:
 _imported_by = os.getpid()
 
 
-def launch(kernel: Callable, team: Callable, arguments: tuple, threads: int, keep: object) -> None:
+def launch(kernel: Callable, arguments: tuple, threads: int, keep: object) -> None:
     """Run a kernel on so many threads: torch's own, or Python's where OpenMP's cannot be had.
 
     Args:
-        arguments: of the kernel before the thread's number, named tuples of numbers.
-        team: the kernel for OpenMP's threads, see `host.team`.
+        kernel: see `host.kernel`.
+        arguments: named tuples of numbers: float64 holds addresses, of 48 bits, too.
         keep: what the addresses point into; an interrupt leaves Python's threads running.
     """
+    run, numbers = kernel(), np.array([0, 1, *_flat(arguments)], np.float64)
     if threads == 1:
-        kernel(*arguments, 0, 1)
+        run(numbers.ctypes.data)
     elif openmp() and os.getpid() == _imported_by:  # its threads do not outlive a fork either
-        numbers = np.array([*_flat(arguments)], np.float64)  # holds addresses, of 48 bits, too
-        openmp()(team().address, numbers.ctypes.data, threads, 0)
+        numbers[0] = -1
+        openmp()(run.code.address, numbers.ctypes.data, threads, 0)
     else:
 
         def work(thread: int, keep: object = keep) -> None:
-            kernel(*arguments, thread, threads)
+            own = np.array([thread, threads, *numbers[2:]])
+            run(own.ctypes.data)
 
         others = [pool(os.getpid()).submit(work, thread) for thread in range(1, threads)]
         work(0)
@@ -164,21 +166,16 @@ def run(
             scratch=start + states + partial, scratch_size=size,
         )  # fmt: skip
         nothing = blocks.Tensor(0, 0, 0, 0, 0, 0)
-        x, y = (
-            Inputs(*map(address, tensors), *[nothing] * (6 - len(tensors)))
-            for tensors in (padded, targets)
-        )
-        half, local = (half_kernel, half_team), (local_kernel, local_team)
-        steps: list[tuple] = []
+        x, y = ([*map(address, t), *[nothing] * (INPUTS - len(t))] for t in (padded, targets))
+        steps = [(gradient_kernel if gradient else output_kernel, heads * segments, c)]
         if group:
-            steps = [(half, 2 * heads // group, c._replace(last=last)) for last in (0, 1)]
-        else:
-            if segments > 1:
-                steps.append((local, 2 * heads * segments, c))
-            whole = (gradient_kernel, gradient_team) if gradient else (output_kernel, output_team)
-            steps.append((whole, heads * segments, c))
+            halves = (c._replace(last=last) for last in (0, 1))
+            steps = [(half_kernel, 2 * heads // group, half) for half in halves]
+        elif segments > 1:
+            steps.insert(0, (local_kernel, 2 * heads * segments, c))
         for kernel, programs, c in steps:
-            launch(*kernel, (c, x, y), min(threads, programs), keep=(padded, targets, memory))
+            keep = padded, targets, memory
+            launch(kernel, (c, *x, *y), min(threads, programs), keep)
     for result, target in zip(results, targets, strict=True):
         if result is not target:
             result.copy_(target[..., : result.shape[-1]])

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import blocks
 from .blocks import BLOCK, ROW, fill, load_block, rows_of, store_sum, unpack_tensor
 from .gates import LOG2_E, exp2_negative
-from .host import LANES, inner, kernel, num_threads, small, team, thread_num
+from .host import LANES, PLACE, inner, kernel, place, small
 from .launch import address, fits, fitting, launch, scratch_memory
 from .vectors import absolute, full, load, store, total, where
 
@@ -31,13 +30,7 @@ class Gate(NamedTuple):
     scratch_size: int
 
 
-class Inputs(NamedTuple):
-    o: blocks.Tensor
-    local: blocks.Tensor
-    gate: blocks.Tensor
-
-
-GATE = len(Gate._fields)
+GATE = PLACE + len(Gate._fields)
 
 
 @small
@@ -66,8 +59,15 @@ def blend(o, local, gate, g_weight, l_weight, width, eps, act, count, row):
 
 
 @kernel
-def gate_kernel(c, x, y, thread, threads):
+def gate_kernel(p):
     """A program is some tokens, with all heads."""
+    thread, threads = place(p)
+    c = Gate(
+        int(p[2]), int(p[3]), int(p[4]), int(p[5]), int(p[6]), p[7], int(p[8]), int(p[9]),
+        int(p[10]), int(p[11]), int(p[12]),
+    )  # fmt: skip
+    x_o, x_local = unpack_tensor(p, GATE, 0), unpack_tensor(p, GATE, 1)
+    x_gate, y = unpack_tensor(p, GATE, 2), unpack_tensor(p, GATE, 3)
     row = 4 * c.D
     o = c.scratch + thread * c.scratch_size
     local, gate, zero = o + BLOCK * row, o + 2 * BLOCK * row, o + 3 * BLOCK * row
@@ -78,21 +78,11 @@ def gate_kernel(c, x, y, thread, threads):
         for first in range(start, min(start + TOKENS, c.N), BLOCK):
             count = min(BLOCK, c.N - first)
             for head in range(program // parts * c.H, (program // parts + 1) * c.H):
-                load_block(o, rows_of(x.o, c.H, head, first, count, 0), 0, count, 1.0, 0.0)
-                load_block(local, rows_of(x.local, c.H, head, first, count, 0), 0, count, 1.0, 0.0)
-                load_block(gate, rows_of(x.gate, c.H, head, first, count, 0), 0, count, 1.0, 0.0)
+                load_block(o, rows_of(x_o, c.H, head, first, count, 0), 0, count, 1.0, 0.0)
+                load_block(local, rows_of(x_local, c.H, head, first, count, 0), 0, count, 1.0, 0.0)
+                load_block(gate, rows_of(x_gate, c.H, head, first, count, 0), 0, count, 1.0, 0.0)
                 blend(o, local, gate, c.g_weight, c.l_weight, c.width, c.eps, c.act, count, row)
                 store_sum(rows_of(y, c.H, head, first, count, 0), 0, count, o, row, zero, 0)
-
-
-@team
-def gate_team(p):
-    c = Gate(
-        int(p[0]), int(p[1]), int(p[2]), int(p[3]), int(p[4]), p[5], int(p[6]), int(p[7]),
-        int(p[8]), int(p[9]), int(p[10]),
-    )  # fmt: skip
-    x = Inputs(unpack_tensor(p, GATE, 0), unpack_tensor(p, GATE, 1), unpack_tensor(p, GATE, 2))
-    gate_kernel(c, x, unpack_tensor(p, GATE, 3), thread_num(), num_threads())
 
 
 def gate_forward(
@@ -124,7 +114,6 @@ def gate_forward(
             batch, tokens, heads, padded, width, float(eps), int(act),
             *(w.data_ptr() for w in weights), memory.data_ptr(), size,
         )  # fmt: skip
-        x = Inputs(*map(address, inputs))
-        keep = inputs, weights, target, memory
-        launch(gate_kernel, gate_team, (c, x, address(target)), threads, keep)
+        arguments = (c, *map(address, (*inputs, target)))
+        launch(gate_kernel, arguments, threads, keep=(inputs, weights, target, memory))
     return out if target is out else target[..., :width].contiguous()

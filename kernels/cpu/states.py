@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .blocks import BLOCK, ROW, Tensor, fill, load_block, rows_of, unpack_tensor
 from .gates import OPEN, gates
-from .host import inner, kernel, num_threads, small, team, thread_num
+from .host import PLACE, inner, kernel, place, small
 from .recurrence import scan
 from .vectors import full, load, scalar, store, where
 
@@ -47,10 +47,10 @@ class Inputs(NamedTuple):
 
 @small
 def unpack_call(p):
-    """From numbers in memory; all but the scale are whole."""
+    """From numbers in memory, behind the thread's; all but the scale are whole."""
     return Call(
-        int(p[0]), int(p[1]), int(p[2]), int(p[3]), int(p[4]), int(p[5]), int(p[6]), p[7],
-        int(p[8]), int(p[9]), int(p[10]), int(p[11]), int(p[12]), int(p[13]), int(p[14]),
+        int(p[2]), int(p[3]), int(p[4]), int(p[5]), int(p[6]), int(p[7]), int(p[8]), p[9],
+        int(p[10]), int(p[11]), int(p[12]), int(p[13]), int(p[14]), int(p[15]), int(p[16]),
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def unpack_tensors(p, i):
     )  # fmt: skip
 
 
-CALL, INPUTS = len(Call._fields), len(Inputs._fields)
+CALL, INPUTS = PLACE + len(Call._fields), len(Inputs._fields)
 
 
 @small
@@ -107,8 +107,9 @@ def enter(c, state, head, direction, i, gradient):
 
 
 @kernel
-def local_kernel(c, x, y, thread, threads):
+def local_kernel(p):
     """What the tokens of every segment add to S and D."""
+    (thread, threads), c, x = place(p), unpack_call(p), unpack_tensors(p, 0)
     a_row, v_row = 4 * c.K, 4 * c.V
     alpha = c.scratch + thread * c.scratch_size
     keys, ones = alpha + BLOCK * a_row, alpha + 2 * BLOCK * a_row
@@ -144,9 +145,3 @@ def local_kernel(c, x, y, thread, threads):
                 store(decay + at, where(product < NOTHING, 0.0, product))
             if c.gradient:
                 scan(d, ones, keys, keys, values, unused, a_row, v_row, count)
-
-
-@team
-def local_team(p):
-    c, x, y = unpack_call(p), unpack_tensors(p, 0), unpack_tensors(p, INPUTS)
-    local_kernel(c, x, y, thread_num(), num_threads())
