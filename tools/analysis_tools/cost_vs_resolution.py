@@ -331,7 +331,7 @@ def draw(files: list[dict], path: Path) -> None:
         precision = f", {data['settings']['precision']}" if len(files) > 1 else ""
         contents.append((data, title + precision, unit, value))
     figure, panels = plt.subplots(
-        len(contents), 1, figsize=(7.2, 4.6 * len(contents) + 0.7), layout="constrained"
+        len(contents), 1, figsize=(7.2, 3.7 * len(contents) + 1), layout="constrained"
     )
     sizes = sorted({row["size"] for row in files[0]["results"]})
     for panel, (data, title, unit, value) in zip(panels.flat, contents, strict=True):
@@ -352,7 +352,7 @@ def draw(files: list[dict], path: Path) -> None:
         panel.tick_params(axis="y", labelsize=13)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.set_title(takeaway(title, points), fontsize=14)
+        panel.set_title(takeaway(title, points), fontsize=12)
         panel.set_ylabel(unit, fontsize=13)
         panel.grid(alpha=0.3)
     panels.flat[-1].set_xlabel("height and width of the image, pixels", fontsize=13)
