@@ -63,11 +63,10 @@ def move(target, source, size):
 @inner
 def load_block(target, x, t, count, factor, padding):
     """Rows of x from t on, times a factor, then padding."""
-    size = 4 if x.dtype == FLOAT32 else 2
-    for i in range(count):
-        row = x.data + (t + i) * x.token
-        for c in range(0, x.width, LANES):
-            at, to = row + size * c, target + 4 * (i * x.width + c)
+    size, row = 4 if x.dtype == FLOAT32 else 2, 4 * x.width
+    for c in range(0, x.width, LANES):
+        at, to = x.data + t * x.token + size * c, target + 4 * c
+        for _ in range(count):
             prefetch(at + AHEAD * x.token)
             if x.dtype == FLOAT32:
                 store(to, load(at) * factor)
@@ -75,21 +74,22 @@ def load_block(target, x, t, count, factor, padding):
                 store(to, load_bfloat16(at) * factor)
             else:
                 store(to, load_float16(at) * factor)
-    fill(target + 4 * count * x.width, 4 * (BLOCK - count) * x.width, padding)
+            at, to = at + x.token, to + row
+    fill(target + count * row, (BLOCK - count) * row, padding)
 
 
 @inner
 def store_sum(x, t, count, one, one_step, other, other_step):
     """Rows of x from t on: sums of two buffers' rows, each with its step in bytes."""
     size = 4 if x.dtype == FLOAT32 else 2
-    for i in range(count):
-        row = x.data + (t + i) * x.token
-        for c in range(0, x.width, LANES):
-            y = load(one + i * one_step + 4 * c) + load(other + i * other_step + 4 * c)
-            prefetch(row + size * c + AHEAD * x.token)
+    for c in range(0, x.width, LANES):
+        to, y, z = x.data + t * x.token + size * c, one + 4 * c, other + 4 * c
+        for _ in range(count):
+            prefetch(to + AHEAD * x.token)
             if x.dtype == FLOAT32:
-                store(row + size * c, y)
+                store(to, load(y) + load(z))
             elif x.dtype == BFLOAT16:
-                store_bfloat16(row + size * c, y)
+                store_bfloat16(to, load(y) + load(z))
             else:
-                store_float16(row + size * c, y)
+                store_float16(to, load(y) + load(z))
+            to, y, z = to + x.token, y + one_step, z + other_step
