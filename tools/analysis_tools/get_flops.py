@@ -221,7 +221,8 @@ def backbone_traffic(
     if "vig_mm" in str(settings["type"]) and device == "meta":
         settings["backend"] = "triton"
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
-        model = revert_sync_batchnorm(registry.build(settings)).train().to(device)
+        model = revert_sync_batchnorm(registry.build(settings)).to(device)
+        model.train()  # of which some return nothing
     image = torch.zeros(1, 3, *size, device=device)
     return training_traffic(partial(model, image), model.parameters())
 
