@@ -55,24 +55,20 @@ def gate_inputs(width=8, **options):
         (dict(widths=dict(q=128, v=128)), "triton", None),
         (dict(device="cpu"), "chunked", None),
         (dict(device="xpu"), "chunked", None),
-        (dict(exporting=True), "chunked", None),
         (dict(exporting=True, dtype=torch.float64), "chunked", None),
         (dict(dtype=torch.float64), "chunked", ["float64", "bfloat16"]),
         (dict(widths=dict(q=32, v=129)), "chunked", ["v is 129 wide", "128"]),
         (dict(capability=(7, 5)), "chunked", ["7.5", "8.0"]),
     ],
 )
-def test_choice(change, name, words):
+def test_choice(change, name, words, monkeypatch):
     chosen, reason = choose_backend(**{**GPU, **change})
     assert chosen == name
     assert (reason is None) == (words is None)
     assert all(word in reason for word in words or ())
-
-
-def test_choice_without_triton(monkeypatch):
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
-    name, reason = choose_backend(**GPU)
-    assert name == "chunked" and "pip install triton" in reason
+    chosen, reason = choose_backend(**{**GPU, **change})
+    assert chosen == "chunked" and (name == "chunked" or "pip install triton" in reason)
 
 
 def label(func, args):
@@ -110,29 +106,22 @@ class Record(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options, gla, gate",
+    "device, dtype, calls",
     [
-        (dict(device="cuda"), ["bidirectional_gla auto"], ["locality_gate auto"]),
-        (
-            dict(device="cuda", dtype=torch.float16),
-            ["bidirectional_gla auto"],
-            ["locality_gate auto"],
-        ),
-        (dict(device="cuda", dtype=torch.float64), ["bidirectional_gla"], []),
-        (dict(device="cpu"), ["bidirectional_gla"], []),
+        ("cuda", torch.float32, ["bidirectional_gla auto", "locality_gate auto"]),
+        ("cuda", torch.float16, ["bidirectional_gla auto", "locality_gate auto"]),
+        ("cuda", torch.float64, ["bidirectional_gla"]),
+        ("cpu", torch.float32, ["bidirectional_gla"]),
     ],
 )
-def test_devices(options, gla, gate):
+def test_devices(device, dtype, calls):
     """Fake tensors have a device without there being one."""
     with warnings.catch_warnings(), FakeTensorMode(), Record() as record:
         warnings.simplefilter("ignore")
-        out = bidirectional_gla(*gla_inputs(**options))
-        assert out.shape == (2, 5, 1, 8) and out.device.type == options["device"]
-        assert record.calls == gla
-        record.calls.clear()
-        out = locality_gate(*gate_inputs(**options))
-        assert out.shape == (2, 5, 1, 8) and out.device.type == options["device"]
-        assert record.calls == gate
+        for function, make in ((bidirectional_gla, gla_inputs), (locality_gate, gate_inputs)):
+            out = function(*make(device=device, dtype=dtype))
+            assert out.shape == (2, 5, 1, 8) and out.device.type == device
+        assert record.calls == calls
 
 
 def graph_calls(module):
@@ -194,6 +183,8 @@ def test_traced_from_a_gpu(gpu_is_cpu):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_one_warning_a_reason(gpu_is_cpu, compiled):
+    """It points at the call."""
+
     def run(function, inputs):
         if compiled:
             function = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -211,39 +202,24 @@ def test_one_warning_a_reason(gpu_is_cpu, compiled):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run(function, inputs)
-        texts = [str(w.message) for w in caught if "vig_mm" in str(w.message)]
-        assert len(texts) == 1
-        assert all(word in texts[0] for word in words)
-
-
-def test_the_warning_points_at_the_call(gpu_is_cpu):
-    with pytest.warns(UserWarning, match="slower") as caught:
-        bidirectional_gla(*gla_inputs(dtype=torch.float64))
-    assert caught[0].filename == __file__
+        (said,) = [w for w in caught if "vig_mm" in str(w.message)]
+        assert all(word in str(said.message) for word in ("slower", *words))
+        assert compiled or said.filename == __file__
 
 
 @pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
-def test_forced_triton_says_what_it_cannot_do(operator, monkeypatch):
-    make, name = (gla_inputs, "q") if operator is bidirectional_gla else (gate_inputs, "o")
-    with pytest.raises(ValueError, match="backend='triton'.*float64"):
-        operator(*make(dtype=torch.float64), backend="triton")
-    with pytest.raises(ValueError, match=f"backend='triton': {name} is 200 wide"):
-        operator(*make(width=200), backend="triton")
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
-    with pytest.raises(ImportError, match="pip install triton"):
-        operator(*make(), backend="triton")
-
-
-def test_forced_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
+def test_a_backend_that_is_asked_for_says_what_it_cannot_do(operator, monkeypatch):
     triton = pytest.importorskip("triton")
+    make, name = (gla_inputs, "q") if operator is bidirectional_gla else (gate_inputs, "o")
+
+    def refused(error, words, backend="triton", **options):
+        with pytest.raises(error, match=words):
+            operator(*make(**options), backend=backend)
+
+    refused(ValueError, "'cuda'; choose one of .*triton", backend="cuda")
+    refused(ValueError, "backend='triton'.*float64", dtype=torch.float64)
+    refused(ValueError, f"backend='triton': {name} is 200 wide", width=200)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    for operator, inputs in ((bidirectional_gla, gla_inputs()), (locality_gate, gate_inputs())):
-        with pytest.raises(ValueError, match="need CUDA tensors, got cpu"):
-            operator(*inputs, backend="triton")
-
-
-@pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
-def test_unknown_backend(operator):
-    inputs = gla_inputs() if operator is bidirectional_gla else gate_inputs()
-    with pytest.raises(ValueError, match="'cuda'; choose one of .*triton"):
-        operator(*inputs, backend="cuda")
+    refused(ValueError, "need CUDA tensors, got cpu", device="cpu")
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    refused(ImportError, "pip install triton")

@@ -94,10 +94,9 @@ def test_closed_and_open_gates(backend):
     inputs = make_inputs(*SMALL)
     for i, logit in enumerate((-1e30, -100.0, 100.0, 1e30)):
         inputs[2][..., i::4] = logit
-    compare_with = truth(formula, inputs, inputs[0])
     found = differentiated(lambda *t: locality_gate(*t, backend=backend), inputs, inputs[0])
     assert found[3].abs().max() < 1e-30
-    check(found, compare_with, 2e-6, floor=1e-30)
+    check(found[:3], truth(formula, inputs, inputs[0])[:3], 2e-6)
 
 
 @ACT
@@ -117,7 +116,9 @@ def test_with_projection_and_residual(backend, dtype, act):
         x, grad = randn(2, *shape[:2], channels, seed=8, dtype=stream)
         scale = torch.tensor([0.0, 1.25], device=DEVICE, dtype=stream) if scaled else None
 
-        def plain(*t, factor=1.0 if scale is None else scale.double()[:, None, None], x=x):
+        factor = 1.0 if scale is None else scale.double()[:, None, None]
+
+        def plain(*t, x=x, factor=factor):
             return x.double() + formula(*t[:5], act=act).flatten(2) @ t[5].mT * factor
 
         expected, *grads = truth(plain, [*inputs, weight], grad)

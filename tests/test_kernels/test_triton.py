@@ -4,8 +4,6 @@ They run on a GPU, or interpreted on a CPU, where test_fuzz calls them at random
 compiled code shows, such as races, is for tests/emulator, its size and spills for test_compile.
 """
 
-import math
-
 import pytest
 import torch
 from references import GATES, check, gla_inputs, gla_truth, rel
