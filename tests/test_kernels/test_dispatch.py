@@ -77,17 +77,19 @@ def label(func, args):
     return " ".join([func._schema.name.removeprefix("vig_mm::"), *backends])
 
 
-def test_works_without_triton():
-    """In a process that cannot import it: nothing needs it, and asking for it is an error."""
+def test_works_without_triton_and_numba():
+    """In a process that cannot import them nothing needs them, and nothing is said."""
     code = """
-import sys
-sys.modules["triton"] = None
+import sys, warnings
+sys.modules["triton"] = sys.modules["numba"] = None
+warnings.simplefilter("error")
 import torch
 from vig_mm.kernels import bidirectional_gla, dispatch, locality_gate
 x = torch.randn(1, 5, 1, 4)
-bidirectional_gla(x, x, x, x, x)
 locality_gate(x, x, x, x[0, 0, 0], x[0, 0, 0])
-assert not dispatch.TRITON_INSTALLED
+out = bidirectional_gla(x, x, x, x, x)
+assert torch.equal(out, bidirectional_gla(x, x, x, x, x, backend="chunked"))
+assert not dispatch.TRITON_INSTALLED and not dispatch.NUMBA_INSTALLED
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
