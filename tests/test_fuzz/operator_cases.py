@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,6 +14,11 @@ EXTREMES = (
     -math.inf, -3e38, -1e30, -65504.0, -500.0, -89.0, -88.0, -50.0, -20.0, 0.0, 20.0, 88.0, 500.0,
     65504.0, 1e30, math.inf,
 )  # fmt: skip
+
+
+def times(factor: float) -> settings:
+    """So many times the profile's number of examples (see conftest)."""
+    return settings(max_examples=max(round(settings.default.max_examples * factor), 1))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Images of any size, odd and prime, in any memory layout, through the three backbones.
 
 The backbones are narrow and shallow, every weight is drawn (so that no part is switched off by a
-zero at the start), and the images go up to 700 pixels in both directions.
+zero at the start), and the images go up to 400 pixels in both directions. What is no image, and
+training, are for tests/test_models.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import given, target
 from hypothesis import strategies as st
-from operator_cases import Layout, layouts
-from profiles import times
+from operator_cases import Layout, layouts, times
 from torch import Tensor, nn
 
 import vig_mm
@@ -27,8 +26,8 @@ ARCHS = {
 FAMILIES = st.sampled_from(list(ARCHS))
 SIDE = st.one_of(
     st.integers(16, 64),
-    st.sampled_from([16, 17, 23, 31, 97, 101, 211, 224, 225, 389, 512, 577, 691, 699, 700]),
-    st.integers(16, 700),
+    st.sampled_from([16, 17, 23, 31, 97, 101, 211, 224, 225, 389, 399, 400]),
+    st.integers(16, 400),
 )
 SMALL_SIDE = st.integers(16, 100)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
@@ -103,33 +102,23 @@ def check_same(*pairs: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
     assert found < STEPS  # also not where it is NaN
 
 
-@times(2)
-@given(FAMILIES, images(SIDE), st.integers(0, 3))
-def test_any_size(family, image, batch):
-    """Shapes are those documented, and an image's memory layout does not matter."""
+@times(1)
+@given(FAMILIES, images(SIDE), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_any_size(family, image, batch, random):
+    """Shapes are those documented; an image gives the same whatever its memory layout, alone, and
+    wherever in a batch it stands."""
     backbone, x = build(family, image.dtype), image.tensor(batch)
     with torch.no_grad():
         outs = backbone(x)
         assert [x.shape for x in outs] == [(batch, *s) for s in stages(family, image.size)]
         assert all(x.is_contiguous() and x.isfinite().all() for x in outs)
         if batch:
-            check_same((outs, backbone(x.contiguous())))
-
-
-@times(1)
-@given(
-    FAMILIES, images(st.one_of(SMALL_SIDE, st.integers(16, 200), SIDE)), st.permutations(range(8))
-)
-def test_images_of_a_batch_are_independent(family, image, order):
-    """One image gives what it gives among eight, and their order does not matter."""
-    backbone, x = build(family, image.dtype), image.tensor(8)
-    with torch.no_grad():
-        outs = backbone(x)
-        one = order[0]
-        check_same(
-            (backbone(x[one : one + 1]), [out[one : one + 1] for out in outs]),
-            (backbone(x[order]), [out[order] for out in outs]),
-        )
+            order = random.sample(range(batch), batch)
+            one = order[:1]
+            check_same(
+                (backbone(x[one].contiguous()), [out[one] for out in outs]),
+                (backbone(x[order]), [out[order] for out in outs]),
+            )
 
 
 @times(1)
@@ -148,27 +137,3 @@ def test_backends_agree(family, image, with_cp):
         results.append(([out.detach() for out in outs], grads))
     (expected, expected_grads), (outs, grads) = results
     check_same((outs, expected), ([torch.cat(grads, dim=1)], [torch.cat(expected_grads, dim=1)]))
-
-
-@times(1)
-@given(FAMILIES, images(SMALL_SIDE))
-def test_training_is_finite(family, image):
-    """In training mode, with batch statistics and dropped paths."""
-    backbone = build(family, image.dtype, drop_path_rate=0.5).train()
-    sum(out.square().mean() for out in backbone(image.tensor(2))).backward()
-    for name, p in backbone.named_parameters():
-        assert p.grad is not None and p.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize("family", ARCHS)
-@times(1)
-@given(shape=st.lists(st.integers(0, 20), min_size=1, max_size=5))
-def test_what_is_no_image_is_refused(family, shape):
-    backbone = build(family)
-    x = torch.zeros(shape)
-    if len(shape) != 4 or shape[1] != 3:
-        with pytest.raises(ValueError, match=r"expected images \[B, 3, H, W\], got shape"):
-            backbone(x)
-    elif 0 in shape[2:]:
-        with pytest.raises(ValueError, match="expected images"):
-            backbone(x)
