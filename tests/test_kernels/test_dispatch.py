@@ -46,6 +46,13 @@ def gate_inputs(width=8, **options):
     return [torch.randn(2, 5, 1, width, **ON_DEVICE | options) for _ in range(3)] + weights
 
 
+# function, its inputs, its backend in plain PyTorch
+OPERATORS = {
+    "bidirectional_gla": (bidirectional_gla, gla_inputs, "chunked"),
+    "locality_gate": (locality_gate, gate_inputs, "torch"),
+}
+
+
 @pytest.mark.parametrize(
     "change, name, words",
     [
@@ -120,7 +127,7 @@ def test_devices(device, dtype, calls):
     """Fake tensors have a device without there being one."""
     with warnings.catch_warnings(), FakeTensorMode(), Record() as record:
         warnings.simplefilter("ignore")
-        for function, make in ((bidirectional_gla, gla_inputs), (locality_gate, gate_inputs)):
+        for function, make, _ in OPERATORS.values():
             out = function(*make(device=device, dtype=dtype))
             assert out.shape == (2, 5, 1, 8) and out.device.type == device
         assert record.calls == calls
@@ -133,23 +140,20 @@ def graph_calls(module):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_for_a_gpu(gpu_is_cpu, dynamic):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiled_for_a_gpu(gpu_is_cpu, name, dynamic):
     """torch.compile must not be taken for torch.export."""
-    graphs = []
+    function, make, _ = OPERATORS[name]
+    inputs, graphs = make(), []
 
     def capture(module, inputs):
         graphs.append(module)
         return module
 
-    for function, inputs, call in (
-        (bidirectional_gla, gla_inputs(), "bidirectional_gla auto"),
-        (locality_gate, gate_inputs(), "locality_gate auto"),
-    ):
-        graphs.clear()
-        torch._dynamo.reset()
-        compiled = torch.compile(function, fullgraph=True, backend=capture, dynamic=dynamic)
-        assert torch.equal(compiled(*inputs), function(*inputs, backend="triton"))
-        assert graph_calls(graphs[0]) == [call]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=capture, dynamic=dynamic)
+    assert torch.equal(compiled(*inputs), function(*inputs, backend="triton"))
+    assert graph_calls(graphs[0]) == [f"{name} auto"]
 
 
 class Module(torch.nn.Module):
@@ -162,16 +166,14 @@ class Module(torch.nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exported_from_a_gpu(gpu_is_cpu, strict):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_exported_from_a_gpu(gpu_is_cpu, name, strict):
     """The graph asks for no Triton kernel; the locality gate is in it as plain operators."""
-    for function, inputs, plain, calls in (
-        (bidirectional_gla, gla_inputs(), "chunked", ["bidirectional_gla"]),
-        (locality_gate, gate_inputs(), "torch", []),
-    ):
-        program = torch.export.export(Module(function), tuple(inputs), strict=strict)
-        assert graph_calls(program.graph_module) == calls
-        expected = function(*inputs, backend=plain)
-        assert torch.equal(program.module()(*inputs), expected)
+    function, make, plain = OPERATORS[name]
+    inputs = make()
+    program = torch.export.export(Module(function), tuple(inputs), strict=strict)
+    assert graph_calls(program.graph_module) == [name] * (plain == "chunked")
+    assert torch.equal(program.module()(*inputs), function(*inputs, backend=plain))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -184,43 +186,43 @@ def test_traced_from_a_gpu(gpu_is_cpu):
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_one_warning_a_reason(gpu_is_cpu, compiled):
+@pytest.mark.parametrize(
+    "name, options, reason",
+    [
+        ("bidirectional_gla", dict(dtype=torch.float64), "float64"),
+        ("bidirectional_gla", dict(v_width=129), "v is 129 wide"),
+        ("locality_gate", dict(dtype=torch.float64), "float64"),
+        ("locality_gate", dict(width=130), "o is 130 wide"),
+    ],
+)
+def test_one_warning_a_reason(gpu_is_cpu, name, options, reason, compiled):
     """It points at the call."""
-
-    def run(function, inputs):
-        if compiled:
-            function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    function, make, plain = OPERATORS[name]
+    inputs = make(**options)
+    if compiled:
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for _ in range(2):
             function(*inputs)
             torch._dynamo.reset()
-
-    double = dict(dtype=torch.float64)
-    for function, inputs, words in (
-        (bidirectional_gla, gla_inputs(**double), ["float64", "backend='chunked'"]),
-        (bidirectional_gla, gla_inputs(v_width=129), ["v is 129 wide", "backend='chunked'"]),
-        (locality_gate, gate_inputs(**double), ["float64", "backend='torch'"]),
-        (locality_gate, gate_inputs(width=130), ["o is 130 wide", "backend='torch'"]),
-    ):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            run(function, inputs)
-        (said,) = [w for w in caught if "vig_mm" in str(w.message)]
-        assert all(word in str(said.message) for word in ("slower", *words))
-        assert compiled or said.filename == __file__
+    (said,) = [w for w in caught if "vig_mm" in str(w.message)]
+    assert all(word in str(said.message) for word in ("slower", reason, f"backend={plain!r}"))
+    assert compiled or said.filename == __file__
 
 
-@pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
-def test_a_backend_that_is_asked_for_says_what_it_cannot_do(operator, monkeypatch):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_backend_that_is_asked_for_says_what_it_cannot_do(name, monkeypatch):
     triton = pytest.importorskip("triton")
-    make, name = (gla_inputs, "q") if operator is bidirectional_gla else (gate_inputs, "o")
+    function, make, _ = OPERATORS[name]
 
     def refused(error, words, backend="triton", **options):
         with pytest.raises(error, match=words):
-            operator(*make(**options), backend=backend)
+            function(*make(**options), backend=backend)
 
     refused(ValueError, "'cuda'; choose one of .*triton", backend="cuda")
     refused(ValueError, "backend='triton'.*float64", dtype=torch.float64)
-    refused(ValueError, f"backend='triton': {name} is 200 wide", width=200)
+    refused(ValueError, "backend='triton': [qo] is 200 wide", width=200)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     refused(ValueError, "need CUDA tensors, got cpu", device="cpu")
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)

@@ -1,7 +1,6 @@
 """The locality gate: plain PyTorch and the Triton kernels against its formula in float64.
 
-The kernels run on a GPU, or interpreted on a CPU, where test_fuzz calls all forms at random, also
-with closed gates; numba's form is in test_cpu.
+The kernels run on a GPU, or interpreted on a CPU; numba's form is in test_cpu.
 """
 
 import pytest
