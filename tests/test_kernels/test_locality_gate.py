@@ -33,8 +33,10 @@ SMALL = SHAPES[1]
 
 
 def make_inputs(batch, tokens, heads, width, dtype=torch.float32):
-    """o is contiguous, the others are parts of wider tensors, as the mixer may hand them over."""
+    """o is contiguous, the others are parts of wider tensors, as the mixer may hand them over; some
+    gates are open or closed."""
     local, gate = randn(batch, tokens, 2, heads, width, seed=1, dtype=dtype).mul_(3).unbind(2)
+    gate[:, ::9, :, 1], gate[:, 1::9, :, 2], gate[:, 2::9, :, 3] = 1e30, -1e30, -100.0
     weights = randn(2, width, seed=2, dtype=dtype).unbind()
     return [randn(batch, tokens, heads, width, dtype=dtype), local, gate, *weights]
 
@@ -86,16 +88,6 @@ def test_half_precision(backend, dtype, float32):
     inputs = make_inputs(2, 100, 3, 32, dtype=dtype)
     inputs = [x.float() if i in float32 else x for i, x in enumerate(inputs)]
     compare(inputs, not float32, backend, bound=2 * torch.finfo(dtype).eps)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_closed_and_open_gates(backend):
-    inputs = make_inputs(*SMALL)
-    for i, logit in enumerate((-1e30, -100.0, 100.0, 1e30)):
-        inputs[2][..., i::4] = logit
-    found = differentiated(lambda *t: locality_gate(*t, backend=backend), inputs, inputs[0])
-    assert found[3].abs().max() < 1e-30
-    check(found[:3], truth(formula, inputs, inputs[0])[:3], 2e-6)
 
 
 @ACT
@@ -200,20 +192,6 @@ def test_registered_operators():
         opcheck(ops.locality_gate_backward.default, (o, *inputs, *settings))
     opcheck(triton_projection.gate_projection, (*inputs, weight, x, scale, EPS, True))
     opcheck(kernels.gate_backward_into, (o, *inputs, scale, o.clone(), EPS, True))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled(backend):
-    inputs = make_inputs(*SMALL)
-
-    def run(*inputs):
-        return locality_gate(*inputs, act=True, backend=backend)
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
-    results = [differentiated(function, inputs, inputs[0]) for function in (compiled, run)]
-    # torch 2.9 differs in the last place when it compiles
-    exact = {} if torch.__version__.startswith("2.9.") else dict(rtol=0, atol=0)
-    torch.testing.assert_close(*results, **exact)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,6 +1,7 @@
-"""Every function that mmcv's compiled module has for a device, against vig_mm's, through mmcv.ops.
+"""Every function that mmcv's compiled module has for the CPU, against vig_mm's, through mmcv.ops.
 
-Skipped where mmcv has no compiled operators; on a GPU they need an mmcv compiled for CUDA.
+Skipped where mmcv has no compiled operators; on a GPU they need an mmcv compiled for CUDA. What it
+compiles for CUDA only is for test_against_definitions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -326,53 +327,3 @@ def test_psa_mask(both, kind, mask_size, dtype, device):
     layer = mmcv.ops.PSAMask(kind, mask_size)
     for own, ours in zip(*both(lambda: gradients(layer, [x])), strict=True):
         assert torch.equal(own, ours)
-
-
-# The following have no compiled form for the CPU: tests/test_ops/test_against_definitions.py.
-
-
-@pytest.mark.gpu
-@OF_DTYPE
-@pytest.mark.parametrize("case", ROI_CASES)
-def test_roi_pool(same, case, dtype):
-    maps, rois = randn(2, 3, 15, 20, dtype=dtype).cuda(), ROI_CASES[case].to("cuda", dtype)
-    layer = mmcv.ops.RoIPool((5, 7), 1 / 4)
-    same(lambda: gradients(lambda x: layer(x, rois), [maps]))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["sigmoid_focal_loss", "softmax_focal_loss"])
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_focal_losses(both, name, weighted, reduction):
-    logits = (randn(50, 7, dtype=torch.float64) * 3).cuda()
-    labels = torch.randint(0, 7, (50,), generator=generator()).cuda()
-    weight = torch.linspace(0.5, 2, 7, dtype=torch.float64).cuda() if weighted else None
-    loss = getattr(mmcv.ops, name)
-    results = both(
-        lambda: gradients(lambda x: loss(x, labels, 2.0, 0.25, weight, reduction), [logits])
-    )
-    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["carafe", "carafe_naive"])
-def test_carafe(same, name):
-    features, masks = randn(2, 8, 5, 7).double().cuda(), randn(2, 50, 10, 14).double().cuda()
-    function = getattr(mmcv.ops, name)
-    same(lambda: gradients(lambda x, m: function(x, m, 5, 2, 2), [features, masks]))
-
-
-@pytest.mark.gpu
-def test_masked_convolution(same):
-    layer = mmcv.ops.MaskedConv2d(3, 4, 3, padding=1).cuda()
-    x, mask = randn(1, 3, 8, 9).cuda(), randn(1, 8, 9, seed=1).cuda() > 0
-    same(lambda: [layer(x, mask).detach()])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("ratio", [0, 2])
-def test_deform_roi_pool(same, ratio):
-    maps, rois = randn(2, 3, 15, 20).cuda(), ROI_CASES["inside"].cuda()
-    offset = randn(len(rois), 2, 3, 3, seed=1).cuda() * 0.1
-    same(lambda: [mmcv.ops.deform_roi_pool(maps, rois, offset, 3, 0.25, ratio)])
