@@ -101,12 +101,10 @@ def exact_cases(_) -> Iterator[Case]:
     for dtype in DTYPES:
         for gates in ("extreme", "shut"):
             yield gla(dtype, 1, 49, 2, 32, 64, gates)
-            yield gla(dtype, 1, 100, 1, 16, 32, gates)
+            yield gla(dtype, 1, 130, 1, 16, 32, gates)
         yield gla(dtype, 1, 200, 1, 32, 64, "mixed")
-        yield gla(dtype, 1, 40, 1, 32, 64, "infinite")
-        yield gla(dtype, 1, 100, 1, 16, 32, "infinite")
-    yield gla(BF16, 1, 17, 2, 16, 32, "extreme")
-    yield gla(BF16, 1, 130, 1, 32, 64, "extreme")
+        for T, K, V in ((17, 16, 32), (40, 32, 64), (100, 16, 32)):
+            yield gla(dtype, 1, T, 1, K, V, "infinite")
     yield gla(FP32, 1, 70, 1, 64, 64, "mixed")
 
 
@@ -121,9 +119,8 @@ def width_cases(_) -> Iterator[Case]:
     yield gla(BF16, 1, 100, 1, 64, 128, "mixed")
     yield gla(FP16, 1, 80, 1, 128, 64, "mixed")
     # what takes most shared memory
-    yield gla(FP16, 1, 64, 1, 32, 128)
-    yield gla(FP32, 1, 64, 1, 32, 64)
-    yield gla(FP32, 1, 64, 1, 128, 64)
+    for dtype, K, V in ((FP16, 32, 128), (FP32, 32, 64), (FP32, 128, 64)):
+        yield gla(dtype, 1, 64, 1, K, V)
 
 
 def segment_cases(_) -> Iterator[Case]:

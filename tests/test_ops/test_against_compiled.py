@@ -1,7 +1,7 @@
 """Every function that mmcv's compiled module has for the CPU, against vig_mm's, through mmcv.ops.
 
 Skipped where mmcv has no compiled operators; on a GPU they need an mmcv compiled for CUDA. What it
-compiles for CUDA only is for test_against_definitions.
+compiles for CUDA only is for test_against_definitions, layers made of these for test_stock_configs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -290,32 +290,6 @@ def test_deform_conv_gives_the_gradients_that_are_asked_for(same, needed, device
         return [*first, *some, *torch.autograd.grad(y.square().sum(), wanted)]
 
     same(two_passes)
-
-
-@OF_DEVICE
-def test_layers_that_build_on_them(same, device):
-    """Switchable atrous convolution (DetectoRS) and the packs that predict their offsets."""
-    torch.manual_seed(0)
-    layers = [
-        mmcv.ops.SAConv2d(4, 4, 3, padding=1, use_deform=True),
-        mmcv.ops.DeformConv2dPack(4, 6, 3, padding=1, deform_groups=2),
-        mmcv.ops.ModulatedDeformConv2dPack(4, 6, 3, padding=1, stride=2),
-    ]
-    x = torch.randn(2, 4, 12, 10, device=device)
-    for layer in layers:
-        for parameter in layer.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        layer.to(device)
-
-    def run() -> list[Tensor]:
-        results = []
-        for layer in layers:
-            layer.zero_grad()
-            results += gradients(layer, [x])
-            results += [p.grad.clone() for p in layer.parameters() if p.grad is not None]
-        return results
-
-    same(run)
 
 
 @OF_DEVICE
