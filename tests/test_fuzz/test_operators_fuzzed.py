@@ -42,7 +42,7 @@ def run(call: Call, backend: str) -> tuple[list[Tensor], Tensor, Tensor, dict[st
     inputs, grad = call.tensors()
     pairs = zip(inputs, call.needed, strict=True)
     leaves = [x.detach().requires_grad_(needed) for x, needed in pairs]
-    out = bidirectional_gla(*leaves, backend=backend, out_dtype=call.out_dtype)
+    out = bidirectional_gla(*leaves, backend=backend, out_dtype=call.dtypes[2])
     assert out.shape == inputs[2].shape and out.dtype == grad.dtype and out.is_contiguous()
     asked = {name: x for name, x in zip(INPUTS, leaves, strict=True) if x.requires_grad}
     assert out.requires_grad is bool(asked)
@@ -72,7 +72,7 @@ def check(call: Call, backend: str, eps: float, steps: float, floor: float) -> N
 @times(3)
 @given(calls(TOKENS, rows=4, width=33))
 def test_chunked(call):
-    double = torch.float64 in (call.dtype, call.gate_dtype)
+    double = torch.float64 in call.dtypes[:2]
     dtype = torch.float64 if double else torch.float32
     check(call, "chunked", torch.finfo(dtype).eps, CHUNKED_STEPS[dtype], CHUNKED_FLOOR[dtype])
 
