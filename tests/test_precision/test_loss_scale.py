@@ -14,7 +14,7 @@ TOO_LARGE = 2.0**40  # gradients of this loss leave the range of float16
 
 
 def test_torch_scaler(device):
-    """With torch's scaler, which mmengine's AmpOptimWrapper has inside; it is there on a CPU, too."""
+    """With torch's scaler, which is there on a CPU, and inside mmengine's AmpOptimWrapper."""
     torch.manual_seed(0)
     model = HierViG(embed_dims=16, depths=(1, 1), num_heads=(1, 2), out_indices=1)
     model.init_weights()
