@@ -326,30 +326,31 @@ def nan_cases(_) -> Iterator[Case]:
             yield from small_parts(dtype, nan)
 
 
-def small_parts(dtype, nan) -> Iterator[Case]:
+def small_parts(dtype, nan, width=32) -> Iterator[Case]:
     """Of the operators with an input of that number."""
     if nan in (None, 0, 1, 2):
-        yield blend(dtype, 2, 5, 1, 32, nan=nan)
-        yield projection(dtype, 2, 5, 1, 32, 32, nan=nan)
+        yield blend(dtype, 2, 5, 1, width, nan=nan)
+        yield projection(dtype, 2, 5, 1, width, 32, nan=nan)
     if nan in (None, 0, 1):
-        yield gated(dtype, 2, 5, 32, nan=nan)
+        yield gated(dtype, 2, 5, width, nan=nan)
     if nan in (None, 0):
-        yield normed(dtype, 9, 32, nan=nan)
-        yield convolved(dtype, 2, (3, 3), 32, act=dtype == BF16, nan=nan)
-        yield fused(dtype, 20, 32, 24, scaled=True, nan=nan)
+        yield normed(dtype, 9, width, nan=nan)
+        yield convolved(dtype, 2, (3, 3), width, act=dtype == BF16, nan=nan)
+        yield fused(dtype, 20, width, 24, scaled=True, nan=nan)
 
 
 def quick_cases(capability) -> Iterator[Case]:
     """Every kernel in both passes, in few compilations: what the tests run.
 
-    float16 on sm_80 alone and float32 on sm_90, and one input with NaN: that the kernels keep it in
-    the others shows the interpreter, too, and that minima and maxima do, the compiled code
-    (tests/test_kernels).
+    float16 on sm_80 alone and float32 on sm_90, of widths that are no power of 2, and one input
+    with NaN: that the kernels keep it in the others shows the interpreter, too, and that minima and
+    maxima do, the compiled code (tests/test_kernels).
     """
     for nan in (None, 3):
         yield gla(BF16, 1, 130, 1, 32, 64, "mixed", nan=nan)
     yield gla(FP32, 1, 100, 1, 16, 32, segments=2)
+    yield gla(BF16, 2, 17, 1, 16, 32)
+    yield from small_parts(BF16, None)
     other = FP16 if capability == 80 else FP32
-    for dtype, gate, part in ((BF16, None, None), (other, 3, 0)):
-        yield gla(dtype, 2, 17, 1, 16, 32, nan=gate)
-        yield from small_parts(dtype, part)
+    yield gla(other, 2, 17, 1, 20, 17, nan=3)
+    yield from small_parts(other, 0, width=20)
