@@ -6,6 +6,7 @@ Shared by tests of kernels (test_kernels), of random calls (test_fuzz), of half 
 
 from collections.abc import Callable, Iterable, Sequence
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -141,3 +142,8 @@ def check(
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         assert x.shape == y.shape, i
         assert rel(x, y, floor) < bound, (i, rel(x, y, floor))
+
+
+def require(backend: str) -> None:
+    """Skip a test where the package that a backend needs is missing."""
+    pytest.importorskip({"cpu": "numba", "triton": "triton"}.get(backend, "torch"))

@@ -6,7 +6,16 @@ with all gates, and empty batches, of every backend in tests/test_fuzz.
 
 import pytest
 import torch
-from references import GATES, INPUTS, check, differentiated, gla_inputs, gla_truth, rel
+from references import (
+    GATES,
+    INPUTS,
+    check,
+    differentiated,
+    gla_inputs,
+    gla_truth,
+    rel,
+    require,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from vig_mm.kernels import bidirectional_gla
@@ -64,7 +73,7 @@ def test_nan_stays_in_its_batch_entry():
 
 @pytest.mark.parametrize("backend", ["chunked", "cpu", "triton"])
 def test_opcheck(backend):
-    pytest.importorskip({"cpu": "numba"}.get(backend, backend if backend == "triton" else "torch"))
+    require(backend)
     device = DEVICE if backend == "triton" else "cpu"
     inputs, grad = gla_inputs(35, 4, 8, device=device)
     leaves = [x.requires_grad_() for x in inputs]

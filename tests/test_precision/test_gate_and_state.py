@@ -10,7 +10,7 @@ import pytest
 import references
 import torch
 import torch.nn.functional as F
-from references import check, differentiated, gla_truth, rel
+from references import check, differentiated, gla_truth, rel, require
 from torch import Tensor
 
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER, bidirectional_gla
@@ -64,7 +64,7 @@ def largest_error(out: Tensor, expected: Tensor) -> float:
 @HALF
 @pytest.mark.parametrize("backend", TOKENS)
 def test_output_is_that_of_float32_rounded_once(backend, dtype, device):
-    pytest.importorskip({"cpu": "numba", "triton": "triton"}.get(backend, "torch"))
+    require(backend)
     inputs = make_inputs(TOKENS[backend], device, dtype)
     expected = recurrence(inputs, None, None)
     # Triton's interpreter cuts the last bits off; on a GPU its operands are rounded, too

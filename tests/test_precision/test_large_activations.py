@@ -8,7 +8,7 @@ test_kernels/test_feed_forward).
 import pytest
 import torch
 import torch.nn.functional as F
-from references import check, differentiated, rel
+from references import check, differentiated, rel, require
 from torch import Tensor
 
 from vig_mm.kernels import bidirectional_gla, locality_gate
@@ -34,7 +34,7 @@ def large(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("backend", ["chunked", "cpu", "triton"])
 def test_operator(backend, gate, dtype, device):
     """Also its gradients through the norm that follows it, against float64."""
-    pytest.importorskip({"cpu": "numba", "triton": "triton"}.get(backend, "torch"))
+    require(backend)
     inputs = [large(1, 100, 1, width, seed=width + i) for i, width in enumerate((8, 8, 16))]
     inputs += [large(1, 100, 1, 8, seed=seed) * (gate / LARGE) for seed in (1, 2)]
     inputs = [x.to(device, dtype) for x in inputs]
@@ -67,7 +67,7 @@ def test_operator(backend, gate, dtype, device):
 @DTYPES
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_locality_gate_and_norm(backend, dtype, device):
-    pytest.importorskip({"triton": "triton"}.get(backend, "torch"))
+    require(backend)
     inputs = [large(2, 40, 2, 16, seed=seed) for seed in range(3)] + [torch.ones(16)] * 2
     inputs = [x.to(device, dtype) for x in inputs]
     found = differentiated(lambda *t: locality_gate(*t, backend=backend), inputs, inputs[0])
