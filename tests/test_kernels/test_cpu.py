@@ -84,7 +84,7 @@ def test_half_precision(dtype, plan, many_threads):
 def test_any_gates(gates, plan, many_threads):
     """Gradients of closed gates are measured against the others' size."""
     inputs, grad = gla_inputs(150, heads=2, gates=GATES[gates])
-    compare(inputs, grad, plan, gate_bound=5e-6, floor=1.0)
+    compare(inputs, grad, plan, bound=1e-6, gate_bound=5e-6, floor=1.0)
 
 
 @pytest.mark.parametrize("openmp", [True, False], ids=["openmp", "python"])

@@ -70,7 +70,7 @@ def test_output_and_gradients(backend, shape, act):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_in_double(backend, act, double_kernels):
     if backend == "triton":  # as no dtype of the public function is float64 there
-        inputs, grad = make_inputs(2, 17, 1, 3, dtype=torch.float64), randn(2, 17, 1, 3).double()
+        inputs, grad = make_inputs(2, 17, 1, 5, dtype=torch.float64), randn(2, 17, 1, 5).double()
         operator = torch.ops.vig_mm.locality_gate
         found = differentiated(lambda *t: operator(*t, EPS, act, backend), inputs, grad)
         check(found, truth(lambda *t: formula(*t, act=act), inputs, grad), 1e-13)
@@ -230,7 +230,7 @@ def test_mixer_with_the_kernels_equals_the_mixer_without(act, dtype):
     """The mixer as it runs on a GPU against the form for the CPU, with gradients."""
     torch.manual_seed(0)
     mixer = GatedLinearAttention2d(32, 2, act=act)
-    x, hw = torch.randn(2, 70, 32), (7, 10)
+    x, hw = torch.randn(2, 35, 32), (5, 7)
     expected = run_mixer(mixer, x, hw)
     mixer.backend = "triton"
     mixer, x = mixer.to(DEVICE), x.to(DEVICE)
