@@ -102,13 +102,12 @@ def test_what_one_form_keeps_serves_the_other(shape):
 
 
 @pytest.mark.parametrize(
-    "shape, dtype",
-    [*(((2, 9, 24, 7), dtype) for dtype in (torch.float32, *HALF)), ((2, 9, 300, 7), torch.float32)],
-    ids=str,
+    "channels, dtype", [*((24, dtype) for dtype in (torch.float32, *HALF)), (300, torch.float32)]
 )
-def test_nan_is_not_lost(shape, dtype):
+def test_nan_is_not_lost(channels, dtype):
     """In any input; nor in the gradient, whose NaN leaves the output as it is."""
-    check_nan(lambda *t: found("triton", *t), expected, inputs(shape, "layer", True, dtype))
+    tensors = inputs((2, 9, channels, 7), "layer", True, dtype)
+    check_nan(lambda *t: found("triton", *t), expected, tensors)
 
 
 @pytest.mark.parametrize("channels", [2, 300])
