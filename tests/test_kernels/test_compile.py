@@ -99,7 +99,7 @@ def cases() -> dict[str, Case]:
         "hier_192_fp32": hier(192, 2, (100, 167), FP32, None),
         "hier_256_autocast": hier(256, 2, (100, 167), FP32, BF16),
         "hier_768_autocast": hier(768, 128, (7, 7), FP32, BF16),
-        "hier_1024_fp32": hier(1024, 1, (7, 7), FP32, None),
+        "hier_1024_fp32": hier(1024, 2, (25, 42), FP32, None),
         "plain_192_autocast": plain(192, *small, FP32, BF16, targets=(80, 86, 90, 100, 120)),
         "plain_768_fp16": plain(768, 8, (14, 14), FP16, None),
         "heads of 64, 128 bf16": heads(2, 4200, 4, 64, 128, BF16),

@@ -40,7 +40,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    print(json.dumps(status), flush=True)
+    print("status", status, flush=True)
 """
 
 
@@ -64,11 +64,11 @@ def report(server):
         environment = {"TRITON_CACHE_DIR": str(cache), **environment}
         server.stdin.write(json.dumps([environment, change]) + "\n")
         server.stdin.flush()
-        lines = [json.loads(server.stdout.readline())]
-        while not isinstance(lines[-1], int):
-            lines.append(json.loads(server.stdout.readline()))
-        assert lines.pop() == 0
-        return lines[-1]
+        said = [server.stdout.readline()]  # Triton may print as well
+        while not said[-1].startswith("status"):
+            said.append(server.stdout.readline())
+        assert said[-1] == "status 0\n"
+        return json.loads(said[-2])
 
     return run
 
