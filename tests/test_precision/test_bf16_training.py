@@ -19,7 +19,7 @@ from torch import nn
 from vig_mm.datasets import make_digits
 
 BF16 = "vig_mm.Bf16OptimWrapper"
-ITERATIONS, WINDOW = 150, 50
+ITERATIONS, WINDOW = 100, 40
 
 
 def build(cfg: Config, wrapper: str, device: str) -> tuple[nn.Module, object]:
