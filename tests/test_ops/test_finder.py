@@ -149,10 +149,25 @@ def test_enable_and_disable(tmp_path: Path) -> None:
     assert in_env("-m", "vig_mm.ops", "enbale").returncode == 2
 
 
+# of the libraries whose models need operators: config; the shortest training; the inferencer
+STOCK = {
+    "mmdet": (
+        "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py",
+        "train_cfg.max_epochs=1",
+        "from mmdet.apis import DetInferencer as Inferencer",
+    ),
+    "mmseg": (
+        "mmseg/vig-h-mini_upernet_digits.py",
+        "train_cfg.max_iters=1",
+        "from mmseg.apis import MMSegInferencer as Inferencer",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Python of an environment like that of tools/setup_env.sh, and a folder with digits."""
-    for library in ("mmdet", "mmseg", "mmpretrain"):
+    for library in STOCK:
         pytest.importorskip(library)
     if provider() != "torchvision":
         pytest.skip("mmcv has operators of its own here")
@@ -172,24 +187,6 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return python, folder
 
 
-# config; the shortest training; the inferencer
-STOCK = {
-    "mmdet": (
-        "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py",
-        "train_cfg.max_epochs=1",
-        "from mmdet.apis import DetInferencer as Inferencer",
-    ),
-    "mmseg": (
-        "mmseg/vig-h-mini_upernet_digits.py",
-        "train_cfg.max_iters=1",
-        "from mmseg.apis import MMSegInferencer as Inferencer",
-    ),
-    "mmpretrain": (
-        "mmpretrain/vig-h-mini_digits.py",
-        "train_cfg.max_epochs=1",
-        "from mmpretrain import ImageClassificationInferencer as Inferencer",
-    ),
-}
 # as in a notebook: the checkpoint is read before anything of vig_mm is imported by a config
 INFER = """
 import sys; assert not {{'torch', 'mmcv', 'mmengine', 'numpy'}} & set(sys.modules)
