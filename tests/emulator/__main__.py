@@ -24,7 +24,6 @@ SECTIONS = {
     "segments": cases.segment_cases,
     "parts": cases.part_cases,
     "nan": cases.nan_cases,
-    "blocks": cases.block_cases,
 }
 QUICK = "quick"  # what the tests run, not among "all"
 

@@ -1,6 +1,9 @@
 """Runs the compiled kernels in the emulator, for sm_80 and sm_90, and what checks the emulator.
 
-In processes of their own, as Triton's interpreter is switched on in this one. Needs no GPU.
+What only compiled code shows: races, addresses, asynchronous copies, rounding of operands. Sizes,
+gates and layouts are for Triton's interpreter (tests/test_kernels, tests/test_fuzz), or for
+`python -m emulator` by hand. In processes of their own, as the interpreter is switched on in this
+one. Needs no GPU.
 """
 
 import math

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,6 +14,11 @@ EXTREMES = (
     -math.inf, -3e38, -1e30, -65504.0, -500.0, -89.0, -88.0, -50.0, -20.0, 0.0, 20.0, 88.0, 500.0,
     65504.0, 1e30, math.inf,
 )  # fmt: skip
+
+
+def times(factor: float) -> settings:
+    """So many times the profile's number of examples (see conftest)."""
+    return settings(max_examples=max(round(settings.default.max_examples * factor), 1))
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Call:
 
     Args:
         size: B, N, H, K, V.
+        dtypes: of q, k, v, of the gates, of the output (None: as v).
+        gates: of both directions.
         spread: standard deviation of log10 of the tokens' magnitudes.
         zeros: share of tokens whose q, k and v are 0.
         layouts: of q, k, v, gate_f, gate_b and the output's gradient.
@@ -96,11 +104,8 @@ class Call:
     """
 
     size: tuple[int, int, int, int, int]
-    dtype: torch.dtype
-    gate_dtype: torch.dtype
-    out_dtype: torch.dtype | None
-    gate_f: Gates
-    gate_b: Gates
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None]
+    gates: tuple[Gates, Gates]
     spread: float
     zeros: float
     layouts: tuple[Layout, ...]
@@ -109,60 +114,42 @@ class Call:
 
     def tensors(self) -> tuple[list[Tensor], Tensor]:
         """q, k, v, gate_f, gate_b, and the output's gradient."""
-        batch, tokens, heads, width, v_width = self.size
+        *shape, width, v_width = self.size
+        dtype, gate_dtype, out_dtype = self.dtypes
+        # products of large activations leave its range
+        spread = 0.0 if torch.float16 in self.dtypes else self.spread
         g = torch.Generator().manual_seed(self.seed)
 
-        def activations(channels: int) -> Tensor:
-            shape = (batch, tokens, heads, channels)
-            x = torch.randn(shape, generator=g, dtype=torch.float64)
-            x *= 10 ** (self.spread * torch.randn(batch, tokens, 1, 1, generator=g).clamp(-2, 2))
-            return x * (torch.rand(batch, tokens, 1, 1, generator=g) >= self.zeros)
+        def activations(channels: int, dtype: torch.dtype) -> Tensor:
+            x = torch.randn(*shape, channels, generator=g, dtype=torch.float64)
+            of_tokens = (*shape[:2], 1, 1)
+            x *= 10 ** (spread * torch.randn(of_tokens, generator=g).clamp(-2, 2))
+            return (x * (torch.rand(of_tokens, generator=g) >= self.zeros)).to(dtype)
 
-        qkv = [activations(channels).to(self.dtype) for channels in (width, width, v_width)]
-        shape = (batch, tokens, heads, width)
-        logits = [x.sample(shape, g).to(self.gate_dtype) for x in (self.gate_f, self.gate_b)]
-        grad = activations(v_width).to(self.out_dtype or self.dtype)
-        *inputs, grad = (
-            layout.place(x) for x, layout in zip((*qkv, *logits, grad), self.layouts, strict=True)
-        )
+        tensors = [activations(channels, dtype) for channels in (width, width, v_width)]
+        tensors += [x.sample((*shape, width), g).to(gate_dtype) for x in self.gates]
+        tensors.append(activations(v_width, out_dtype or dtype))
+        pairs = zip(tensors, self.layouts, strict=True)
+        *inputs, grad = (layout.place(x) for x, layout in pairs)
         return inputs, grad
 
 
-def _sizes(largest: int) -> st.SearchStrategy[int]:
-    return st.one_of(st.integers(1, min(largest, 8)), st.integers(1, largest))
-
-
-@st.composite
 def calls(
-    draw: st.DrawFn,
-    tokens: st.SearchStrategy[int],
-    rows: int,
-    width: int,
-    dtypes: tuple[torch.dtype, ...] = DTYPES,
-) -> Call:
+    tokens: st.SearchStrategy[int], rows: int, width: int, dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> st.SearchStrategy[Call]:
     """Args: rows: B H at most. width: K and V at most."""
-    heads = draw(st.integers(1, rows))
-    dtype = draw(st.sampled_from(dtypes))
-    gate_dtype = draw(st.one_of(st.just(dtype), st.sampled_from(dtypes)))
-    out_dtype = draw(st.sampled_from([None, *dtypes]))
-    # products of large activations leave its range
-    low = torch.float16 in (dtype, gate_dtype, out_dtype)
-    return Call(
-        size=(
-            draw(st.integers(0, rows // heads)),
-            draw(tokens),
-            heads,
-            draw(_sizes(width)),
-            draw(_sizes(width)),
-        ),
-        dtype=dtype,
-        gate_dtype=gate_dtype,
-        out_dtype=out_dtype,
-        gate_f=draw(gates),
-        gate_b=draw(gates),
-        spread=0.0 if low else draw(st.sampled_from([0.0, 0.5, 2.0])),
-        zeros=draw(st.sampled_from([0.0, 0.3])),
-        layouts=tuple(draw(layouts()) for _ in range(6)),
-        needed=tuple(draw(st.booleans()) for _ in range(5)),
-        seed=draw(st.integers(0, 2**32 - 1)),
+    widths = st.one_of(st.integers(1, min(width, 8)), st.integers(1, width))
+    size = st.tuples(st.integers(0, rows), tokens, st.integers(1, rows), widths, widths)
+    one, other = st.sampled_from(dtypes), st.sampled_from([None, *dtypes])
+    same = one.map(lambda dtype: (dtype, dtype, None))
+    return st.builds(
+        Call,
+        size=size.map(lambda x: (min(x[0], rows // x[2]), *x[1:])),
+        dtypes=st.one_of(same, st.tuples(one, one, other)),
+        gates=st.tuples(gates, gates),
+        spread=st.sampled_from([0.0, 0.5, 2.0]),
+        zeros=st.sampled_from([0.0, 0.3]),
+        layouts=st.tuples(*[layouts()] * 6),
+        needed=st.tuples(*[st.booleans()] * 5),
+        seed=st.integers(0, 2**32 - 1),
     )

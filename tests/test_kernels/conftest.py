@@ -1,6 +1,7 @@
 """Fixtures of the tests of the Triton kernels."""
 
 import functools
+import sys
 
 import pytest
 import torch
@@ -17,19 +18,18 @@ def nan_memory():
 
 @pytest.fixture
 def double_kernels(monkeypatch):
-    """Kernels that compute in float64, for gradcheck. Triton's interpreter alone can do that."""
+    """Kernels that compute in float64, to tell rounding from a small term that is missing.
+
+    Triton's interpreter alone can do that."""
     if torch.cuda.is_available():
         pytest.skip("no float64 products on a GPU")
     import triton.language as tl
 
-    from vig_mm.kernels.gla.triton import backward, exact, forward, launch, states, tile
-    from vig_mm.kernels.locality_gate import triton as locality_gate
+    from vig_mm.kernels.feed_forward import triton  # noqa: F401
+    from vig_mm.kernels.gla.triton import tile
 
-    for module in (backward, exact, forward, locality_gate, states, tile):
-        monkeypatch.setattr(module, "ACC", tl.float64)
-    for module in (backward, exact, forward, states):
-        more_terms = functools.partial(module.gate_bits, TERMS=14)
-        monkeypatch.setattr(module, "gate_bits", more_terms)
-    for module in (launch, locality_gate):
-        monkeypatch.setattr(module, "SCRATCH", torch.float64)
-    monkeypatch.setattr(launch, "dot_dtype", lambda dtype: tl.float64)
+    doubles = dict(ACC=tl.float64, SCRATCH=torch.float64, dot_dtype=lambda dtype: tl.float64)
+    doubles["gate_bits"] = functools.partial(tile.gate_bits, TERMS=14)
+    for path, module in list(sys.modules.items()):
+        for name in doubles.keys() & vars(module) if path.startswith("vig_mm.kernels.") else ():
+            monkeypatch.setattr(module, name, doubles[name])

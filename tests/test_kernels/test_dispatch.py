@@ -46,6 +46,13 @@ def gate_inputs(width=8, **options):
     return [torch.randn(2, 5, 1, width, **ON_DEVICE | options) for _ in range(3)] + weights
 
 
+# function, its inputs, its backend in plain PyTorch
+OPERATORS = {
+    "bidirectional_gla": (bidirectional_gla, gla_inputs, "chunked"),
+    "locality_gate": (locality_gate, gate_inputs, "torch"),
+}
+
+
 @pytest.mark.parametrize(
     "change, name, words",
     [
@@ -55,24 +62,20 @@ def gate_inputs(width=8, **options):
         (dict(widths=dict(q=128, v=128)), "triton", None),
         (dict(device="cpu"), "chunked", None),
         (dict(device="xpu"), "chunked", None),
-        (dict(exporting=True), "chunked", None),
         (dict(exporting=True, dtype=torch.float64), "chunked", None),
         (dict(dtype=torch.float64), "chunked", ["float64", "bfloat16"]),
         (dict(widths=dict(q=32, v=129)), "chunked", ["v is 129 wide", "128"]),
         (dict(capability=(7, 5)), "chunked", ["7.5", "8.0"]),
     ],
 )
-def test_choice(change, name, words):
+def test_choice(change, name, words, monkeypatch):
     chosen, reason = choose_backend(**{**GPU, **change})
     assert chosen == name
     assert (reason is None) == (words is None)
     assert all(word in reason for word in words or ())
-
-
-def test_choice_without_triton(monkeypatch):
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
-    name, reason = choose_backend(**GPU)
-    assert name == "chunked" and "pip install triton" in reason
+    chosen, reason = choose_backend(**{**GPU, **change})
+    assert chosen == "chunked" and (name == "chunked" or "pip install triton" in reason)
 
 
 def label(func, args):
@@ -81,17 +84,19 @@ def label(func, args):
     return " ".join([func._schema.name.removeprefix("vig_mm::"), *backends])
 
 
-def test_works_without_triton():
-    """In a process that cannot import it: nothing needs it, and asking for it is an error."""
+def test_works_without_triton_and_numba():
+    """In a process that cannot import them nothing needs them, and nothing is said."""
     code = """
-import sys
-sys.modules["triton"] = None
+import sys, warnings
+sys.modules["triton"] = sys.modules["numba"] = None
+warnings.simplefilter("error")
 import torch
 from vig_mm.kernels import bidirectional_gla, dispatch, locality_gate
 x = torch.randn(1, 5, 1, 4)
-bidirectional_gla(x, x, x, x, x)
 locality_gate(x, x, x, x[0, 0, 0], x[0, 0, 0])
-assert not dispatch.TRITON_INSTALLED
+out = bidirectional_gla(x, x, x, x, x)
+assert torch.equal(out, bidirectional_gla(x, x, x, x, x, backend="chunked"))
+assert not dispatch.TRITON_INSTALLED and not dispatch.NUMBA_INSTALLED
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -110,29 +115,22 @@ class Record(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options, gla, gate",
+    "device, dtype, calls",
     [
-        (dict(device="cuda"), ["bidirectional_gla auto"], ["locality_gate auto"]),
-        (
-            dict(device="cuda", dtype=torch.float16),
-            ["bidirectional_gla auto"],
-            ["locality_gate auto"],
-        ),
-        (dict(device="cuda", dtype=torch.float64), ["bidirectional_gla"], []),
-        (dict(device="cpu"), ["bidirectional_gla"], []),
+        ("cuda", torch.float32, ["bidirectional_gla auto", "locality_gate auto"]),
+        ("cuda", torch.float16, ["bidirectional_gla auto", "locality_gate auto"]),
+        ("cuda", torch.float64, ["bidirectional_gla"]),
+        ("cpu", torch.float32, ["bidirectional_gla"]),
     ],
 )
-def test_devices(options, gla, gate):
+def test_devices(device, dtype, calls):
     """Fake tensors have a device without there being one."""
     with warnings.catch_warnings(), FakeTensorMode(), Record() as record:
         warnings.simplefilter("ignore")
-        out = bidirectional_gla(*gla_inputs(**options))
-        assert out.shape == (2, 5, 1, 8) and out.device.type == options["device"]
-        assert record.calls == gla
-        record.calls.clear()
-        out = locality_gate(*gate_inputs(**options))
-        assert out.shape == (2, 5, 1, 8) and out.device.type == options["device"]
-        assert record.calls == gate
+        for function, make, _ in OPERATORS.values():
+            out = function(*make(device=device, dtype=dtype))
+            assert out.shape == (2, 5, 1, 8) and out.device.type == device
+        assert record.calls == calls
 
 
 def graph_calls(module):
@@ -142,23 +140,20 @@ def graph_calls(module):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_for_a_gpu(gpu_is_cpu, dynamic):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiled_for_a_gpu(gpu_is_cpu, name, dynamic):
     """torch.compile must not be taken for torch.export."""
-    graphs = []
+    function, make, _ = OPERATORS[name]
+    inputs, graphs = make(), []
 
     def capture(module, inputs):
         graphs.append(module)
         return module
 
-    for function, inputs, call in (
-        (bidirectional_gla, gla_inputs(), "bidirectional_gla auto"),
-        (locality_gate, gate_inputs(), "locality_gate auto"),
-    ):
-        graphs.clear()
-        torch._dynamo.reset()
-        compiled = torch.compile(function, fullgraph=True, backend=capture, dynamic=dynamic)
-        assert torch.equal(compiled(*inputs), function(*inputs, backend="triton"))
-        assert graph_calls(graphs[0]) == [call]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=capture, dynamic=dynamic)
+    assert torch.equal(compiled(*inputs), function(*inputs, backend="triton"))
+    assert graph_calls(graphs[0]) == [f"{name} auto"]
 
 
 class Module(torch.nn.Module):
@@ -171,16 +166,14 @@ class Module(torch.nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exported_from_a_gpu(gpu_is_cpu, strict):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_exported_from_a_gpu(gpu_is_cpu, name, strict):
     """The graph asks for no Triton kernel; the locality gate is in it as plain operators."""
-    for function, inputs, plain, calls in (
-        (bidirectional_gla, gla_inputs(), "chunked", ["bidirectional_gla"]),
-        (locality_gate, gate_inputs(), "torch", []),
-    ):
-        program = torch.export.export(Module(function), tuple(inputs), strict=strict)
-        assert graph_calls(program.graph_module) == calls
-        expected = function(*inputs, backend=plain)
-        assert torch.equal(program.module()(*inputs), expected)
+    function, make, plain = OPERATORS[name]
+    inputs = make()
+    program = torch.export.export(Module(function), tuple(inputs), strict=strict)
+    assert graph_calls(program.graph_module) == [name] * (plain == "chunked")
+    assert torch.equal(program.module()(*inputs), function(*inputs, backend=plain))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -193,57 +186,44 @@ def test_traced_from_a_gpu(gpu_is_cpu):
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_one_warning_a_reason(gpu_is_cpu, compiled):
-    def run(function, inputs):
-        if compiled:
-            function = torch.compile(function, fullgraph=True, backend="aot_eager")
+@pytest.mark.parametrize(
+    "name, options, reason",
+    [
+        ("bidirectional_gla", dict(dtype=torch.float64), "float64"),
+        ("bidirectional_gla", dict(v_width=129), "v is 129 wide"),
+        ("locality_gate", dict(dtype=torch.float64), "float64"),
+        ("locality_gate", dict(width=130), "o is 130 wide"),
+    ],
+)
+def test_one_warning_a_reason(gpu_is_cpu, name, options, reason, compiled):
+    """It points at the call."""
+    function, make, plain = OPERATORS[name]
+    inputs = make(**options)
+    if compiled:
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for _ in range(2):
             function(*inputs)
             torch._dynamo.reset()
-
-    double = dict(dtype=torch.float64)
-    for function, inputs, words in (
-        (bidirectional_gla, gla_inputs(**double), ["float64", "backend='chunked'"]),
-        (bidirectional_gla, gla_inputs(v_width=129), ["v is 129 wide", "backend='chunked'"]),
-        (locality_gate, gate_inputs(**double), ["float64", "backend='torch'"]),
-        (locality_gate, gate_inputs(width=130), ["o is 130 wide", "backend='torch'"]),
-    ):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            run(function, inputs)
-        texts = [str(w.message) for w in caught if "vig_mm" in str(w.message)]
-        assert len(texts) == 1
-        assert all(word in texts[0] for word in words)
+    (said,) = [w for w in caught if "vig_mm" in str(w.message)]
+    assert all(word in str(said.message) for word in ("slower", reason, f"backend={plain!r}"))
+    assert compiled or said.filename == __file__
 
 
-def test_the_warning_points_at_the_call(gpu_is_cpu):
-    with pytest.warns(UserWarning, match="slower") as caught:
-        bidirectional_gla(*gla_inputs(dtype=torch.float64))
-    assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
-def test_forced_triton_says_what_it_cannot_do(operator, monkeypatch):
-    make, name = (gla_inputs, "q") if operator is bidirectional_gla else (gate_inputs, "o")
-    with pytest.raises(ValueError, match="backend='triton'.*float64"):
-        operator(*make(dtype=torch.float64), backend="triton")
-    with pytest.raises(ValueError, match=f"backend='triton': {name} is 200 wide"):
-        operator(*make(width=200), backend="triton")
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
-    with pytest.raises(ImportError, match="pip install triton"):
-        operator(*make(), backend="triton")
-
-
-def test_forced_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_backend_that_is_asked_for_says_what_it_cannot_do(name, monkeypatch):
     triton = pytest.importorskip("triton")
+    function, make, _ = OPERATORS[name]
+
+    def refused(error, words, backend="triton", **options):
+        with pytest.raises(error, match=words):
+            function(*make(**options), backend=backend)
+
+    refused(ValueError, "'cuda'; choose one of .*triton", backend="cuda")
+    refused(ValueError, "backend='triton'.*float64", dtype=torch.float64)
+    refused(ValueError, "backend='triton': [qo] is 200 wide", width=200)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    for operator, inputs in ((bidirectional_gla, gla_inputs()), (locality_gate, gate_inputs())):
-        with pytest.raises(ValueError, match="need CUDA tensors, got cpu"):
-            operator(*inputs, backend="triton")
-
-
-@pytest.mark.parametrize("operator", [bidirectional_gla, locality_gate])
-def test_unknown_backend(operator):
-    inputs = gla_inputs() if operator is bidirectional_gla else gate_inputs()
-    with pytest.raises(ValueError, match="'cuda'; choose one of .*triton"):
-        operator(*inputs, backend="cuda")
+    refused(ValueError, "need CUDA tensors, got cpu", device="cpu")
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    refused(ImportError, "pip install triton")

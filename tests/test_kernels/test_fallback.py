@@ -4,14 +4,16 @@ import warnings
 
 import pytest
 import torch
-from triton_testing import DEVICE, rel
+from references import check
+from triton_testing import DEVICE
 
 from vig_mm.kernels import __main__ as command
 from vig_mm.kernels import bidirectional_gla, dispatch, locality_gate, trace_time
 from vig_mm.nets.vig import PlainBlock
 
 PUBLIC = ("bidirectional_gla", "locality_gate")  # which choose a backend themselves
-DEFAULT = {name: None if name in PUBLIC else dispatch.AUTO for name in command.OPERATORS}
+BOUND = 3e-3 if DEVICE == "cuda" else 2e-6  # a GPU multiplies in tf32
+ALL = range(1_000_000)
 
 
 class Launches:
@@ -19,7 +21,7 @@ class Launches:
 
     def __init__(self, launch):
         self.launch = launch
-        self.made, self.fails, self.error = 0, range(0), RuntimeError("Triton Error [CUDA]: a test")
+        self.made, self.fails, self.error = 0, ALL, RuntimeError("Triton Error [CUDA]: a test")
 
     def __call__(self, *args, **settings):
         self.made += 1
@@ -43,7 +45,6 @@ def launches(monkeypatch):
 
         method = "__call__"
     launches = Launches(getattr(Kernel, method))
-    launches.fails = range(1_000_000)
     monkeypatch.setattr(Kernel, method, lambda *args, **settings: launches(*args, **settings))
     return launches
 
@@ -60,49 +61,33 @@ def said():
         yield texts
 
 
-def case(name):
+@pytest.mark.parametrize("name", command.OPERATORS)
+def test_any_launch_fails(name, launches, said, nan_memory):
+    """All, and one after the other: what is half written is written again, others still launch."""
     function, plain, shapes = command.OPERATORS[name]
     tensors = command.inputs(shapes, DEVICE, torch.float32)
     if name == "bidirectional_gla":  # interpreted slowly
         tensors = [t[:1, :, :1, :8] for t in tensors]
-    return function, tensors, function(plain, *tensors)
+    default = None if name in PUBLIC else dispatch.AUTO
+    expected = function(plain, *tensors)
 
-
-def assert_close(found, expected):
-    bound = 3e-3 if DEVICE == "cuda" else 2e-6  # a GPU multiplies in tf32
-    errors = [rel(x, y) for x, y in zip(found, expected, strict=True)]
-    assert max(errors) < bound, errors
-
-
-@pytest.mark.parametrize("name", command.OPERATORS)
-def test_all_launches_fail(name, launches, said):
-    function, tensors, expected = case(name)
     for _ in range(2):
-        assert_close(function(DEFAULT[name], *tensors), expected)
+        check(function(default, *tensors), expected, BOUND)
     (text,) = said
-    assert (
-        "Triton Error [CUDA]: a test" in text
-        and name.removesuffix("_wide") in text
-        and "slower" in text
-    )
+    words = ("Triton Error [CUDA]: a test", name.removesuffix("_wide"), "slower")
+    assert all(word in text for word in words)
     with pytest.raises(RuntimeError, match="a test") as caught:
         function("triton", *tensors)
-    assert caught.value is launches.error
-    assert len(said) == 1
+    assert caught.value is launches.error and len(said) == 1
 
-
-@pytest.mark.parametrize("name", command.OPERATORS)
-def test_any_launch_fails(name, launches, said, nan_memory):
-    """One after the other: what is half written is written again, and others still launch."""
-    function, tensors, expected = case(name)
-    launches.fails = range(0)
+    launches.made, launches.fails = 0, ()
     function("triton", *tensors)
     for number in range(launches.made):
-        launches.made, launches.fails = 0, range(number, number + 1)
+        launches.made, launches.fails = 0, (number,)
         dispatch._failed.clear()
         trace_time._said.clear()
         said.clear()
-        assert_close(function(DEFAULT[name], *tensors), expected)
+        check(function(default, *tensors), expected, BOUND)
         assert len(said) == 1 and len(dispatch._failed) == 1
 
 
@@ -118,18 +103,15 @@ def tokens(batch=2, width=16):
 
 def test_a_failure_is_one_of_an_operator_and_a_shape_class(launches, said):
     x = tokens(5)
-    gate(x)
-    assert launches.made == 1
-    gate(x)
-    gate(x[:4])
-    assert launches.made == 1  # not tried again
+    for again in (x, x, x[:4]):
+        gate(again)
+        assert launches.made == 1  # not tried again
     for other in (x[..., :8].contiguous(), x.half(), x.repeat(4, 1, 1, 1)):
         made = launches.made
         gate(other)
         assert launches.made == made + 1
-    made = launches.made
     bidirectional_gla(x, x, x, x, x)
-    assert launches.made == made + 1
+    assert launches.made == made + 2
     assert len(said) == 1  # one a reason
 
 
@@ -148,8 +130,8 @@ def test_out_of_memory_stays_an_error(launches, said):
     with pytest.raises(torch.OutOfMemoryError):
         gate(x)
     assert not said and not dispatch._failed
-    launches.fails = range(0)
-    assert_close([gate(x)], [gate(x, backend="torch")])
+    launches.fails = ()
+    check([gate(x)], [gate(x, backend="torch")], BOUND)
 
 
 def test_an_error_in_the_inputs_stays_an_error(launches, said):
@@ -185,7 +167,7 @@ def test_compiled(launches, said):
         return [out, *torch.autograd.grad(out.pow(3).sum(), x)]
 
     found = step(torch.compile(gate, fullgraph=True, backend="aot_eager"))
-    assert_close(found, step(lambda x: gate(x, backend="torch")))
+    check(found, step(lambda x: gate(x, backend="torch")), BOUND)
     assert len(said) == 1 and launches.made == 2
 
 
@@ -206,7 +188,7 @@ def test_a_block(channels, heads, launches, said):
     block = PlainBlock(channels, heads, True, 0.0, None).to(DEVICE)
     expected = step("torch")
     assert launches.made == 0
-    assert_close(step(None), expected)
+    check(step(None), expected, BOUND)
     assert launches.made > 5 and len(said) == 1
     with pytest.raises(RuntimeError, match="a test"):
         step("triton")

@@ -4,6 +4,7 @@ A launch costs the host 5 to 30 us, which small batches wait for.
 """
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools/benchmark"))
-from kernel_launches import record_block  # noqa: E402
+from kernel_launches import Operators, record, record_block  # noqa: E402
 
+import vig_mm.kernels  # noqa: E402
 from vig_mm.kernels.feed_forward.triton import MAX_CHANNELS  # noqa: E402
 from vig_mm.nets.hier_vig import HierBlock  # noqa: E402
 from vig_mm.nets.vig import PlainBlock  # noqa: E402
@@ -60,8 +62,6 @@ def test_launches_of_a_block(name, how, rate):
 
 def test_what_is_counted():
     """Views and empty memory are no launches, each tensor of an uneven list is one."""
-    from kernel_launches import Operators
-
     found = []
     with Operators(found):
         x = torch.empty(4, 6, device="meta")
@@ -76,8 +76,6 @@ def test_what_is_counted():
 
 def test_kernels_take_few_arguments():
     """And read no constants of a module: Triton would compare them at every launch."""
-    import vig_mm.kernels
-
     found = {}
     for path, module in list(sys.modules.items()):
         if path.startswith(vig_mm.kernels.__name__):
@@ -90,3 +88,20 @@ def test_kernels_take_few_arguments():
             assert kernel.cache_key
             constants = {constant for constant, _ in kernel.used_global_vals}
             assert constants <= {"ACC"}, name  # which a test exchanges
+
+
+@pytest.mark.parametrize(
+    "tokens, width, dtype", [(2**25 + 1, 16, torch.bfloat16), (2**24 + 1, 128, torch.float32)]
+)
+def test_grids_of_long_sequences(tokens, width, dtype):
+    """CUDA takes 65 535 programs at most in y and z."""
+    for launch in chain.from_iterable(record(1, tokens, 1, width, width, dtype).values()):
+        name, x = launch.kernel.__name__, launch.named
+        grid = (*launch.grid, 1, 1)[:3]
+        assert grid[0] < 2**31 and max(grid[1:]) < 2**16, (name, grid)
+        if name in ("segment_kernel", "scan_kernel"):
+            continue  # by segments, of which there are few
+        size = x["R"] * x["BLOCKS"] if name.startswith("blend") else x["BT"] * x.get("N", 1)
+        needed = -(-tokens // size)
+        assert needed > 2**16 or name == "exact_gradient_kernel", name
+        assert needed <= grid[1] * grid[2] < needed + grid[2], (name, grid)

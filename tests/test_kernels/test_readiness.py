@@ -1,6 +1,6 @@
 """A GPU machine where Triton cannot work: plain PyTorch and one warning, or an error if asked.
 
-Triton itself runs, with its compiler and C's, in a process whose driver is a stand-in.
+Triton itself runs, with its compiler and C's, in processes whose driver is a stand-in.
 """
 
 import json
@@ -23,40 +23,62 @@ pytestmark = [
     pytest.mark.skipif(not readiness.compiler(), reason="needs a C compiler"),
 ]
 
-CALL = """
-import sys
+WORKS = dict(said=[], launches=4, plain=False, explicit=None)
+# imports once, and forks for each line: a change of the environment, and code to run
+SERVER = """
+import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import stand_in_gpu
-driver = stand_in_gpu.pretend(Path({folder!r}))
-{change}
-stand_in_gpu.report(driver)
+import stand_in_gpu, torch, vig_mm.kernels
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        environment, change = json.loads(line)
+        os.environ.update(environment)
+        driver = stand_in_gpu.pretend(Path({folder!r}))
+        exec(change)
+        stand_in_gpu.report(driver)
+        sys.stdout.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print("status", status, flush=True)
 """
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("driver")
     stand_in_gpu.build_driver(folder)
-    return folder
+    code = SERVER.format(tests=str(Path(__file__).parent), folder=str(folder))
+    env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CC", "CPATH")}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as process:
+        yield process
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def filled_cache(driver, tmp_path_factory):
+def report(server):
+    """What an operator does in a process of its own, see `stand_in_gpu.report`."""
+
+    def run(cache, change="", **environment):
+        environment = {"TRITON_CACHE_DIR": str(cache), **environment}
+        server.stdin.write(json.dumps([environment, change]) + "\n")
+        server.stdin.flush()
+        said = [server.stdout.readline()]  # Triton may print as well
+        while not said[-1].startswith("status"):
+            said.append(server.stdout.readline())
+        assert said[-1] == "status 0\n"
+        return json.loads(said[-2])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def filled_cache(report, tmp_path_factory):
     """Where a process has compiled all that `report` launches."""
     cache = tmp_path_factory.mktemp("cache")
-    found = report(driver, cache)
-    assert found == dict(said=[], launches=4, plain=False, explicit=None)
+    assert report(cache) == WORKS
     return cache
-
-
-def report(driver, cache, change="", **environment):
-    code = CALL.format(tests=str(Path(__file__).parent), folder=str(driver), change=change)
-    env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CC", "CPATH")}
-    env |= {"TRITON_CACHE_DIR": str(cache), **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture
@@ -79,15 +101,13 @@ def only(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["clang", "my-cc"])
-def test_any_compiler_that_triton_takes(driver, tmp_path, only, name):
+def test_any_compiler_that_triton_takes(report, tmp_path, only, name):
     environment = dict(PATH=only(name)) | ({"CC": name} if name == "my-cc" else {})
-    found = report(driver, tmp_path / "cache", **environment)
-    assert found == dict(said=[], launches=4, plain=False, explicit=None)
+    assert report(tmp_path / "cache", **environment) == WORKS
 
 
-def test_no_compiler_is_needed_where_all_is_compiled(driver, filled_cache, only):
-    found = report(driver, filled_cache, PATH=only(""))
-    assert found == dict(said=[], launches=4, plain=False, explicit=None)
+def test_no_compiler_is_needed_where_all_is_compiled(report, filled_cache, only):
+    assert report(filled_cache, PATH=only("")) == WORKS
 
 
 NO_HEADER = """
@@ -114,8 +134,8 @@ del triton.knobs
     ],
     ids=["compiler", "CC", "header", "cache", "old", "broken"],
 )
-def test_nothing_can_run(driver, tmp_path, change, environment, words):
-    found = report(driver, tmp_path / "cache", change, **environment)
+def test_nothing_can_run(report, tmp_path, change, environment, words):
+    found = report(tmp_path / "cache", change, **environment)
     assert found["plain"] and found["launches"] == 0
     (text,) = found["said"]
     assert all(word in text for word in (*words, "slower", "backend='torch'")), text
@@ -130,45 +150,33 @@ exit 1
 """
 
 
-@pytest.mark.parametrize(
-    "variable, value, words",
-    [
-        ("STAND_IN_FAULT", "701", ["RuntimeError", "stand-in error"]),
-        ("TRITON_PTXAS_PATH", "ptxas", ["PTXASError", "a test"]),
-    ],
-    ids=["launch", "compilation"],
-)
-def test_a_kernel_fails(driver, filled_cache, tmp_path, variable, value, words):
-    if variable == "TRITON_PTXAS_PATH":
-        value = tmp_path / value
-        value.write_text(PTXAS)
-        value.chmod(0o755)
-        filled_cache = tmp_path / "cache"  # another, where all is to be compiled
-    environment = {variable: str(value)}
-    if variable == "TRITON_PTXAS_PATH":  # Triton 3.9 takes another one for sm_90
-        environment["TRITON_PTXAS_BLACKWELL_PATH"] = str(value)
-    found = report(driver, filled_cache, **environment)
-    assert found["plain"] and found["launches"] == 0
-    (text,) = found["said"]
-    assert all(word in text for word in (*words, "locality_gate", "slower", "vig_mm.kernels")), text
-    assert all(word in found["explicit"] for word in words)
-    assert not found["explicit"].startswith("RuntimeError: backend")  # Triton's own
-
-
-def test_a_compiler_that_is_gone_later(driver, filled_cache, tmp_path, only):
-    """What loads the kernels is compiled, their launchers are not."""
+@pytest.mark.parametrize("what", ["launch", "compilation", "launcher"])
+def test_a_kernel_fails(report, filled_cache, tmp_path, only, what):
     cache = tmp_path / "cache"
-    shutil.copytree(filled_cache, cache)
-    launchers = list(cache.glob("*/__triton_launcher*.so"))
-    if not launchers:
-        pytest.skip("this Triton compiles no launchers")
-    for launcher in launchers:
-        launcher.unlink()
-    found = report(driver, cache, PATH=only(""))
+    if what == "launch":
+        cache, environment = filled_cache, dict(STAND_IN_FAULT="701")
+        words = explicit = ["RuntimeError", "stand-in error"]
+    elif what == "compilation":
+        (tmp_path / "ptxas").write_text(PTXAS)
+        (tmp_path / "ptxas").chmod(0o755)
+        # Triton 3.9 takes another one for sm_90
+        names = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
+        environment = dict.fromkeys(names, str(tmp_path / "ptxas"))
+        words = explicit = ["PTXASError", "a test"]
+    else:  # what loads the kernels is compiled, their launchers are not, and no compiler is left
+        shutil.copytree(filled_cache, cache)
+        launchers = list(cache.glob("*/__triton_launcher*.so"))
+        if not launchers:
+            pytest.skip("this Triton compiles no launchers")
+        for launcher in launchers:
+            launcher.unlink()
+        environment, words, explicit = dict(PATH=only("")), ["neither gcc nor clang"], ["compiler"]
+    found = report(cache, **environment)
     assert found["plain"] and found["launches"] == 0
     (text,) = found["said"]  # one for forward and backward
-    assert "neither gcc nor clang" in text
-    assert "C compiler" in found["explicit"]
+    assert all(word in text for word in (*words, "locality_gate", "slower", "vig_mm.kernels")), text
+    assert all(word in found["explicit"] for word in explicit)
+    assert not found["explicit"].startswith("RuntimeError: backend")  # Triton's own
 
 
 def test_without_a_driver_nothing_is_asked(monkeypatch):

@@ -20,17 +20,32 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HALF = (torch.bfloat16, torch.float16)
 
 
-def rel(x: Tensor, reference: Tensor) -> float:
-    """Relative error of x."""
-    return ((x.double() - reference.double()).norm() / reference.norm().clamp_min(1e-30)).item()
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=g, dtype=torch.float64).to(DEVICE, dtype)
 
 
-def surrounded(x: Tensor) -> Tensor:
-    """x as a view with NaN on all sides."""
-    room = torch.full([size + 40 for size in x.shape], math.nan, dtype=x.dtype, device=x.device)
-    return room[tuple(slice(20, 20 + size) for size in x.shape)].copy_(x)
+def check_nan(
+    found: Callable[..., Sequence[Tensor]],
+    expected: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    which: Sequence[int] | None = None,
+) -> None:
+    """With one NaN in a tensor, each in turn, results are NaN where those in float64 are.
+
+    That a GPU's minimum and maximum keep it, too, test_compile shows."""
+    for i in range(len(tensors)) if which is None else which:
+        if tensors[i] is None:
+            continue
+        inputs = [None if x is None else x.detach().clone() for x in tensors]
+        inputs[i].view(-1)[inputs[i].numel() // 2] = math.nan
+        references = expected(*(None if x is None else x.double() for x in inputs))
+        for n, (x, y) in enumerate(zip(found(*inputs), references, strict=True)):
+            assert x[y.isnan()].isnan().all(), (i, n)
+        assert any(y.isnan().any() for y in references), i
 
 
 def replayed(step: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -46,23 +61,3 @@ def replayed(step: Callable[[], list[Tensor]]) -> list[Tensor]:
     graph.replay()
     torch.cuda.synchronize()
     return results
-
-
-def check_nan(
-    found: Callable[..., Sequence[Tensor]],
-    expected: Callable[..., Sequence[Tensor]],
-    tensors: Sequence[Tensor | None],
-    which: Sequence[int] | None = None,
-) -> None:
-    """With one NaN in a tensor, each in turn, results are NaN where those in float64 are.
-
-    That a GPU's minimum and maximum keep it, too, test_triton_compile shows."""
-    for i in range(len(tensors)) if which is None else which:
-        if tensors[i] is None:
-            continue
-        inputs = [None if x is None else x.detach().clone() for x in tensors]
-        inputs[i].view(-1)[inputs[i].numel() // 2] = math.nan
-        references = expected(*(None if x is None else x.double() for x in inputs))
-        for n, (x, y) in enumerate(zip(found(*inputs), references, strict=True)):
-            assert x[y.isnan()].isnan().all(), (i, n)
-        assert any(y.isnan().any() for y in references), i

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -40,21 +41,30 @@ def sigmoid_focal(x: Tensor, labels: Tensor, gamma: float, alpha: float) -> Tens
     return factor * F.binary_cross_entropy_with_logits(x, truth, reduction="none")
 
 
-@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def softmax_focal(x: Tensor, labels: Tensor, gamma: float, alpha: float) -> Tensor:
+    log_p = x.log_softmax(1).gather(1, labels[:, None])
+    return -alpha * (1 - log_p.exp()) ** gamma * log_p
+
+
 @pytest.mark.parametrize("weighted", [True, False])
-def test_sigmoid_focal_loss(gamma, weighted):
-    x, labels = leaf(randn(40, 5) * 4), torch.arange(40) % 6  # 5 is background
-    weight = torch.linspace(0.5, 2, 5, dtype=DOUBLE)
-    of_rows = torch.cat((weight, torch.ones(1, dtype=DOUBLE)))[labels][:, None] if weighted else 1
-    arguments = (labels, gamma, 0.25, weight if weighted else None)
-    loss = mmcv.ops.sigmoid_focal_loss(x, *arguments, "none")
-    expected = sigmoid_focal(x, labels, gamma, 0.25) * of_rows
+@pytest.mark.parametrize(
+    "formula, gamma, reduction",
+    [
+        *product([sigmoid_focal], [0.0, 1.5, 2.0], ["none", "mean", "sum"]),
+        # mmcv multiplies with the gradient of the result, which has to be one number
+        *product([softmax_focal], [1.0, 2.0], ["mean", "sum"]),
+    ],
+)
+def test_focal_losses(formula, gamma, weighted, reduction):
+    x = leaf(randn(40, 5) * 4)
+    labels = torch.arange(40) % (6 if formula is sigmoid_focal else 5)  # 5 is background
+    weight = torch.linspace(0.5, 2, 5, dtype=DOUBLE) if weighted else None
+    of_labels = torch.ones(6, dtype=DOUBLE) if weight is None else F.pad(weight, (0, 1), value=1)
+    expected = (formula(x, labels, gamma, 0.25) * of_labels[labels][:, None]).squeeze(1)
+    expected = dict(none=expected, mean=expected.sum() / 40, sum=expected.sum())[reduction]
+    loss = getattr(mmcv.ops, f"{formula.__name__}_loss")(x, labels, gamma, 0.25, weight, reduction)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
-    mean = mmcv.ops.sigmoid_focal_loss(x, *arguments, "mean")
-    torch.testing.assert_close(mean, expected.sum() / 40)
-    torch.testing.assert_close(
-        torch.autograd.grad(mean, x), torch.autograd.grad(expected.sum() / 40, x)
-    )
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (loss, expected)))
 
 
 def test_sigmoid_focal_loss_of_sure_logits():
@@ -69,20 +79,6 @@ def test_sigmoid_focal_loss_of_sure_logits():
         loss.backward()
         mmcv.ops.sigmoid_focal_loss(double, labels, 2.0, 0.25, None, "sum").backward()
         torch.testing.assert_close(single.grad.double(), double.grad, rtol=3e-6, atol=1e-30)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 2.0])
-@pytest.mark.parametrize("weighted", [True, False])
-def test_softmax_focal_loss(gamma, weighted):
-    x, labels = leaf(randn(30, 6) * 3), torch.arange(30) % 6
-    weight = torch.linspace(0.5, 2, 6, dtype=DOUBLE)
-    arguments = (labels, gamma, 0.25, weight if weighted else None)
-    loss = mmcv.ops.softmax_focal_loss(x, *arguments, "sum")
-    log_p = x.log_softmax(1).gather(1, labels[:, None])[:, 0]
-    of_rows = weight[labels] if weighted else 1
-    expected = (-0.25 * (1 - log_p.exp()) ** gamma * log_p * of_rows).sum()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, x))
 
 
 def test_softmax_focal_loss_ignores_negative_labels():
@@ -127,34 +123,36 @@ def roi_pool_by_loops(maps: Tensor, rois: Tensor, size: tuple[int, int], scale: 
         if x2 <= x1 or y2 <= y1:
             continue
         step_y, step_x = (y2 - y1) / size[0], (x2 - x1) / size[1]
-        for i in range(size[0]):
-            for j in range(size[1]):
-                rows = slice(
-                    min(max(math.floor(i * step_y + y1), 0), height),
-                    min(max(math.ceil((i + 1) * step_y + y1), 0), height),
-                )
-                columns = slice(
-                    min(max(math.floor(j * step_x + x1), 0), width),
-                    min(max(math.ceil((j + 1) * step_x + x1), 0), width),
-                )
-                cells = maps[int(image), :, rows, columns]
-                if cells.numel():
-                    output[r, :, i, j] = cells.amax(dim=(1, 2))
+        for i, j in product(*map(range, size)):
+            rows = slice(
+                min(max(math.floor(i * step_y + y1), 0), height),
+                min(max(math.ceil((i + 1) * step_y + y1), 0), height),
+            )
+            columns = slice(
+                min(max(math.floor(j * step_x + x1), 0), width),
+                min(max(math.ceil((j + 1) * step_x + x1), 0), width),
+            )
+            cells = maps[int(image), :, rows, columns]
+            if cells.numel():
+                output[r, :, i, j] = cells.amax(dim=(1, 2))
     return output
 
 
-@pytest.mark.parametrize("size", [(7, 7), (2, 3), (1, 1), (30, 40)])
+def check_maps_gradient(result: Tensor, expected: Tensor, maps: Tensor) -> None:
+    """The gradient of the maps that both were made of."""
+    weights = randn(*result.shape, seed=1)
+    pair = [torch.autograd.grad(x, maps, weights, retain_graph=True) for x in (result, expected)]
+    torch.testing.assert_close(*pair)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (2, 3), (1, 1), (30, 40)], ids=str)
 @pytest.mark.parametrize("scale", [1 / 4, 1 / 16])
 def test_roi_pool(size, scale):
     maps = leaf(randn(2, 3, 15, 20))
     result = mmcv.ops.roi_pool(maps, ROIS, size, scale)
     expected = roi_pool_by_loops(maps, ROIS, size, scale)
     assert torch.equal(result, expected)
-    weights = randn(*result.shape, seed=1)
-    torch.testing.assert_close(
-        torch.autograd.grad((result * weights).sum(), maps),
-        torch.autograd.grad((expected * weights).sum(), maps),
-    )
+    check_maps_gradient(result, expected, maps)
 
 
 def test_roi_pool_of_no_rois():
@@ -167,18 +165,11 @@ def test_roi_pool_of_no_rois():
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_deform_roi_pool_without_offsets_is_roi_align(sampling_ratio):
     maps, rois = leaf(randn(2, 3, 15, 20)), ROIS[:-1]
-    results = [
-        mmcv.ops.deform_roi_pool(maps, rois, offset, (3, 5), 0.25, sampling_ratio)
-        for offset in (None, torch.zeros(len(rois), 2, 3, 5, dtype=DOUBLE))
-    ]
     expected = mmcv.ops.roi_align(maps, rois, (3, 5), 0.25, sampling_ratio, "avg", True)
-    weights = randn(*expected.shape, seed=1)
-    for result in results:
+    for offset in (None, torch.zeros(len(rois), 2, 3, 5, dtype=DOUBLE)):
+        result = mmcv.ops.deform_roi_pool(maps, rois, offset, (3, 5), 0.25, sampling_ratio)
         torch.testing.assert_close(result, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad((result * weights).sum(), maps),
-            torch.autograd.grad((expected * weights).sum(), maps, retain_graph=True),
-        )
+        check_maps_gradient(result, expected, maps)
 
 
 def test_deform_roi_pool_moves_its_bins():
@@ -222,7 +213,7 @@ def attention(*tensors: Tensor) -> Tensor:
 def test_deformable_attention_by_loops():
     value, shapes, starts, locations, weights = attention_inputs()
     expected = torch.zeros(2, 7, 2, 3, dtype=DOUBLE)
-    for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, (2, 7, 2, 3, 4))).tolist():
+    for b, q, h, level, p in product(*map(range, (2, 7, 2, 3, 4))):
         height, width = shapes[level].tolist()
         x, y = locations[b, q, h, level, p].tolist()
         x, y = x * width - 0.5, y * height - 0.5
@@ -253,14 +244,11 @@ def test_carafe(name, kernel, groups, scale):
     features, masks = randn(2, 4, 3, 5), randn(2, groups * kernel**2, 3 * scale, 5 * scale, seed=1)
     result = getattr(mmcv.ops, name)(features, masks, kernel, groups, scale)
     windows = F.unfold(features, kernel, padding=kernel // 2).view(2, 4, kernel**2, 3, 5)
-    expected = torch.zeros_like(result)
-    for y in range(3 * scale):
-        for x in range(5 * scale):
-            for c in range(4):
-                group = c // (4 // groups)
-                mask = masks[:, group * kernel**2 : (group + 1) * kernel**2, y, x]
-                expected[:, c, y, x] = (windows[:, c, :, y // scale, x // scale] * mask).sum(1)
-    torch.testing.assert_close(result, expected)
+    for y, x, c in product(range(3 * scale), range(5 * scale), range(4)):
+        group = c // (4 // groups)
+        mask = masks[:, group * kernel**2 : (group + 1) * kernel**2, y, x]
+        expected = (windows[:, c, :, y // scale, x // scale] * mask).sum(1)
+        torch.testing.assert_close(result[:, c, y, x], expected)
 
 
 def test_carafe_gradients(monkeypatch):
@@ -297,12 +285,8 @@ def test_synchronised_batch_normalisation(shape, mode):
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(statistics, expected_statistics)
     grad = randn(*shape, seed=1, dtype=torch.float32)
-    for ours, theirs in zip(
-        torch.autograd.grad(result, (x, weight, bias), grad),
-        torch.autograd.grad(expected, (x, weight, bias), grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    pair = [torch.autograd.grad(y, (x, weight, bias), grad) for y in (result, expected)]
+    torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
 
 
 # What is wider than mmcv's own, and what is not there

@@ -26,21 +26,25 @@ def fake_mmcv(folder: Path, compiled: str | None = None) -> Path:
     return folder
 
 
-def run(code: str, *paths: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
+def run(code: str, *paths: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
     return subprocess.run(
-        [python, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
 
 
+def output(code: str, *paths: Path) -> str:
+    result = run(code, *paths)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def test_importing_it_loads_nothing() -> None:
-    code = (
+    output(
         "import sys; before = set(sys.modules); import vig_mm.ops\n"
         "heavy = {'torch', 'torchvision', 'mmcv', 'mmengine', 'numpy'}\n"
         "assert not heavy & (set(sys.modules) - before)"
     )
-    result = run(code)
-    assert result.returncode == 0, result.stderr
 
 
 def test_compiled_operators_win(tmp_path: Path) -> None:
@@ -49,24 +53,19 @@ def test_compiled_operators_win(tmp_path: Path) -> None:
         "import vig_mm.ops; print(vig_mm.ops.provider())\nimport mmcv._ext as e; print(e.own)\n"
         "assert not hasattr(e, 'softnms')"
     )
-    result = run(code, path)
-    assert (result.returncode, result.stdout) == (0, "compiled\nTrue\n"), result.stderr
+    assert output(code, path) == "compiled\nTrue\n"
 
 
 def test_operators_that_do_not_load_are_not_hidden(tmp_path: Path) -> None:
     """A broken mmcv stays an error: its operators are not changed for others in silence."""
     path = fake_mmcv(tmp_path, compiled="raise ImportError('undefined symbol: x')\n")
     result = run("import vig_mm.ops, mmcv._ext", path)
-    assert result.returncode == 1
-    assert "undefined symbol: x" in result.stderr
+    assert result.returncode == 1 and "undefined symbol: x" in result.stderr
 
 
 def test_torchvision_serves_an_mmcv_without_operators(tmp_path: Path) -> None:
-    path = fake_mmcv(tmp_path)
     code = "import vig_mm.ops, mmcv._ext as e; print(e.__file__, e.__name__, callable(e.nms))"
-    result = run(code, path)
-    assert result.returncode == 0, result.stderr
-    said, found = result.stdout.splitlines()
+    said, found = output(code, fake_mmcv(tmp_path)).splitlines()
     assert "mmcv 2.1.0 has no compiled operators: vig_mm.ops serves them" in said
     assert found == f"{STAND_IN} mmcv._ext True"
 
@@ -78,21 +77,20 @@ def test_it_is_put_in_place_once(first: str) -> None:
         f"import sys, {first}, vig_mm.ops; vig_mm.ops.install()\n"
         "print(sum(isinstance(f, vig_mm.ops.OperatorFinder) for f in sys.meta_path))"
     )
-    result = run(code)
-    assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
+    assert output(code) == "1\n"
 
 
-def test_without_mmcv(tmp_path: Path) -> None:
+def test_without_mmcv() -> None:
     code = "import sys; sys.modules['mmcv'] = None\nimport vig_mm.ops; print(vig_mm.ops.provider())"
-    result = run(code)
-    assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+    assert output(code) == "None\n"
 
 
-def test_every_function_that_mmcv_asks_for(tmp_path: Path) -> None:
-    """All names of the installed mmcv.ops are there, and the same set wherever they come from."""
+def test_every_function_that_mmcv_asks_for() -> None:
+    """All names of the installed mmcv.ops are there, the same set wherever they come from, and the
+    page has a row for each file of mmcv.ops whose functions `ext.py` has."""
     pytest.importorskip("mmcv")
     code = (
-        "import json, mmcv.utils.ext_loader as loader, importlib, vig_mm.ops\n"
+        "import json, pathlib, re, mmcv.utils.ext_loader as loader, vig_mm.ops\n"
         "from importlib.util import module_from_spec\n"
         "spec = vig_mm.ops.OperatorFinder().find_spec(vig_mm.ops.MODULE)\n"
         "ext = module_from_spec(spec); spec.loader.exec_module(ext)\n"
@@ -100,13 +98,21 @@ def test_every_function_that_mmcv_asks_for(tmp_path: Path) -> None:
         "loader.load_ext = lambda name, functions: asked.extend(functions) or ext\n"
         "import mmcv.ops\n"
         "missing = [name for name in asked if not callable(getattr(ext, name))]\n"
-        "print(json.dumps([asked, ext.__all__, missing]))"
+        "files = pathlib.Path(mmcv.ops.__file__).parent.glob('*.py')\n"
+        "called = re.compile(rf'ext_module\\.({\"|\".join(ext.__all__)})\\b')\n"
+        "files = [f.stem for f in files if called.search(f.read_text())]\n"
+        "print(json.dumps([asked, ext.__all__, missing, files]))"
     )
-    result = run(code)
-    assert result.returncode == 0, result.stderr
-    asked, served, missing = json.loads(result.stdout.splitlines()[-1])
+    asked, served, missing, files = json.loads(output(code).splitlines()[-1])
     assert len(asked) > 100 and not missing
     assert set(served) <= set(asked)  # nothing is served that nobody calls
+    sys.path.insert(0, str(ROOT / "tools" / "dev"))
+    try:
+        from mmcv_operators import OPERATORS, PAGE, RECORD, table
+    finally:
+        sys.path.pop(0)
+    assert set(files) - {"info"} <= OPERATORS.keys()
+    assert table(json.loads(RECORD.read_text())) in PAGE.read_text(encoding="utf-8")
 
 
 def test_enable_and_disable(tmp_path: Path) -> None:
@@ -143,10 +149,25 @@ def test_enable_and_disable(tmp_path: Path) -> None:
     assert in_env("-m", "vig_mm.ops", "enbale").returncode == 2
 
 
+# of the libraries whose models need operators: config; the shortest training; the inferencer
+STOCK = {
+    "mmdet": (
+        "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py",
+        "train_cfg.max_epochs=1",
+        "from mmdet.apis import DetInferencer as Inferencer",
+    ),
+    "mmseg": (
+        "mmseg/vig-h-mini_upernet_digits.py",
+        "train_cfg.max_iters=1",
+        "from mmseg.apis import MMSegInferencer as Inferencer",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Python of an environment like that of tools/setup_env.sh, and a folder with digits."""
-    for library in ("mmdet", "mmseg", "mmpretrain"):
+    for library in STOCK:
         pytest.importorskip(library)
     if provider() != "torchvision":
         pytest.skip("mmcv has operators of its own here")
@@ -166,68 +187,33 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return python, folder
 
 
-STOCK = {
-    "mmdet": ("mmdet/mask-rcnn_vig-h-mini_fpn_digits.py", "train_cfg.max_epochs=1"),
-    "mmseg": ("mmseg/vig-h-mini_upernet_digits.py", "train_cfg.max_iters=1"),
-    "mmpretrain": ("mmpretrain/vig-h-mini_digits.py", "train_cfg.max_epochs=1"),
-}
-
-
 # as in a notebook: the checkpoint is read before anything of vig_mm is imported by a config
-INFER = {
-    "mmdet": "from mmdet.apis import DetInferencer as Inferencer",
-    "mmseg": "from mmseg.apis import MMSegInferencer as Inferencer",
-    "mmpretrain": "from mmpretrain import ImageClassificationInferencer as Inferencer",
-}
-INFER = {
-    library: "import sys; assert not {'torch', 'mmcv', 'mmengine', 'numpy'} & set(sys.modules)\n"
-    f"{line}\nimport numpy\n"
-    "Inferencer(*sys.argv[1:], device='cpu')(numpy.zeros((64, 80, 3), 'uint8'))"
-    for library, line in INFER.items()
-}
+INFER = """
+import sys; assert not {{'torch', 'mmcv', 'mmengine', 'numpy'}} & set(sys.modules)
+{imports}
+import numpy
+Inferencer(*sys.argv[1:], device='cpu')(numpy.zeros((64, 80, 3), 'uint8'))
+"""
 
 
 @pytest.mark.parametrize("library", STOCK)
 def test_stock_train_tools(enabled: tuple[str, Path], library: str) -> None:
     """The libraries' own tools/train.py, mmdet's as `mim train mmdet` starts it; inferencers."""
     python, folder = enabled
-    config, length = STOCK[library]
+    config, length, imports = STOCK[library]
+
+    def run_in_env(*arguments: str) -> None:
+        done = subprocess.run(
+            [python, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
     command = [find_spec(library).submodule_search_locations[0] + "/.mim/tools/train.py"]
     if library == "mmdet" and find_spec("mim"):
         command = ["-m", "mim", "train", "mmdet"]
     mine = folder / f"{library}_mine.py"
     mine.write_text(f"_base_ = 'vig_mm::{config}'\n")
     options = ["--work-dir", library, "--cfg-options", length, "train_dataloader.batch_size=2"]
-    done = subprocess.run(
-        [python, *command, str(mine), *options],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run_in_env(*command, str(mine), *options)
     (checkpoint,) = (folder / library).glob("*_1.pth")
-    infer = [python, "-c", INFER[library], str(mine), str(checkpoint)]
-    done = subprocess.run(infer, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_the_page_lists_every_function_that_is_served() -> None:
-    """CONTRIBUTING.md: a row for each file of mmcv.ops whose functions `ext.py` has."""
-    pytest.importorskip("mmcv")
-    code = (
-        "import json, pathlib, re, vig_mm.ops, mmcv.ops, mmcv\n"
-        "from importlib.util import module_from_spec\n"
-        "spec = vig_mm.ops.OperatorFinder().find_spec(vig_mm.ops.MODULE)\n"
-        "ext = module_from_spec(spec); spec.loader.exec_module(ext)\n"
-        "files = pathlib.Path(mmcv.ops.__file__).parent.glob('*.py')\n"
-        "print(json.dumps(sorted(f.stem for f in files if any(\n"
-        "    re.search(rf'ext_module\\.{name}\\b', f.read_text()) for name in ext.__all__))))"
-    )
-    result = run(code)
-    assert result.returncode == 0, result.stderr
-    sys.path.insert(0, str(ROOT / "tools" / "dev"))
-    try:
-        from mmcv_operators import OPERATORS, PAGE, RECORD, table
-    finally:
-        sys.path.pop(0)
-    served = set(json.loads(result.stdout.splitlines()[-1]))
-    assert served - {"info"} <= OPERATORS.keys()
-    assert table(json.loads(RECORD.read_text())) in PAGE.read_text(encoding="utf-8")
+    run_in_env("-c", INFER.format(imports=imports), str(mine), str(checkpoint))

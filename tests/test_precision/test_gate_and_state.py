@@ -7,8 +7,10 @@ would is tested as well, with the recurrence of such a rival.
 from collections.abc import Callable
 
 import pytest
+import references
 import torch
 import torch.nn.functional as F
+from references import check, differentiated, gla_truth, rel, require
 from torch import Tensor
 
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER, bidirectional_gla
@@ -16,9 +18,7 @@ from vig_mm.nets import GatedLinearAttention2d, attention
 
 pytest.importorskip("mmcv")
 
-HALF = pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
-)
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 TOKENS = {"chunked": 1500, "cpu": 1500, "triton": 600}  # interpreted on a CPU, the kernels are slow
 Round = Callable[[Tensor], Tensor]
 
@@ -36,28 +36,24 @@ def make_inputs(tokens: int, device: str, dtype: torch.dtype) -> list[Tensor]:
     return [around(1.0, 0.2, 8), around(1.0, 0.2, 8), around(1.0, 0.2, 16), *gates]
 
 
-def recurrence(
-    q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, of_gate: Round, of_state: Round
-) -> Tensor:
+def recurrence(inputs: list[Tensor], of_gate: Round | None, of_state: Round | None) -> Tensor:
     """The definition in float64, with gates and states rounded in between."""
 
     def scan(gate: Tensor, order: range) -> Tensor:
-        alpha = of_gate((F.logsigmoid(gate) / GATE_LOGIT_NORMALIZER).exp())[..., None]
+        alpha = (F.logsigmoid(gate) / GATE_LOGIT_NORMALIZER).exp()[..., None]
+        alpha = of_gate(alpha) if of_gate else alpha
         kv = k[..., None] * v[..., None, :]
         state, outs = torch.zeros_like(kv[:, 0]), {}
         for t in order:
-            state = of_state(alpha[:, t] * state + kv[:, t])
+            state = alpha[:, t] * state + kv[:, t]
+            state = of_state(state) if of_state else state
             outs[t] = (q[:, t, ..., None] * state).sum(dim=-2)
         return torch.stack([outs[t] for t in range(len(outs))], dim=1)
 
-    q, k, v, gate_f, gate_b = (x.double().cpu() for x in (q, k, v, gate_f, gate_b))
+    q, k, v, gate_f, gate_b = (x.double().cpu() for x in inputs)
     tokens = q.shape[1]
     both = scan(gate_f, range(tokens)) + scan(gate_b, range(tokens)[::-1])
     return both * (0.5 * q.shape[-1] ** -0.5)
-
-
-def exact(x: Tensor) -> Tensor:
-    return x
 
 
 def largest_error(out: Tensor, expected: Tensor) -> float:
@@ -68,9 +64,9 @@ def largest_error(out: Tensor, expected: Tensor) -> float:
 @HALF
 @pytest.mark.parametrize("backend", TOKENS)
 def test_output_is_that_of_float32_rounded_once(backend, dtype, device):
-    pytest.importorskip({"cpu": "numba", "triton": "triton"}.get(backend, "torch"))
+    require(backend)
     inputs = make_inputs(TOKENS[backend], device, dtype)
-    expected = recurrence(*inputs, exact, exact)
+    expected = recurrence(inputs, None, None)
     # Triton's interpreter cuts the last bits off; on a GPU its operands are rounded, too
     rounding = torch.finfo(dtype).eps / (1 if backend == "triton" else 2)
     bound = rounding * (4 if device == "cuda" and backend == "triton" else 1) + 1e-5
@@ -86,42 +82,17 @@ def test_output_is_that_of_float32_rounded_once(backend, dtype, device):
     def halved(x: Tensor) -> Tensor:
         return x.to(dtype).double()
 
-    for rounded in ((exact, halved), (halved, exact)):
-        assert largest_error(recurrence(*inputs, *rounded), expected) > 2 * bound
+    for rounded in ((None, halved), (halved, None)):
+        assert largest_error(recurrence(inputs, *rounded), expected) > 2 * bound
 
 
 @HALF
 def test_gradients_are_those_of_float32_rounded_once(dtype, device):
     inputs = make_inputs(400, device, dtype)
-    leaves = [x.detach().requires_grad_() for x in inputs]
     grad = torch.ones(1, 400, 1, 16, device=device, dtype=dtype) / 400
-    found = torch.autograd.grad(bidirectional_gla(*leaves), leaves, grad)
-    leaves = [x.detach().double().requires_grad_() for x in inputs]
-    out = bidirectional_gla(*leaves, backend="reference")
-    expected = torch.autograd.grad(out, leaves, grad.double())
-    for x, y in zip(found, expected, strict=True):
-        assert x.dtype == dtype
-        assert (x.double() - y).norm() / y.norm() < torch.finfo(dtype).eps
-
-
-class Observed:
-    """What a mixer hands to its operator and its last projection."""
-
-    def __init__(self, mixer: GatedLinearAttention2d, monkeypatch: pytest.MonkeyPatch) -> None:
-        def observe(*inputs: Tensor, **options) -> Tensor:
-            self.inputs = inputs
-            self.o = bidirectional_gla(*inputs, **options)
-            return self.o
-
-        monkeypatch.setattr(attention, "bidirectional_gla", observe)
-        mixer.g_proj.register_forward_hook(self.keep_gate)
-        mixer.o_proj.register_forward_pre_hook(self.keep_y)
-
-    def keep_gate(self, module, args, logits):
-        self.local, self.logits = args[0], logits
-
-    def keep_y(self, module, args):
-        (self.y,) = args
+    found = differentiated(bidirectional_gla, inputs, grad)
+    assert all(x.dtype == dtype for x in found)
+    check(found, gla_truth(inputs, grad), torch.finfo(dtype).eps)
 
 
 @HALF
@@ -137,28 +108,26 @@ def test_mixer(how, dtype, device, monkeypatch):
         mixer.gk_proj[1].bias.fill_(4)
         mixer.l_norm.weight.normal_()
     mixer, x = mixer.to(device), x.to(device)
-    observed = Observed(mixer, monkeypatch)
-    with torch.no_grad():
-        if how == "cast":
-            assert mixer.to(dtype)(x.to(dtype), (15, 20)).dtype == dtype
-        else:
-            with torch.autocast(device, dtype=dtype):
-                assert mixer(x, (15, 20)).dtype == dtype
-    eps = torch.finfo(dtype).eps
-    assert all(t.dtype == dtype for t in (*observed.inputs, observed.local, observed.logits))
-    expected = recurrence(*observed.inputs, exact, exact)
-    error = (observed.o.cpu().double() - expected).norm() / expected.norm()
-    # sums over many tokens may leave the range of float16
-    assert error < (1e-5 if dtype == torch.float16 and device == "cpu" else eps)
+    seen = {}  # what the mixer hands to its operator and its last projection
 
-    o, local, logits = (
-        t.double().unflatten(-1, (2, -1)) if t.dim() == 3 else t.double()
-        for t in (observed.o, observed.local, observed.logits)
-    )
-    norms = [
-        F.rms_norm(t, (16,), norm.weight.double(), norm.eps)
-        for t, norm in ((o, mixer.g_norm), (local, mixer.l_norm))
-    ]
-    y = torch.lerp(norms[1], norms[0], logits.sigmoid()).flatten(2)
-    assert observed.y.dtype == dtype
-    assert (observed.y.double() - y).norm() / y.norm() < eps / 2
+    def observe(*inputs: Tensor, **options) -> Tensor:
+        seen.update(inputs=inputs, o=bidirectional_gla(*inputs, **options))
+        return seen["o"]
+
+    monkeypatch.setattr(attention, "bidirectional_gla", observe)
+    mixer.g_proj.register_forward_hook(lambda _, args, out: seen.update(local=args[0], logits=out))
+    mixer.o_proj.register_forward_pre_hook(lambda _, args: seen.update(y=args[0]))
+    with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=how == "autocast"):
+        mixer, x = (mixer.to(dtype), x.to(dtype)) if how == "cast" else (mixer, x)
+        assert mixer(x, (15, 20)).dtype == dtype
+    eps = torch.finfo(dtype).eps
+    handed = (*seen["inputs"], seen["local"], seen["logits"], seen["y"])
+    assert all(t.dtype == dtype for t in handed)
+    # sums over many tokens may leave the range of float16
+    bound = 1e-5 if dtype == torch.float16 and device == "cpu" else eps
+    assert rel(seen["o"].cpu(), recurrence(seen["inputs"], None, None)) < bound
+
+    maps = (seen[name].double().reshape(2, 300, 2, 16) for name in ("o", "local", "logits"))
+    weights = mixer.g_norm.weight.double(), mixer.l_norm.weight.double()
+    y = references.locality_gate(*maps, *weights, mixer.g_norm.eps).flatten(2)
+    assert rel(seen["y"], y) < eps / 2

@@ -1,12 +1,14 @@
 """Activations up to 1e4: finite forward and backward, in all precisions.
 
 In float16 products of such activations leave its range (65504). The operator's result is float32
-then, and the product inside the MLP is held at the end of the range.
+then, and the product inside the MLP is held at the end of the range (its kernel's: see
+test_kernels/test_feed_forward).
 """
 
 import pytest
 import torch
 import torch.nn.functional as F
+from references import check, differentiated, rel, require
 from torch import Tensor
 
 from vig_mm.kernels import bidirectional_gla, locality_gate
@@ -18,9 +20,7 @@ from vig_mm.nets.hier_vig import HierBlock
 from vig_mm.nets.vig import PlainBlock
 
 LARGE = 1e4
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
-)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
 def large(*shape: int, seed: int = 0) -> Tensor:
@@ -29,65 +29,56 @@ def large(*shape: int, seed: int = 0) -> Tensor:
     return LARGE * (2 * torch.rand(shape, generator=g) - 1)
 
 
-def rel(x: Tensor, expected: Tensor) -> float:
-    return ((x.double() - expected).norm() / expected.norm()).item()
-
-
-def available(backend: str) -> str:
-    pytest.importorskip({"cpu": "numba", "triton": "triton"}.get(backend, "torch"))
-    return backend
-
-
 @DTYPES
 @pytest.mark.parametrize("gate", [1.0, LARGE], ids="gates {}".format)
 @pytest.mark.parametrize("backend", ["chunked", "cpu", "triton"])
 def test_operator(backend, gate, dtype, device):
     """Also its gradients through the norm that follows it, against float64."""
-    available(backend)
+    require(backend)
     inputs = [large(1, 100, 1, width, seed=width + i) for i, width in enumerate((8, 8, 16))]
     inputs += [large(1, 100, 1, 8, seed=seed) * (gate / LARGE) for seed in (1, 2)]
-    leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
-    out = bidirectional_gla(*leaves, backend=backend, out_dtype=torch.float32)
-    found = torch.autograd.grad(F.rms_norm(out, (16,)).sum(), leaves)
-    double = [x.detach().double().requires_grad_() for x in leaves]
-    expected = bidirectional_gla(*double, backend="reference")
-    grads = torch.autograd.grad(F.rms_norm(expected, (16,)).sum(), double)
+    inputs = [x.to(device, dtype) for x in inputs]
+
+    double, ones = [x.double() for x in inputs], torch.ones(1, 100, 1, 16, device=device)
+
+    def run(*tensors, backend=backend):
+        wide = torch.promote_types(tensors[0].dtype, torch.float32)
+        return bidirectional_gla(*tensors, backend=backend, out_dtype=wide)
+
+    def normed(*tensors, **options):
+        return F.rms_norm(run(*tensors, **options), (16,))
+
+    expected = run(*double, backend="reference")
     assert expected.abs().max() > 1e11
     bound = 2 * torch.finfo(torch.bfloat16).eps if device == "cuda" else 1e-5
-    assert rel(out, expected) < bound
-    for x, y in zip(found, grads, strict=True):
-        assert x.isfinite().all()
-        # in float16 those of q and k, about 1e-5, are among the subnormal numbers
-        if dtype != torch.float16:
-            assert (x - y).norm() < max(2 * bound, torch.finfo(dtype).eps) * y.norm().clamp(min=1)
+    assert rel(run(*inputs), expected) < bound
+    _, *found = differentiated(normed, inputs, ones)
+    assert all(x.isfinite().all() for x in found)
+    # in float16 those of q and k, about 1e-5, are among the subnormal numbers
+    if dtype != torch.float16:
+        _, *grads = differentiated(lambda *t: normed(*t, backend="reference"), double, ones)
+        check(found, grads, max(2 * bound, torch.finfo(dtype).eps), floor=1.0)
 
-    plain = bidirectional_gla(*leaves, backend=backend)
+    plain = bidirectional_gla(*inputs, backend=backend)
     assert plain.dtype == dtype and not plain.isnan().any()
     assert plain.isfinite().all() or dtype == torch.float16
 
 
 @DTYPES
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_locality_gate(backend, dtype, device):
-    available(backend)
+def test_locality_gate_and_norm(backend, dtype, device):
+    require(backend)
     inputs = [large(2, 40, 2, 16, seed=seed) for seed in range(3)] + [torch.ones(16)] * 2
-    leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
-    out = locality_gate(*leaves, backend=backend)
-    found = torch.autograd.grad(out.float().sum(), leaves)
-    double = [x.detach().double().requires_grad_() for x in leaves]
-    expected = locality_gate(*double, backend="torch")
-    assert rel(out, expected) < max(torch.finfo(dtype).eps, 1e-6)
-    assert all(x.isfinite().all() for x in found)
-
-
-@DTYPES
-def test_norm(dtype, device):
-    norm = RMSNorm(32).to(device)
-    x = large(4, 50, 32).to(device, dtype).requires_grad_()
-    y = norm(x)
-    expected = F.rms_norm(x.detach().double(), (32,), eps=norm.eps)
-    assert y.dtype == dtype and rel(y, expected) < max(torch.finfo(dtype).eps, 1e-6)
-    assert torch.autograd.grad(y.float().sum(), x)[0].isfinite().all()
+    inputs = [x.to(device, dtype) for x in inputs]
+    ones = torch.ones_like(inputs[0])
+    found = differentiated(lambda *t: locality_gate(*t, backend=backend), inputs, ones)
+    expected = locality_gate(*(x.double() for x in inputs), backend="torch")
+    norm = RMSNorm(16).to(device)
+    normed = differentiated(norm, inputs[:1], ones)
+    assert all(x.isfinite().all() for x in (*found, *normed))
+    bound = max(torch.finfo(dtype).eps, 1e-6)
+    assert rel(found[0], expected) < bound and normed[0].dtype == dtype
+    assert rel(normed[0], F.rms_norm(inputs[0].double(), (16,), eps=norm.eps)) < bound
 
 
 def test_product_in_the_mlp_stays_in_the_range_of_float16(device):
