@@ -13,10 +13,10 @@ from vig_mm.datasets.transforms.map_labels import Value, read_mapping
 from vig_mm.registry import type_name
 
 from ..config import transform, walk
-from .data_set import DataSet, Listing, has_own_transform, hint
+from .data_set import DataSet, has_own_transform, hint
 from .images import FIX, ImageFacts, image_facts
 from .labels import NO_LABEL, LabelUse, cause, ignored_numbers, two_values
-from .report import Finding, findings, rules
+from .report import Finding, rules
 
 # Smallest value that mmseg, which casts label maps to 8 bits, takes for another.
 TOO_LARGE = 256
@@ -71,22 +71,14 @@ def check(data: DataSet) -> None:
     use = _use(data) if data.classes else None
     if use is None:
         return
-    pairs, load = sorted(wanted[x] for x in wanted.keys() & there), _load(data)
-    data.list_files(
-        images,
-        [name + suffix for name in pairs],
-        use=use,
-        classes=tuple(data.kind.METAINFO.get("classes") or data.classes),
-        label_folder=labels,
-        labels=tuple(name + seg_suffix for name in pairs),
-        label_backend=load.get("imdecode_backend") or "pillow",
-    )
+    pairs = sorted(wanted[x] for x in wanted.keys() & there)
+    pairs_of = [[name + ending for name in pairs] for ending in (suffix, seg_suffix)]
+    data.list_files(images, pairs_of[0], use=use, labels=pairs_of[1], label_folder=labels)
     if data.split == "train":
         _check_padding(data, use)
     if not gone and data.report.sample:
-        listing = data.report.listings[-1]
-        some_of = listing.labels[:: -(-len(pairs) // data.report.sample)]
-        cases, said = _cases(listing, some_of, lambda _, function, items: map(function, items))
+        some_of = data.labels[:: -(-len(pairs) // data.report.sample)]
+        cases, said = _cases(data, some_of, lambda _, function, items: map(function, items))
         data.judge(_RULES, {kind: cases[kind] for kind in _BEFORE}, labels, **said)
 
 
@@ -158,12 +150,14 @@ def _use(data: DataSet) -> LabelUse | None:
 
 def _check_padding(data: DataSet, use: LabelUse) -> None:
     """See that what label maps are filled up with is a class, or ignored by the loss."""
-    parts = {f"{data.where}.pipeline": data.pipeline}
-    parts["model.data_preprocessor"] = (data.cfg.get("model") or {}).get("data_preprocessor")
-    for key, part in parts.items():
+    later = replace(use, reduce_zero_label=False, label_map=None)
+    preprocessor = (data.cfg.get("model") or {}).get("data_preprocessor")
+    for key, part, last in (
+        (f"{data.where}.pipeline", data.pipeline, later),
+        ("model.data_preprocessor", preprocessor, replace(later, mapping=None)),
+    ):
         for name, value in _pads(part):
-            last = use if "pipeline" in key else replace(use, mapping=None)
-            if replace(last, reduce_zero_label=False, label_map=None).stray([value]):
+            if last.stray([value]):
                 # 255 stands in every recipe, also where nothing is ever filled up
                 certain = value != NO_LABEL and not use.undecided
                 text = (
@@ -186,50 +180,55 @@ def _pads(part: Any) -> Iterator[tuple[str, Any]]:
                 yield key, int(entry[key])
 
 
-def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Iterator[Finding]:
+def survey(data: DataSet, images: Sequence[ImageFacts], run: Callable) -> None:
     """What is wrong with the label maps of one data set, and which classes none of them has."""
-    cases, said = _cases(listing, listing.labels, run, images)
+    cases, said = _cases(data, data.labels, run, images)
     # of a part of a data set's own classes the label maps have all
-    whole = replace(listing.use, label_map=None, num_classes=len(listing.classes))
+    classes = _classes(data)
+    whole = replace(data.use, label_map=None, num_classes=len(classes))
     numbers = {whole.loaded(value) for value in said["there"]}
-    kind = "unused-class" if listing.where.startswith("train") else "unused-class/scored"
-    cases[kind] = [name for i, name in enumerate(listing.classes) if i not in numbers]
-    yield from findings(_RULES, cases, listing.where, listing.label_folder, **said)
+    kind = "unused-class" if data.split == "train" else "unused-class/scored"
+    cases[kind] = [name for i, name in enumerate(classes) if i not in numbers]
+    data.judge(_RULES, cases, data.label_folder, **said)
+
+
+def _classes(data: DataSet) -> tuple[str, ...]:
+    """What the numbers in label maps stand for, of which a data set may take a part."""
+    return tuple(data.kind.METAINFO.get("classes") or data.classes)
 
 
 def _cases(
-    listing: Listing, names: Sequence[str], run: Callable, images: Sequence[ImageFacts] = ()
+    data: DataSet, names: Sequence[str], run: Callable, images: Sequence[ImageFacts] = ()
 ) -> tuple[dict[str, list[str]], dict]:
     """What some label maps are, whose images may be known, and what to say of it."""
-    use, count = listing.use, len(listing.classes)
-    paths = [os.path.join(listing.label_folder, name) for name in names]
-    read = partial(image_facts, flag="unchanged", backend=listing.label_backend, labels=True)
+    use, classes = data.use, _classes(data)
+    paths = [os.path.join(data.label_folder, name) for name in names]
+    backend = _load(data).get("imdecode_backend") or "pillow"
+    read = partial(image_facts, flag="unchanged", backend=backend, labels=True)
     cases, there = defaultdict(list), set[Value]()
-    for i, facts in enumerate(run(f"labels of {listing.where}", read, paths)):
+    for i, facts in enumerate(run(f"labels of {data.where}", read, paths)):
         there.update(facts.values)
         for kind, detail in _kinds(use, facts, images[i] if images else None).items():
             cases[kind].append(f"{names[i]} ({detail})" if detail else names[i])
-    why, trap = "", two_values(there, use, listing.classes)
+    why, trap, first = "", two_values(there, use, classes), int(use.reduce_zero_label)
     if use.stray(there):
-        first = int(use.reduce_zero_label)
-        ignored = sorted(use.ignored | ({0} if first else set()))
+        no_label = " and ".join(map(str, sorted({*use.ignored, *range(first)})))
         why = (
-            f"; with reduce_zero_label={bool(first)} the {count} classes are {first} "
-            f"to {count - 1 + first}{' (before MapLabels)' if use.mapping else ''} "
-            f"({' and '.join(map(str, ignored))}: no label); {cause(there, use)}"
+            f"; with reduce_zero_label={bool(first)} the {len(classes)} classes are {first} "
+            f"to {len(classes) - 1 + first}{' (before MapLabels)' if use.mapping else ''} "
+            f"({no_label}: no label); {cause(there, use)}"
         )
     elif trap:
         cases["two-values"] = list(names)
     said = dict(label_map=len(names), why=why, trap=trap, there=there)
-    return cases, said | {"class": count}
+    return cases, said | {"class": len(classes)}
 
 
 def _kinds(use: LabelUse, facts: ImageFacts, image: ImageFacts | None) -> dict[str, str]:
     """Kind -> what to say of the file."""
     if facts.fault:
         return {"label-unreadable": facts.detail or facts.fault}
-    kinds = {"label-lossy": ""} if facts.format == "JPEG" else {}
-    stray = use.stray(facts.values)
+    kinds, stray = {"label-lossy": ""} if facts.format == "JPEG" else {}, use.stray(facts.values)
     if facts.channels != 1 and (stray or not facts.values):
         return kinds | {"label-undecided" if use.undecided else "label-colour": facts.mode}
     large = [value for value in facts.values if isinstance(value, int) and value >= TOO_LARGE]

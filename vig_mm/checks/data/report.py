@@ -1,10 +1,7 @@
 """Findings: one record for each kind of fault in a data set, and the tables that word them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from vig_mm.datasets.files import some
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -44,21 +41,3 @@ def number(count: int, noun: str) -> str:
     """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
     several = f"{noun}es" if noun.endswith("ss") else f"{noun}s".replace("ys", "ies")
     return f"{count} {noun if count == 1 else several}".replace("_", " ")
-
-
-def findings(
-    table: Rules, cases: Mapping[str, Sequence], where: str, place: str, **said: object
-) -> Iterator[Finding]:
-    """One finding for each rule that has cases (names by kind), in the order of the rules.
-
-    `place`: the folder or file they are in; `said`: how many were looked at, by noun, and what else
-    the rules have places for.
-    """
-    for kind, (severity, noun, *words) in table.items():
-        if names := tuple(map(str, cases.get(kind, ()))):
-            what, effect, *left_out = (one.format(**said) for one in words)
-            key, of = ".metainfo.classes" if noun == "class" else "", number(said[noun], noun)
-            text = f"{where}{key}: {len(names)} of {of} in {place!r} {what}, e.g. {some(names, 3)}"
-            out = f"{number(len(names), noun)} {left_out[0]}" if left_out else ""
-            kind = kind.partition("/")[0]
-            yield Finding(severity, kind, where, f"{text}: {effect}", len(names), names, out)
