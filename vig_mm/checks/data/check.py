@@ -15,9 +15,8 @@ from vig_mm.errors import DataError
 from ..config import leaves, part_name
 from ..model import parts
 from . import coco, folders, images, label_maps
-from .data_set import DataSet, Report, base_of, class_of, classes_of
+from .data_set import DataSet, Finding, Report, base_of, class_of, classes_of
 from .images import ImageFacts, image_facts
-from .report import Finding
 
 # Base of a data set's class -> its check, and the methods by which the base finds its files. A
 # class with others of its own may read what the check does not know, and is left to the library.

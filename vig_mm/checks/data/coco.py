@@ -20,9 +20,8 @@ from vig_mm.datasets.files import IMAGES, files, some
 
 from ..config import metrics_of, transform
 from .coco_file import read_coco
-from .data_set import DataSet, Report, base_of, class_of, hint
+from .data_set import DataSet, Report, base_of, class_of, hint, rules
 from .images import ImageFacts
-from .report import rules
 
 _SAMPLE = 500  # annotations whose area the quick check looks at
 _LARGEST = 2**31  # pycocotools draws with 32-bit integers

@@ -25,8 +25,7 @@ from .check import check_of
 from .coco import SIZES, turned_by
 from .data_set import keeps_numbers
 from .images import FAULTS, FIX, file_fault, open_image
-from .label_maps import TOO_LARGE
-from .labels import NO_LABEL, ignored_numbers
+from .label_maps import NO_LABEL, TOO_LARGE, ignored_numbers
 
 _VOID = frozenset({NO_LABEL})
 _MMSEG = "reduce_zero_label"  # key of its samples: mmdet's label maps may hold other classes

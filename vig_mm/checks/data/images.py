@@ -21,8 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vig_mm.datasets.transforms.load_tiff import read_tiff
 from vig_mm.datasets.transforms.map_labels import Value, pack, unpack
 
-from .data_set import DataSet, turns
-from .report import rules
+from .data_set import DataSet, rules, turns
 
 FIX = "copy or download it again, or take it out of the data set"
 _ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"))

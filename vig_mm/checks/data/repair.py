@@ -15,8 +15,7 @@ from ..config import leaves
 from . import coco
 from .check import check_of
 from .coco_file import read_coco
-from .data_set import class_of, classes_of
-from .report import number
+from .data_set import class_of, classes_of, number
 
 
 def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> list[str]:
