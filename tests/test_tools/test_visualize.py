@@ -22,11 +22,12 @@ from vig_mm.checkpoints.conversion import to_public
 from vig_mm.checkpoints.reading import CheckpointError
 from vig_mm.errors import UsageError
 from vig_mm.visualization import pictures
-from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
     ClassificationPictures,
+    data_root,
+    drawn_names,
     read_flag,
 )
 

@@ -5,7 +5,7 @@ import difflib
 import inspect
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,13 @@ def part_name(where: str) -> str:
     return next(name for name in reversed(where.split(".")) if not name.isdigit())
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """The words for the known name that comes closest, in any case of letters; "" if none does."""
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f", did you mean {lower[close[0]]!r}?" if close else ""
+
+
 def metrics_of(cfg: Mapping, split: str) -> list[dict]:
     """The configs of a split's metrics."""
     evaluator = cfg.get(f"{split}_evaluator")
@@ -184,9 +191,7 @@ def check_optimizer(cfg: Config) -> None:
         for optimizer in [one.get("optimizer") for one in several or [wrapper]]:
             kind = optimizer.get("type") if isinstance(optimizer, dict) else None
             if isinstance(kind, str) and registry.get(kind) is None:
-                known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
-                close = difflib.get_close_matches(kind.lower(), known, 1)
-                advice = f", did you mean {known[close[0]]!r}?" if close else ""
+                advice = meant(kind, {**registry.module_dict, **OPTIMIZERS.module_dict})
                 raise UsageError(
                     f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
                     f"{advice or '; correct it or import its module'}"

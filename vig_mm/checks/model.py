@@ -4,9 +4,9 @@ Python and torch notice both mistakes, too, but late and in their own terms: a `
 the place in the config, or a convolution's complaint in the first iteration.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vig_mm.errors import ModelError
 from vig_mm.registry import MODELS as VIG_MODELS
 
-from .config import part_name, walk
+from .config import meant, part_name, walk
 
 # Pixels, (H, W): the usual training size, as some backbones take no other.
 IMAGE_SIZE = (224, 224)
+_WHAT = "the model's parts do not fit"
 
 
 def parts(model: Any) -> Iterator[tuple[str, dict]]:
@@ -37,7 +38,7 @@ def check_options(cfg: Config) -> None:
     Raises:
         ModelError: names all unknown options and the known ones.
     """
-    problems = []
+    problems: list[str] = []
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         for where, part in parts(cfg.get("model")):
             kind = part.get("type")
@@ -54,7 +55,8 @@ def check_options(cfg: Config) -> None:
                         "has no such option: set model.pretrained=None, and name its weights by "
                         "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
                     )
-    _raise_if(problems)
+    if problems:
+        raise ModelError.of(_WHAT, problems)
 
 
 def _takes(kind: Any, option: str) -> bool:
@@ -66,10 +68,8 @@ def _unknown_options(where: str, part: dict, kind: Any) -> Iterator[str]:
     known = inspect.signature(kind).parameters
     for option in part:
         if option not in ("type", "_scope_") and not _takes(kind, option):
-            close = difflib.get_close_matches(option, known, n=1)
-            meant = f", did you mean {close[0]!r}?" if close else ""
-            problem = f"{where}.{option}: {kind.__name__} has no option {option!r}{meant}"
-            yield f"{problem} (it has {', '.join(known)})"
+            problem = f"{where}.{option}: {kind.__name__} has no option {option!r}"
+            yield f"{problem}{meant(option, known)} (it has {', '.join(known)})"
 
 
 def check_channels(model: nn.Module, cfg: dict) -> None:
@@ -93,11 +93,18 @@ def check_channels(model: nn.Module, cfg: dict) -> None:
     ]
     if not hasattr(model, "backbone") or not stated:
         return
+    with tested(model), torch.no_grad():
+        if problems := _misfits(model, cfg, dict.fromkeys(stated)):
+            raise ModelError.of(_WHAT, problems)
+
+
+@contextmanager
+def tested(model: nn.Module) -> Iterator[None]:
+    """Have a model in test mode, and afterwards in the mode that it was in."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            _raise_if(_misfits(model, cfg, dict.fromkeys(stated)))
+        yield
     finally:
         model.train(training)
 
@@ -105,8 +112,7 @@ def check_channels(model: nn.Module, cfg: dict) -> None:
 def _misfits(model: nn.Module, cfg: dict, stated: Sequence[str]) -> list[str]:
     channels = (cfg.get("backbone") or {}).get("in_channels", 3)
     image = next(model.parameters()).new_zeros(1, channels, *IMAGE_SIZE)
-    maps = _run(model.backbone, image)
-    source = f"model.backbone ({type(model.backbone).__name__})"
+    maps, source = _run(model.backbone, image), f"model.backbone ({type(model.backbone).__name__})"
     if maps is None:
         return []
     for where, neck, options in _modules(model, cfg, "neck"):
@@ -149,28 +155,20 @@ def _misfit(where: str, options: dict, source: str, maps: Any) -> list[str]:
         return []
     wanted = channels = [x.shape[1] for x in maps]
     count = "one map" if len(channels) == 1 else f"{len(channels)} maps"
-    returns = f"{source} returns {count} of {', '.join(map(str, channels))} channels"
+    but = f"but {source} returns {count} of {', '.join(map(str, channels))} channels"
     at = "" if index is None else f" at in_index={index}"
     if index is not None:
         indices = index if isinstance(index, Sequence) else [index]
         wanted = [channels[i] for i in indices if -len(channels) <= i < len(channels)]
         if len(wanted) < len(indices):
-            return [
-                f"{where} takes the maps{at}, but {returns}: correct {where}.in_index, or return "
-                "more maps by model.backbone.out_indices"
-            ]
+            more = "or return more maps by model.backbone.out_indices"
+            return [f"{where} takes the maps{at}, {but}: correct {where}.in_index, {more}"]
     if stated in wanted if isinstance(stated, int) else list(stated) == wanted:
         return []
-    problem, fix = f"{where}.in_channels is {stated}, but {returns}", wanted
+    said = f"{where}.in_channels is {stated}, {but}"
     if isinstance(stated, int):
-        problem, fix = f"{problem}{at}", wanted[-1]
-    elif len(stated) != len(wanted):
-        count = f"{len(stated)} indices, or change the part"
-        return [f"{problem}: set model.backbone.out_indices to {count}"]
-    return [f"{problem}: set {where}.in_channels={fix}"]
-
-
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise ModelError(f"the model's parts do not fit:{lines}")
+        return [f"{said}{at}: set {where}.in_channels={wanted[-1]}"]
+    if len(stated) == len(wanted):
+        return [f"{said}: set {where}.in_channels={wanted}"]
+    count = f"{len(stated)} indices, or change the part"
+    return [f"{said}: set model.backbone.out_indices to {count}"]

@@ -89,16 +89,19 @@ def check_weights(
         try:
             loaded = _as_loaded(model, state)
         except Exception as error:  # a hook's, which would end the real loading, too
-            raise CheckpointError(
-                f"{path!r} cannot be loaded into this config's model: {error}"
-            ) from error
+            why = f"{path!r} cannot be loaded into this config's model: {error}"
+            raise CheckpointError(why) from error
         if not partly:  # a stem for other images is one to train
             loaded |= {name: state[name] for name in _first_convs(model) if name in state}
         state = loaded
         unfit = _misfits(own, state)
     if len(unfit) > enough:
         missing = [name for name in unfit if name not in state]
-        reshaped = [said for name, said in unfit.items() if name in state]
+        reshaped = [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in unfit
+            if name in state
+        ]
         details = "; ".join(
             f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
             for what, names in (("missing", missing), ("of another shape", reshaped))
@@ -106,10 +109,9 @@ def check_weights(
         )
         raise CheckpointError(
             f"{path!r} does not fit this config's model: of its {len(own)} weights {details}. "
-            "Give the checkpoint that was trained with this config, or the config it was "
-            "trained with."
+            "Give the checkpoint that was trained with this config, or the config of its training."
         )
-    fitting = {name: state[name] for name in own if name not in unfit}
+    fitting = {name: state[name] for name in own.keys() - unfit}
     check_numbers(fitting, dict(model.named_parameters(remove_duplicate=False)), path)
     sizes = Counter(name.partition(".")[0] for name in own)
     fresh = sizes.keys() - {name.partition(".")[0] for name in fitting}
@@ -120,14 +122,9 @@ def check_weights(
     ]
 
 
-def _misfits(own: StateDict, state: StateDict) -> dict[str, str]:
-    """Names that a state dict lacks, or has in another shape -> what to say of them."""
-    gone = {name: name for name in own if name not in state}
-    return gone | {
-        name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    }
+def _misfits(own: StateDict, state: StateDict) -> list[str]:
+    """Names that a state dict lacks, or has in another shape."""
+    return [name for name, x in own.items() if name not in state or state[name].shape != x.shape]
 
 
 def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:

@@ -46,11 +46,10 @@ def polygon(name: str, points: list[float]) -> dict:
     """An object with a polygon (x1, y1, x2, y2, ...), in pixels, and the box around it."""
     from shapely import Polygon, make_valid  # required by mmdet alone
 
-    shape = make_valid(Polygon(zip(points[::2], points[1::2], strict=True)))
-    around = box(
-        name, (*map(min, (points[::2], points[1::2])), max(points[::2]), max(points[1::2]))
-    )
-    return dict(around, area=shape.area, segmentation=[points])
+    xs, ys = points[::2], points[1::2]
+    around = box(name, (min(xs), min(ys), max(xs), max(ys)))
+    area = make_valid(Polygon(zip(xs, ys, strict=True))).area
+    return dict(around, area=area, segmentation=[points])
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], bool]:
