@@ -12,10 +12,8 @@ import torch
 
 pytest.importorskip("mmdet")
 
-from mmengine.config import Config
 from pycocotools import mask as mask_utils
 from tiny_data import (
-    CONFIGS,
     CORNERS,
     JPG,
     SIZE,
@@ -25,15 +23,15 @@ from tiny_data import (
     encoded,
     found,
     found_in_full,
-    given,
     picture,
+    refused,
     said,
+    sample_refused,
     write,
 )
 
 from vig_mm.checks.data import check_data, prepare_data, repair
 from vig_mm.checks.data.coco import is_whole, shape_faults
-from vig_mm.errors import DataError, SampleError
 
 DIAGONAL = mask_utils.encode(np.asfortranarray(np.eye(*SIZE[::-1], dtype=np.uint8)))
 RLE = dict(size=[48, 60], counts=DIAGONAL["counts"].decode())
@@ -161,9 +159,7 @@ REFUSED = {
 def test_what_is_refused(what, tmp_path):
     annotations, changes, words = REFUSED[what]
     cfg = coco(tmp_path, *annotations, **changes)
-    with pytest.raises(DataError, match=words) as error:
-        check_data(cfg, ("train",))
-    assert str(error.value).count("\n  - ") == 1
+    assert refused(cfg, words).count("\n  - ") == 1
     if what in ("no annotation", "small"):
         cfg.train_dataloader.dataset.filter_cfg = None
         check_data(cfg, ("train",))
@@ -173,8 +169,7 @@ def test_file_that_cannot_be_read(tmp_path):
     cfg = coco(tmp_path)
     (tmp_path / "a.json").unlink()
     (tmp_path / "a.json").symlink_to("/proc/self/mem")  # opens and gives an error, to root as well
-    with pytest.raises(DataError, match=r"a.json' cannot be read \(Input/output error\)"):
-        check_data(cfg, ("train",))
+    refused(cfg, r"a.json' cannot be read \(Input/output error\)")
 
 
 def test_numbers_without_measure(tmp_path):
@@ -205,28 +200,21 @@ def test_classes_without_a_comma(tmp_path):
 def test_classes_of_loaders_heads_and_the_library(tmp_path):
     cfg = coco(tmp_path, categories=("a", "b", "c"), classes=("a", "b", "c"))
     cfg.model.roi_head.bbox_head = [dict(num_classes=3), dict(num_classes=80)]
-    with pytest.raises(DataError, match="bbox_head.1.num_classes is 80, .*: set it to 3$"):
-        check_data(cfg, ("train",))
+    refused(cfg, "bbox_head.1.num_classes is 80, .*: set it to 3$")
     cfg = coco(tmp_path, categories=("a", "b", "c"), classes=("a", "b", "c"))
     cfg.val_dataloader.dataset.metainfo = dict(classes=["a"])
     words = r"val_dataloader.dataset: its 1 classes differ from the 3 .*\(only there: b, c;"
-    with pytest.raises(DataError, match=words):
-        check_data(cfg)
+    refused(cfg, words, "train", "val")
     del cfg.train_dataloader.dataset.metainfo  # COCO's 80 classes
-    with pytest.raises(DataError, match="metainfo.classes: 80 of 80 .*\n.*differ from the 80"):
-        check_data(cfg)
+    refused(cfg, "metainfo.classes: 80 of 80 .*\n.*differ from the 80", "train", "val")
 
 
 def test_evaluator_of_other_data(tmp_path):
     cfg = coco(tmp_path)
     other = write(tmp_path / "b.json", (tmp_path / "a.json").read_bytes())
-    for path, words in (
-        (other, "is not the file of val_dataloader"),
-        ("c.json", "no annotation f"),
-    ):
+    for path, words in ((other, "is not the file of val_dataloader"), ("c.json", "no annotation")):
         cfg.val_evaluator.ann_file = str(path)
-        with pytest.raises(DataError, match=f"val_evaluator.ann_file: .*{words}"):
-            check_data(cfg)
+        refused(cfg, f"val_evaluator.ann_file: .*{words}", "val")
 
 
 def test_images_to_test_on_need_no_categories(tmp_path):
@@ -396,8 +384,8 @@ def test_areas(what, tmp_path):
 
 
 def crosses_itself(polygon):
-    one = dict(bbox=[0, 0, 1, 1], area=1, segmentation=[list(polygon)])
-    return "crossing" in shape_faults((one, (99, 99)), True)
+    one = dict(bbox=[0, 0, 1, 1], area=1, segmentation=[polygon])
+    return "crossing" in shape_faults((one, dict(width=99, height=99)), True)
 
 
 def test_crossing_edges(tmp_path):
@@ -411,26 +399,6 @@ def test_crossing_edges(tmp_path):
         assert crosses_itself(polygon) == (polygon is twice) == bool(masks.sum())
     masks = truth(built(coco(tmp_path, dict(segmentation=[twice])))).gt_instances.masks.masks
     assert masks[0, 35, 20] and not masks[0, 20, 20]
-
-
-def test_random_polygons():
-    """Two edges pass through each other, by the sides that their ends lie on."""
-    rng, seen = np.random.default_rng(0), []
-    for count in rng.integers(3, 7, 200):
-        start = rng.random((count, 2)) * 40
-        edge = (np.roll(start, -1, axis=0) - start)[:, None]
-
-        def side(points, start=start, edge=edge):
-            to = points[None] - start[:, None]
-            return np.sign(edge[..., 0] * to[..., 1] - edge[..., 1] * to[..., 0])
-
-        parts = np.round(side(start) * side(np.roll(start, -1, axis=0))) < 0
-        np.fill_diagonal(parts, False)
-        for i in range(count):  # neighbours share a point
-            parts[i, (i + 1) % count] = parts[i, i - 1] = False
-        seen.append(bool((parts & parts.T).any()))
-        assert crosses_itself(start.ravel()) == seen[-1], start
-    assert 50 < sum(seen) < 150
 
 
 def test_runs_of_random_masks_are_whole():
@@ -449,7 +417,7 @@ SIZES = {
     "below the file's height": ([6, 50, 24, 8], TURNED, SIZE, "turned-sides", "swap width"),
     "unturned": ([30, 6, 28, 18], TURNED, SIZE, "turned-size", "take the EXIF orientation out"),
     "unknown": ([6, 6, 24, 18], TURNED, SIZE, "turned-unknown", "is not to be told"),
-    "another": ([6, 6, 24, 18], encoded(picture((30, 24))), SIZE, "size", "which? annotated|used"),
+    "another": ([6, 6, 24, 18], encoded(picture((30, 24))), SIZE, "size", "that were annotated"),
     "right": ([6, 6, 24, 18], TURNED, SIZE[::-1], None, None),
     "upright": ([6, 6, 24, 18], JPG, SIZE, None, None),
 }
@@ -467,24 +435,8 @@ def test_sizes(what, tmp_path):
     if kind is None:
         assert truth(built(cfg)).ori_shape == (height, width)
         return
-    text = kinds[kind].text
-    with pytest.raises(
-        SampleError, match="1.jpg' is loaded as .*annotations are for 60x48"
-    ) as error:
-        built(cfg)[0]
+    text = sample_refused(cfg, "1.jpg' is loaded as .*annotations are for 60x48")
+    assert words in text and words in kinds[kind].text
     if kind != "size":
-        assert words in text and words in str(error.value)
         cfg.train_dataloader.dataset.pipeline[0]["color_type"] = "color_ignore_orientation"
         assert truth(built(cfg)).ori_shape == SIZE[::-1]
-
-
-def test_configs_of_the_zoo_are_read_as_they_are(tmp_path):
-    """Relative paths from the working directory, and wrappers."""
-    cfg = Config.fromfile(CONFIGS / "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py")
-    data = cfg.train_dataloader.dataset
-    bad = dict(data, data_root=str(tmp_path / "nowhere"))
-    concat = dict(type="ConcatDataset", datasets=[bad])
-    cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=concat)
-    with pytest.raises(DataError, match="dataset.dataset.datasets.0.data_root: no folder"):
-        check_data(cfg, ("train",))
-    assert given(dict(a=1, b=...)) == dict(a=1)
