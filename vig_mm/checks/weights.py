@@ -32,12 +32,9 @@ def bare_model(model: nn.Module) -> nn.Module:
 def check_initial_weights(cfg: Any, ours: bool = False) -> None:
     """Read the files that parts of a model's config take their first weights from, at any depth.
 
-    Before anything is built, and because other backbones than ours leave that to mmengine, whose
-    errors do not name the file. Addresses are left to the loader. `ours`: whether the entry is of a
-    backbone of vig_mm, which reads more formats than mmengine.
-
-    Raises:
-        CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
+    A `CheckpointError` tells before anything is built, as other backbones than ours leave that to
+    mmengine, whose errors do not name the file. Addresses are left to the loader. `ours`: whether
+    the entry is of a backbone of vig_mm, which reads more formats than mmengine.
     """
     if isinstance(cfg, dict):
         path = cfg.get("checkpoint") if type_name(cfg) in ("Pretrained", "PretrainedInit") else None
@@ -67,8 +64,9 @@ def check_weights(
 ) -> list[str]:
     """See that an mm checkpoint fits a Runner's model; mmengine only logs what does not.
 
-    What the modules' own hooks rename or resize while they load, such as position embeddings of
-    another image size, fits.
+    A `CheckpointError` names what is missing, of another shape, or no finite number. What the
+    modules' own hooks rename or resize while they load, such as position embeddings of another
+    image size, fits.
 
     Args:
         partly: Whether it is enough that something fits, as when fine-tuning.
@@ -76,9 +74,6 @@ def check_weights(
 
     Returns:
         For the log, one line for each part of the model that nothing in the file fits.
-
-    Raises:
-        CheckpointError: names what is missing, of another shape, or no finite number.
     """
     model = bare_model(model)
     state, _ = weights(read_checkpoint(path), path=path)
@@ -92,7 +87,9 @@ def check_weights(
             why = f"{path!r} cannot be loaded into this config's model: {error}"
             raise CheckpointError(why) from error
         if not partly:  # a stem for other images is one to train
-            loaded |= {name: state[name] for name in _first_convs(model) if name in state}
+            vigs = [(name, x) for name, x in model.named_modules() if isinstance(x, ViGBackbone)]
+            stems = [f"{name}.{conv}".lstrip(".") for name, x in vigs for conv in x.first_convs]
+            loaded |= {name: state[name] for name in stems if name in state}
         state = loaded
         unfit = _misfits(own, state)
     if len(unfit) > enough:
@@ -143,8 +140,3 @@ def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
 
     load(copy.deepcopy(model, empty), dict(state), "")
     return loaded
-
-
-def _first_convs(model: nn.Module) -> list[str]:
-    vigs = [(name, x) for name, x in model.named_modules() if isinstance(x, ViGBackbone)]
-    return [f"{name}.{conv}".lstrip(".") for name, part in vigs for conv in part.first_convs]

@@ -18,7 +18,7 @@ from mmengine.registry import METRICS
 
 from vig_mm.datasets.files import IMAGES, files, some
 
-from ..config import metrics_of, transform
+from ..config import metrics_of
 from .coco_file import read_coco
 from .data_set import DataSet, Report, base_of, class_of, hint, rules
 from .images import ImageFacts
@@ -200,7 +200,7 @@ def _use(data: DataSet) -> CocoUse:
     if not base_of(data.kind, "CocoDataset", "filter_data") or data.option("test_mode"):
         filters = {}
     evaluated, metrics = data.split != "train", metrics_of(data.cfg, data.split)
-    loads_masks = bool(transform(data.pipeline, "LoadAnnotations").get("with_mask"))
+    loads_masks = bool(data.load.get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
     scored = any("segm" in (metric.get("metric") or ()) for metric in metrics)
     has_evaluator = data.cfg.get(f"{data.split}_evaluator")

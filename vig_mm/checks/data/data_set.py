@@ -30,9 +30,8 @@ def rules(table: str) -> Rules:
     """Kind -> severity, noun, what is so, what comes of it and what to do; and, where a library
     leaves such things out, the words for that behind their number.
 
-    Args:
-        table: Lines ``severity noun kind | what is so | what to do | left out``, of which each may
-            go on in lines that are indented. Behind a slash in a kind: its variant.
+    A line is ``severity noun kind | what is so | what to do | left out``, and may go on in lines
+    that are indented. Behind a slash in a kind: its variant.
     """
     lines = re.sub(r"\n +", " ", table.strip()).splitlines()
     return {line.split()[2]: [*line.split()[:2], *line.split(" | ")[1:]] for line in lines}
@@ -95,6 +94,7 @@ class DataSet:
         self.root, self.ann_file = (self.entry.get(x) or "" for x in ("data_root", "ann_file"))
         self.pipeline = self.entry.get("pipeline")
         self.flag, self.backend = image_loader(self.pipeline)
+        self.load = transform(self.pipeline, "LoadAnnotations")  # {} where there is none
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,12 +138,9 @@ class DataSet:
         self.report.findings.append(found)
 
     def judge(self, table: Rules, cases: Mapping[str, Sequence], place: str, **said: Any) -> None:
-        """Note what a table says of each kind that has cases, in the order of its rules.
+        """Note what a table says of each kind that has cases (names), in a folder or file.
 
-        Args:
-            cases: Names of what it holds for, by kind.
-            place: The folder or file they are in.
-            said: How many were looked at, by noun, and what else the rules have places for.
+        `said`: how many were looked at, by noun, and what else the rules have places for.
         """
         for kind, (severity, noun, *words) in table.items():
             if names := tuple(map(str, cases.get(kind, ()))):

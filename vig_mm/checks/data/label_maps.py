@@ -116,10 +116,6 @@ def check(data: DataSet) -> None:
         data.judge(_RULES, {kind: cases[kind] for kind in _BEFORE}, labels, **said)
 
 
-def _load(data: DataSet) -> dict:
-    return transform(data.pipeline, "LoadAnnotations")
-
-
 def _check_classes(data: DataSet) -> None:
     own, name, classes = data.kind.METAINFO.get("classes"), data.kind.__name__, data.classes
     if not classes and any(data.cfg.get(f"{split}_evaluator") for split in ("val", "test")):
@@ -169,7 +165,7 @@ def _use(data: DataSet) -> LabelUse | None:
         return None
     ignored, tolerated = ignored_numbers(data.cfg, data.split, data.entry)
     own, classes = set(data.kind.METAINFO.get("classes") or ()), data.classes
-    reduced = data.option("reduce_zero_label") or _load(data).get("reduce_zero_label")
+    reduced = data.option("reduce_zero_label") or data.load.get("reduce_zero_label")
     return LabelUse(
         num_classes=len(classes),
         reduce_zero_label=bool(reduced),
@@ -237,7 +233,7 @@ def _cases(
     """What some label maps are, whose images may be known, and what to say of it."""
     use, classes = data.use, _classes(data)
     paths = [os.path.join(data.label_folder, name) for name in names]
-    backend = _load(data).get("imdecode_backend") or "pillow"
+    backend = data.load.get("imdecode_backend") or "pillow"
     read = partial(image_facts, flag="unchanged", backend=backend, labels=True)
     cases, there = defaultdict(list), set[Value]()
     for i, facts in enumerate(run(f"labels of {data.where}", read, paths)):
