@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 
-import numpy as np
 import pytest
 from known_cases import CLASSES, CONFIGS, write_classification, write_detection, write_segmentation
 from mmengine.config import Config
@@ -91,27 +90,8 @@ def image(name, change, kind=None, **options):
     return do
 
 
-def numbers(change):
-    return lambda picture: Image.fromarray(change(np.array(picture)))
-
-
 def turned(name, orientation=6):
     return image(name, lambda picture: picture, exif=exif(orientation))
-
-
-def faint(picture):
-    picture = picture.convert("LA")
-    picture.putalpha(100)
-    return picture
-
-
-def with_palette(picture):
-    picture.putpalette([*range(256)] * 3)
-    return picture
-
-
-def small(picture):
-    return picture.resize((100, 60), Image.Resampling.NEAREST)
 
 
 def copy(source, target):
@@ -154,10 +134,11 @@ FAULTS = {
         (coco,), [text("val/0.png", "<html>404"), lambda root: (root / "val/1.png").unlink()],
         {"not-an-image": 1, "missing": 1}, "0.png (it begins with b'<html>404')", "E"),
     "clear, palette": (
-        (coco,), [image("val/0.png", faint), image("val/1.png", lambda x: x.convert("P"))],
+        (coco,), [image("val/0.png", lambda x: Image.new("LA", x.size, (9, 100))),
+                  image("val/1.png", lambda x: x.convert("P"))],
         dict(transparent=1, grey=1, palette=1), "0.png", ""),
     "deep, CMYK": (
-        (coco,), [image("val/0.png", numbers(lambda x: np.full((120, 200), 4000, np.uint16))),
+        (coco,), [image("val/0.png", lambda x: Image.new("I;16", x.size, 4000)),
                   image("val/1.png", lambda x: x.convert("CMYK"), "JPEG")],
         {"deep": 1, "cmyk": 1, "grey": 1, "other-ending": 1}, "1.png", ""),
     "turned": ((coco,), [turned("val/0.png"), turned("val/1.png", 3)],
@@ -182,11 +163,12 @@ FAULTS = {
     "not reduced": ((ade, 4), [], {"label-range": 1}, "1.png (4)", "E"),
     "unused": ((ade, 6, REDUCE), [], {"unused-class": 2}, "6", ""),
     "palette, jpg": (
-        ADE, [image("labels/0.png", with_palette),
+        ADE, [image("labels/0.png", lambda x: x.convert("P")),
               image("labels/1.png", lambda x: Image.new("L", x.size, 1), "JPEG")],
         {"label-lossy": 1, "label-palette": 1, "unused-class": 1}, "1.png", "E"),
     "size, nothing": (
-        ADE, [image("labels/0.png", small), image("labels/1.png", numbers(lambda x: x * 0))],
+        ADE, [image("labels/0.png", lambda x: x.resize((100, 60), 0)),
+              image("labels/1.png", lambda x: Image.new("L", x.size))],
         {"label-size": 1, "label-empty": 1, "unused-class": 1},
         "0.png (100x60, the image is 200x120)", "E"),
     "imagenet": (FOLDERS, [], {}, "", ""),
