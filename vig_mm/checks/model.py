@@ -44,30 +44,23 @@ def check_options(cfg: Config) -> None:
                 if registry.get(kind) is None and VIG_MODELS.get(kind) is not None:
                     problems.append(f"{where}.type: {kind!r} must be 'vig_mm.{kind}'")
                 kind = registry.get(kind)
-            if callable(kind):
-                problems += _unknown_options(where, part, kind)
-                handed_on = cfg.default_scope == "mmseg" and where == "model.backbone"
-                if handed_on and cfg.model.get("pretrained") and not _takes(kind, "pretrained"):
-                    problems.append(
-                        f"model.pretrained: mmseg hands it to the backbone, and {kind.__name__} "
-                        "has no such option: set model.pretrained=None, and name its weights by "
-                        "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
-                    )
+            if not callable(kind):
+                continue
+            known = inspect.signature(kind).parameters
+            if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+                continue
+            for option in [one for one in part if one not in ("type", "_scope_", *known)]:
+                problem = f"{where}.{option}: {kind.__name__} has no option {option!r}"
+                problems.append(f"{problem}{meant(option, known)} (it has {', '.join(known)})")
+            handed_on = cfg.default_scope == "mmseg" and where == "model.backbone"
+            if handed_on and cfg.model.get("pretrained") and "pretrained" not in known:
+                problems.append(
+                    f"model.pretrained: mmseg hands it to the backbone, and {kind.__name__} has no "
+                    "such option: set model.pretrained=None, and name its weights by "
+                    "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+                )
     if problems:
         raise ModelError.of(_WHAT, problems)
-
-
-def _takes(kind: Any, option: str) -> bool:
-    parameters = inspect.signature(kind).parameters
-    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _unknown_options(where: str, part: dict, kind: Any) -> Iterator[str]:
-    known = inspect.signature(kind).parameters
-    for option in part:
-        if option not in ("type", "_scope_") and not _takes(kind, option):
-            problem = f"{where}.{option}: {kind.__name__} has no option {option!r}"
-            yield f"{problem}{meant(option, known)} (it has {', '.join(known)})"
 
 
 def check_channels(model: nn.Module, cfg: dict) -> None:
