@@ -81,10 +81,6 @@ LEARNED = {
         [{}, dict(image_id=2)], dict(images=[{}, dict(file_name="./1.jpg")]),
         {"file-name-twice": "warning 1"}, 1,
     ),
-    "listed twice, once empty": (
-        [{}], dict(images=[{}, dict(file_name="1.jpg")]),
-        {"file-name-twice": "warning 1", "no-annotation": "warning 1"}, 1,
-    ),
     "last class unused": ([{}], dict(classes=("a", "c")), {"unused-class": "warning 1"}, 1),
     "text for every image": ([dict(image_id="1")], dict(images=[ONE_IMAGE]), {}, 1),
     "image_id as text": ([dict(image_id="1"), {}], {}, {"text-id": "error 1"}, 1),
@@ -141,11 +137,9 @@ REFUSED = {
     "gone": ([], dict(images=[{}, dict(file_name="x.jpg"), dict(file_name="y/z.jpg")]),
              "2 of the 3 images in .* are not in '.*', e.g. 'x.jpg'$"),
     "no JSON": ([], dict(text="{"), "is not a JSON file"),
-    "no text": ([], dict(text=b"\x89PNG"), "is not a JSON file"),
     "deep": ([], dict(text="[" * 200_000), "is nested too deeply"),
     "digits": ([], dict(text='{"images": [' + "9" * 5000 + "]}"), "is not a JSON file"),
     "list": ([], dict(text="[1]"), "is not a COCO annotation file: it is a list"),
-    "text": ([], dict(text='"images"'), "it is a str"),
     "no categories": ([], dict(text='{"images": []}'), "file: it has no 'categories'"),
     "detections": ([], dict(text='[{"image_id": 1, "score": 0.5}]'), "it is a list of detections"),
     "LabelMe": ([], dict(text='{"shapes": [], "imagePath": "1"}'), "it is a LabelMe file"),
@@ -227,31 +221,20 @@ def test_images_to_test_on_need_no_categories(tmp_path):
 UNSUPPORTED = "input type is not supported"
 POINT, LINE = [[1, 2]], [[1, 2, 3, 4]]  # four numbers are a box to pycocotools
 STOPS = {
-    "empty polygon": (dict(segmentation=[[]]), "unscorable-mask", UNSUPPORTED),
     "point": (dict(segmentation=POINT), "unscorable-mask", UNSUPPORTED),
-    "line": (dict(segmentation=LINE), "unscorable-mask", "incorrect type"),
-    "point first": (dict(segmentation=[*POINT, CORNERS]), "unscorable-mask", UNSUPPORTED),
     "line first": (dict(segmentation=[*LINE, CORNERS]), "unscorable-mask", "incorrect type"),
     "no counts": (dict(segmentation=dict(size=[48, 60])), "unscorable-mask", "counts"),
     "counts null": (dict(segmentation=dict(RLE, counts=None)), "unscorable-mask", "None"),
-    "counts a number": (dict(segmentation=dict(RLE, counts=5)), "unscorable-mask", "int"),
     "no size": (dict(segmentation=dict(counts=RLE["counts"])), "unscorable-mask", "size"),
-    "size null": (dict(segmentation=dict(RLE, size=None)), "unscorable-mask", "NoneType"),
     "size a number": (dict(segmentation=dict(counts=[1, 2], size=5)), "rle-size", "int"),
-    "size of one": (dict(segmentation=dict(counts=[5], size=[5])), "rle-size", "index"),
     "no mask": (dict(segmentation=...), "no-mask", "segmentation"),
-    "mask null": (dict(segmentation=None), "no-mask", "NoneType"),
     "mask empty": (dict(segmentation=[]), "no-mask", "index"),
     "ignored, no mask": (dict(ignore=1, segmentation=...), "no-mask", "segmentation"),
     "outside, point": (
         dict(bbox=[80, 6, 9, 9], segmentation=POINT), "unscorable-mask", UNSUPPORTED),
-    "no area, no mask": (dict(bbox=[9, 9, 0, 0], segmentation=[]), "no-mask", "index"),
     "ignored, no area": (dict(ignore=1, area=...), "incomplete", "area"),
-    "ignored, no bbox": (dict(ignore=1, bbox=...), "incomplete", "bbox"),
     # scoring would not end
     "ignored, runs": (dict(ignore=1, segmentation=dict(RLE, counts=[5, 5])), "broken-rle", None),
-    "outside, runs": (
-        dict(bbox=[80, 6, 9, 9], segmentation=dict(RLE, counts=[5, 5])), "broken-rle", None),
 }  # fmt: skip
 
 
@@ -282,7 +265,6 @@ def test_what_stops_scoring_is_an_error(what, masks, tmp_path):
 
 # changes, findings, metrics
 GOES_ON = {
-    "two and a half points": (dict(segmentation=[[1, 2, 3, 4, 5]]), {"short-polygons": "warning"}),
     "three and a half": (dict(segmentation=[[*CORNERS, 5]]), {"short-polygons": "warning"}),
     "point behind": (dict(segmentation=[CORNERS, *POINT]), {"short-part": "note"}),
     "ignored": (dict(ignore=1), {"ignored": "warning"}),
@@ -293,8 +275,6 @@ GOES_ON = {
         dict(category_id=2, segmentation=POINT, iscrowd=...), {"other-class": "warning"}),
     "other image": (dict(image_id=7, segmentation=POINT, iscrowd=...), {"no-image": "warning"}),
     "boxes of points": (dict(segmentation=POINT), {"short-polygons": "warning"}, ["bbox"]),
-    "boxes of half an RLE": (
-        dict(segmentation=dict(counts="1")), {"bad-rle": "warning"}, ["bbox"]),
     "boxes": (dict(segmentation=...), {}, ["bbox"], False),
 }  # fmt: skip
 
@@ -356,7 +336,6 @@ def test_what_is_scored_in_a_copy(what, tmp_path):
 TRIANGLE = [[6, 6, 30, 6, 30, 24]]
 AREAS = {
     "box": (dict(segmentation=...), False),
-    "mask of the box": (dict(segmentation=..., area=100), False),
     "a twentieth": (dict(segmentation=..., area=21), True),
     "twice the box": (dict(segmentation=..., area=900), True),
     "polygon": (dict(segmentation=TRIANGLE, area=216), False),
@@ -407,7 +386,6 @@ def test_runs_of_random_masks_are_whole():
 # bbox, the picture's file, its sides in the annotation file, kind, words of checker and guard
 SIZES = {
     "annotated turned": ([6, 6, 24, 52], TURNED, SIZE, "turned-sides", "swap width and height"),
-    "below the file's height": ([6, 50, 24, 8], TURNED, SIZE, "turned-sides", "swap width"),
     "unturned": ([30, 6, 28, 18], TURNED, SIZE, "turned-size", "take the EXIF orientation out"),
     "unknown": ([6, 6, 24, 18], TURNED, SIZE, "turned-unknown", "is not to be told"),
     "another": ([6, 6, 24, 18], encoded(picture((30, 24))), SIZE, "size", "that were annotated"),

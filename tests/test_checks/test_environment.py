@@ -73,8 +73,6 @@ GONE = ModuleNotFoundError("No module named 'ftfy'", name="ftfy")
 FITS = {
     "no mmdet": (without(UPSTREAM, "mmdet"), "mmdet", True,
                  r"mmdet is not installed: pip install 'vig-mm\[mm\]'"),
-    "no mmseg": (without(UPSTREAM, "mmsegmentation"), "mmseg", True, "mmseg is not installed"),
-    "no mmpretrain": (without(UPSTREAM, "mmpretrain"), "mmpretrain", True, "mmpretrain is not in"),
     "nothing": ({}, "mmdet", True, "mmengine is not .*\n.*mmcv is not installed: pip install mmcv-"
                 "lite==2.1.0\n.*mmdet is not"),
     "forks without mmdet": (without(FORKS, "onedl-mmdetection"), "mmdet", True,
@@ -85,7 +83,6 @@ FITS = {
               r"the forks \(onedl-mmengine onedl-mmcv onedl-mmpretrain\)"),
     "new mmcv, mmdet": (UPSTREAM | {"mmcv": "2.2.0"}, "mmdet", True,
                         r"mmcv 2\.2\.0 is too new.*mmcv-lite==2\.1\.0"),
-    "new mmcv, mmseg": (UPSTREAM | {"mmcv": "2.2.0"}, "mmseg", True, "mmcv 2.2.0 is too new"),
     "new mmcv, mmpretrain": (UPSTREAM | {"mmcv": "2.2.0"}, "mmpretrain", True, None),
     "old mmdet": (UPSTREAM | {"mmdet": "2.28.2"}, "mmdet", True, "mmdet 2.28.2 is too old, 3.3.0"),
     **{f"upstream, {scope}": (UPSTREAM, scope, True, None) for scope in environment.SCOPES},

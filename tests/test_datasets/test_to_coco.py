@@ -143,7 +143,6 @@ UNFIT_YOLO = {
     "class of no name": ("7 0 0 1 1", {}, "no object of 2 classes"),
     "half a class": ("0.5 .5 .5 .2 .4", {}, "no object of 2 classes"),
     "no object": ("", {}, "no object in 1 images: their labels are expected"),
-    "no labels": (None, {}, "no object in 1 images: their labels are expected"),
     "other count": (GOOD, dict(nc=3), "nc is 3, and names are 2"),
     "not there": (GOOD, dict(train="val.txt"), "give the folder by --images"),
     "twice": ({"1.png": GOOD, "1.jpg": GOOD}, {}, "share labels, more than once: .*1.txt"),
