@@ -111,7 +111,8 @@ def _unused_maps(model: nn.Module, backbone: ViGBackbone) -> list[int]:
     image = next(backbone.parameters()).new_zeros(1, backbone.in_channels, 64, 64)
     try:
         with tested(model), torch.enable_grad():
-            maps = [x.detach().requires_grad_() for x in backbone(image)]
+            with torch.no_grad():
+                maps = [x.detach().requires_grad_() for x in backbone(image)]
             outputs: Any = tuple(maps)
             if getattr(model, "neck", None) is not None:
                 outputs = model.neck(outputs)
