@@ -101,6 +101,7 @@ def test_what_mmdet_learns(what, tmp_path):
         left_out = [one.left_out for one in kinds.values() if one.left_out]
         line = " ".join(check_data(cfg, ("train",)))
         assert all(one in line for one in left_out) and (left_out == [] or "leaves out" in line)
+    assert what != "last class unused" or "and the last" in kinds["unused-class"].text
     sample = truth(built(cfg))
     assert len(sample.gt_instances) == count
     if what.startswith("crowd"):

@@ -250,7 +250,7 @@ def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]
     moved = not (twice or unknown) and order != list(use.classes)
     return {
         "category-twice": twice,
-        "unused-class" if last else "absent-class": unknown,
+        "unused-class/last" if last else "absent-class": unknown,
         "class-order": order if moved else (),
     }
 
