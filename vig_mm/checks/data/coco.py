@@ -54,7 +54,8 @@ error annotation incomplete | have no bbox, or no area | mmdet or pycocotools st
     (area is that of the mask, or width * height)
 error annotation bad-box | have a bbox that is not four finite numbers, or no finite area | {_BOX}
 error annotation no-mask | have no segmentation, and masks are loaded or scored | mmdet or
-    pycocotools stops; draw them, or use LoadAnnotations(with_mask=False) and metric='bbox'
+    pycocotools stops; take them out, or draw them, or use a box detector with
+    LoadAnnotations(with_mask=False) and metric='bbox'
 error annotation unscorable-mask | have a first polygon of fewer than three points, or an RLE
     without counts and size | pycocotools stops; draw them again, or take them out
 error annotation bad-crowd | have an iscrowd that is neither 0 nor 1 | pycocotools takes any text
