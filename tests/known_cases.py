@@ -9,7 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytest.importorskip("mmpretrain")
+
 from mmengine.config import Config
 from PIL import Image
 

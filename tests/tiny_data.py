@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from vig_mm.checks.data import DataCheck
-from vig_mm.checks.data.check import survey
+from vig_mm.checks.data import DataCheck, check_data
 from vig_mm.checks.data.guard import guard
+from vig_mm.errors import DataError, SampleError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SIZE = (60, 48)  # (width, height) of the pictures, in pixels
@@ -139,6 +140,20 @@ def built(cfg, split="train"):
     return dataset
 
 
+def refused(cfg, words, *splits):
+    """See that the check before a run ends in an error with these words; all of its text."""
+    with pytest.raises(DataError, match=words) as error:
+        check_data(cfg, splits or ("train",))
+    return str(error.value)
+
+
+def sample_refused(cfg, words, split="train"):
+    """See that loading the first sample ends in an error with these words; all of its text."""
+    with pytest.raises(SampleError, match=words) as error:
+        built(cfg, split)[0]
+    return str(error.value)
+
+
 def found(cfg, *splits):
     """Kind -> finding of the quick check."""
     return {one.kind: one for one in DataCheck(cfg, splits or ("train",)).findings}
@@ -146,8 +161,10 @@ def found(cfg, *splits):
 
 def found_in_full(cfg, *splits):
     """The same of reading everything."""
-    listings = DataCheck(cfg, splits or ("val",)).listings
-    return {one.kind: one for one in survey(listings, lambda _, f, items: map(f, items))}
+    check = DataCheck(cfg, splits or ("val",))
+    quick = len(check.findings)
+    check.survey(lambda _, f, items: map(f, items))
+    return {one.kind: one for one in check.findings[quick:]}
 
 
 def said(kinds):

@@ -38,9 +38,14 @@ from vig_mm.checks.config import leaves
 from vig_mm.checks.data import prepare_data
 from vig_mm.checks.data.guard import guard
 from vig_mm.errors import SampleError, UsageError
-from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import as_picture, save
-from vig_mm.visualization.sample_pictures import TRUTH, sample_pictures, truth_frame
+from vig_mm.visualization.sample_pictures import (
+    TRUTH,
+    data_root,
+    drawn_names,
+    sample_pictures,
+    truth_frame,
+)
 
 SPLITS = ("train", "val", "test")
 

@@ -37,12 +37,13 @@ from vig_mm.checks.config import pipeline_of
 from vig_mm.checks.data import prepare_data
 from vig_mm.checks.data.guard import guard
 from vig_mm.errors import SampleError, UsageError
-from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import save
 from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
     SamplePictures,
+    data_root,
+    drawn_names,
     read_flag,
     sample_pictures,
     truth_frame,

@@ -1,8 +1,15 @@
 """What a user can cause: a tool ends in the message alone, without a traceback."""
 
+from collections.abc import Iterable
+
 
 class VigError(Exception):
     """Input that cannot be used; the message says what was wrong and what to do."""
+
+    @classmethod
+    def of(cls, what: str, problems: Iterable[str]) -> "VigError":
+        """The error that lists several problems, a line each."""
+        return cls(f"{what}:" + "".join(f"\n  - {one}" for one in problems))
 
 
 class UsageError(VigError, ValueError):

@@ -12,10 +12,8 @@ import torch
 
 pytest.importorskip("mmdet")
 
-from mmengine.config import Config
 from pycocotools import mask as mask_utils
 from tiny_data import (
-    CONFIGS,
     CORNERS,
     JPG,
     SIZE,
@@ -25,19 +23,20 @@ from tiny_data import (
     encoded,
     found,
     found_in_full,
-    given,
     picture,
+    refused,
     said,
+    sample_refused,
     write,
 )
 
 from vig_mm.checks.data import check_data, prepare_data, repair
 from vig_mm.checks.data.coco import is_whole, shape_faults
-from vig_mm.errors import DataError, SampleError
 
 DIAGONAL = mask_utils.encode(np.asfortranarray(np.eye(*SIZE[::-1], dtype=np.uint8)))
 RLE = dict(size=[48, 60], counts=DIAGONAL["counts"].decode())
 HALF = SIZE[0] * SIZE[1] // 2
+HUGE = 10**400  # json's whole numbers have no limit, and Python's floats have one
 ONE_IMAGE = dict(id="1", file_name="1.jpg", width=60, height=48)
 
 
@@ -82,10 +81,6 @@ LEARNED = {
         [{}, dict(image_id=2)], dict(images=[{}, dict(file_name="./1.jpg")]),
         {"file-name-twice": "warning 1"}, 1,
     ),
-    "listed twice, once empty": (
-        [{}], dict(images=[{}, dict(file_name="1.jpg")]),
-        {"file-name-twice": "warning 1", "no-annotation": "warning 1"}, 1,
-    ),
     "last class unused": ([{}], dict(classes=("a", "c")), {"unused-class": "warning 1"}, 1),
     "text for every image": ([dict(image_id="1")], dict(images=[ONE_IMAGE]), {}, 1),
     "image_id as text": ([dict(image_id="1"), {}], {}, {"text-id": "error 1"}, 1),
@@ -106,6 +101,7 @@ def test_what_mmdet_learns(what, tmp_path):
         left_out = [one.left_out for one in kinds.values() if one.left_out]
         line = " ".join(check_data(cfg, ("train",)))
         assert all(one in line for one in left_out) and (left_out == [] or "leaves out" in line)
+    assert what != "last class unused" or "and the last" in kinds["unused-class"].text
     sample = truth(built(cfg))
     assert len(sample.gt_instances) == count
     if what.startswith("crowd"):
@@ -117,13 +113,15 @@ def test_what_mmdet_learns(what, tmp_path):
 
 REFUSED = {
     "incomplete": ([dict(area=None), dict(bbox=None)], {}, "2 of 2 .* have no bbox, or no area"),
-    "bad box": ([dict(bbox=[6, 6, 2]), dict(bbox=[6, 6, float("nan"), 1])], {}, "2 of 2 .*finite"),
+    "bad box": ([dict(bbox=[6, 6, 2]), dict(bbox=[6, 6, float("nan"), 1]),
+                 dict(bbox=[1, 1, HUGE, 6])], {}, "3 of 3 .*finite"),
     "no mask": ([dict(segmentation=[]), dict(segmentation=None)], {}, "2 of 2 .* no segmentation"),
     "bad polygon": (
-        [dict(segmentation=[6, 6, 30, 6, 30, 24]), dict(segmentation="x")], {}, "2 of 2 .*neither"),
+        [dict(segmentation=[6, 6, 30, 6, 30, 24]), dict(segmentation="x"),
+         dict(segmentation=[[*CORNERS[1:], HUGE]])], {}, "3 of 3 .*neither"),
     "size of RLE": ([dict(segmentation=dict(size=[8, 8], counts=[60, 4]))], {}, "of another size"),
-    "runs": ([dict(segmentation=dict(RLE, counts=RLE["counts"][:-1])),
-              dict(segmentation=dict(RLE, counts=[5, 5]))], {}, "2 of 2 .*runs do not fill"),
+    "runs": ([dict(segmentation=dict(RLE, counts=one)) for one in (
+        RLE["counts"][:-1], [5, 5], [HUGE], "\ud800")], {}, "4 of 4 .*runs do not fill"),
     "twice": ([dict(id=5), dict(id=5)], {}, "more than once with all they say"),
     "category": ([{}, dict(category_id=77)], {}, "e.g. 77 .*silently leave them out; list"),
     "crowd": ([dict(iscrowd="0")], {}, "iscrowd that is neither 0 nor 1"),
@@ -140,11 +138,9 @@ REFUSED = {
     "gone": ([], dict(images=[{}, dict(file_name="x.jpg"), dict(file_name="y/z.jpg")]),
              "2 of the 3 images in .* are not in '.*', e.g. 'x.jpg'$"),
     "no JSON": ([], dict(text="{"), "is not a JSON file"),
-    "no text": ([], dict(text=b"\x89PNG"), "is not a JSON file"),
     "deep": ([], dict(text="[" * 200_000), "is nested too deeply"),
     "digits": ([], dict(text='{"images": [' + "9" * 5000 + "]}"), "is not a JSON file"),
     "list": ([], dict(text="[1]"), "is not a COCO annotation file: it is a list"),
-    "text": ([], dict(text='"images"'), "it is a str"),
     "no categories": ([], dict(text='{"images": []}'), "file: it has no 'categories'"),
     "detections": ([], dict(text='[{"image_id": 1, "score": 0.5}]'), "it is a list of detections"),
     "LabelMe": ([], dict(text='{"shapes": [], "imagePath": "1"}'), "it is a LabelMe file"),
@@ -161,9 +157,7 @@ REFUSED = {
 def test_what_is_refused(what, tmp_path):
     annotations, changes, words = REFUSED[what]
     cfg = coco(tmp_path, *annotations, **changes)
-    with pytest.raises(DataError, match=words) as error:
-        check_data(cfg, ("train",))
-    assert str(error.value).count("\n  - ") == 1
+    assert refused(cfg, words).count("\n  - ") == 1
     if what in ("no annotation", "small"):
         cfg.train_dataloader.dataset.filter_cfg = None
         check_data(cfg, ("train",))
@@ -173,18 +167,7 @@ def test_file_that_cannot_be_read(tmp_path):
     cfg = coco(tmp_path)
     (tmp_path / "a.json").unlink()
     (tmp_path / "a.json").symlink_to("/proc/self/mem")  # opens and gives an error, to root as well
-    with pytest.raises(DataError, match=r"a.json' cannot be read \(Input/output error\)"):
-        check_data(cfg, ("train",))
-
-
-def test_numbers_without_measure(tmp_path):
-    """json's whole numbers have no limit, and Python's floats have one."""
-    huge = 10**400
-    runs = [dict(RLE, counts=[huge]), dict(RLE, counts="\ud800")]
-    faults = [dict(bbox=[1, 1, huge, 6]), dict(segmentation=[[*CORNERS[1:], huge]])]
-    cfg = coco(tmp_path, *faults, *(dict(segmentation=one) for one in runs))
-    counts = {kind: one.count for kind, one in found(cfg).items()}
-    assert counts == {"bad-box": 1, "bad-polygon": 1, "broken-rle": 2, "nothing-left": 1}
+    refused(cfg, r"a.json' cannot be read \(Input/output error\)")
 
 
 def test_classes_without_a_comma(tmp_path):
@@ -205,28 +188,21 @@ def test_classes_without_a_comma(tmp_path):
 def test_classes_of_loaders_heads_and_the_library(tmp_path):
     cfg = coco(tmp_path, categories=("a", "b", "c"), classes=("a", "b", "c"))
     cfg.model.roi_head.bbox_head = [dict(num_classes=3), dict(num_classes=80)]
-    with pytest.raises(DataError, match="bbox_head.1.num_classes is 80, .*: set it to 3$"):
-        check_data(cfg, ("train",))
+    refused(cfg, "bbox_head.1.num_classes is 80, .*: set it to 3$")
     cfg = coco(tmp_path, categories=("a", "b", "c"), classes=("a", "b", "c"))
     cfg.val_dataloader.dataset.metainfo = dict(classes=["a"])
     words = r"val_dataloader.dataset: its 1 classes differ from the 3 .*\(only there: b, c;"
-    with pytest.raises(DataError, match=words):
-        check_data(cfg)
+    refused(cfg, words, "train", "val")
     del cfg.train_dataloader.dataset.metainfo  # COCO's 80 classes
-    with pytest.raises(DataError, match="metainfo.classes: 80 of 80 .*\n.*differ from the 80"):
-        check_data(cfg)
+    refused(cfg, "metainfo.classes: 80 of 80 .*\n.*differ from the 80", "train", "val")
 
 
 def test_evaluator_of_other_data(tmp_path):
     cfg = coco(tmp_path)
     other = write(tmp_path / "b.json", (tmp_path / "a.json").read_bytes())
-    for path, words in (
-        (other, "is not the file of val_dataloader"),
-        ("c.json", "no annotation f"),
-    ):
+    for path, words in ((other, "is not the file of val_dataloader"), ("c.json", "no annotation")):
         cfg.val_evaluator.ann_file = str(path)
-        with pytest.raises(DataError, match=f"val_evaluator.ann_file: .*{words}"):
-            check_data(cfg)
+        refused(cfg, f"val_evaluator.ann_file: .*{words}", "val")
 
 
 def test_images_to_test_on_need_no_categories(tmp_path):
@@ -246,31 +222,20 @@ def test_images_to_test_on_need_no_categories(tmp_path):
 UNSUPPORTED = "input type is not supported"
 POINT, LINE = [[1, 2]], [[1, 2, 3, 4]]  # four numbers are a box to pycocotools
 STOPS = {
-    "empty polygon": (dict(segmentation=[[]]), "unscorable-mask", UNSUPPORTED),
     "point": (dict(segmentation=POINT), "unscorable-mask", UNSUPPORTED),
-    "line": (dict(segmentation=LINE), "unscorable-mask", "incorrect type"),
-    "point first": (dict(segmentation=[*POINT, CORNERS]), "unscorable-mask", UNSUPPORTED),
     "line first": (dict(segmentation=[*LINE, CORNERS]), "unscorable-mask", "incorrect type"),
     "no counts": (dict(segmentation=dict(size=[48, 60])), "unscorable-mask", "counts"),
     "counts null": (dict(segmentation=dict(RLE, counts=None)), "unscorable-mask", "None"),
-    "counts a number": (dict(segmentation=dict(RLE, counts=5)), "unscorable-mask", "int"),
     "no size": (dict(segmentation=dict(counts=RLE["counts"])), "unscorable-mask", "size"),
-    "size null": (dict(segmentation=dict(RLE, size=None)), "unscorable-mask", "NoneType"),
     "size a number": (dict(segmentation=dict(counts=[1, 2], size=5)), "rle-size", "int"),
-    "size of one": (dict(segmentation=dict(counts=[5], size=[5])), "rle-size", "index"),
     "no mask": (dict(segmentation=...), "no-mask", "segmentation"),
-    "mask null": (dict(segmentation=None), "no-mask", "NoneType"),
     "mask empty": (dict(segmentation=[]), "no-mask", "index"),
     "ignored, no mask": (dict(ignore=1, segmentation=...), "no-mask", "segmentation"),
     "outside, point": (
         dict(bbox=[80, 6, 9, 9], segmentation=POINT), "unscorable-mask", UNSUPPORTED),
-    "no area, no mask": (dict(bbox=[9, 9, 0, 0], segmentation=[]), "no-mask", "index"),
     "ignored, no area": (dict(ignore=1, area=...), "incomplete", "area"),
-    "ignored, no bbox": (dict(ignore=1, bbox=...), "incomplete", "bbox"),
     # scoring would not end
     "ignored, runs": (dict(ignore=1, segmentation=dict(RLE, counts=[5, 5])), "broken-rle", None),
-    "outside, runs": (
-        dict(bbox=[80, 6, 9, 9], segmentation=dict(RLE, counts=[5, 5])), "broken-rle", None),
 }  # fmt: skip
 
 
@@ -301,7 +266,6 @@ def test_what_stops_scoring_is_an_error(what, masks, tmp_path):
 
 # changes, findings, metrics
 GOES_ON = {
-    "two and a half points": (dict(segmentation=[[1, 2, 3, 4, 5]]), {"short-polygons": "warning"}),
     "three and a half": (dict(segmentation=[[*CORNERS, 5]]), {"short-polygons": "warning"}),
     "point behind": (dict(segmentation=[CORNERS, *POINT]), {"short-part": "note"}),
     "ignored": (dict(ignore=1), {"ignored": "warning"}),
@@ -312,8 +276,6 @@ GOES_ON = {
         dict(category_id=2, segmentation=POINT, iscrowd=...), {"other-class": "warning"}),
     "other image": (dict(image_id=7, segmentation=POINT, iscrowd=...), {"no-image": "warning"}),
     "boxes of points": (dict(segmentation=POINT), {"short-polygons": "warning"}, ["bbox"]),
-    "boxes of half an RLE": (
-        dict(segmentation=dict(counts="1")), {"bad-rle": "warning"}, ["bbox"]),
     "boxes": (dict(segmentation=...), {}, ["bbox"], False),
 }  # fmt: skip
 
@@ -375,7 +337,6 @@ def test_what_is_scored_in_a_copy(what, tmp_path):
 TRIANGLE = [[6, 6, 30, 6, 30, 24]]
 AREAS = {
     "box": (dict(segmentation=...), False),
-    "mask of the box": (dict(segmentation=..., area=100), False),
     "a twentieth": (dict(segmentation=..., area=21), True),
     "twice the box": (dict(segmentation=..., area=900), True),
     "polygon": (dict(segmentation=TRIANGLE, area=216), False),
@@ -396,8 +357,8 @@ def test_areas(what, tmp_path):
 
 
 def crosses_itself(polygon):
-    one = dict(bbox=[0, 0, 1, 1], area=1, segmentation=[list(polygon)])
-    return "crossing" in shape_faults((one, (99, 99)), True)
+    one = dict(bbox=[0, 0, 1, 1], area=1, segmentation=[polygon])
+    return "crossing" in shape_faults((one, dict(width=99, height=99)), True)
 
 
 def test_crossing_edges(tmp_path):
@@ -413,26 +374,6 @@ def test_crossing_edges(tmp_path):
     assert masks[0, 35, 20] and not masks[0, 20, 20]
 
 
-def test_random_polygons():
-    """Two edges pass through each other, by the sides that their ends lie on."""
-    rng, seen = np.random.default_rng(0), []
-    for count in rng.integers(3, 7, 200):
-        start = rng.random((count, 2)) * 40
-        edge = (np.roll(start, -1, axis=0) - start)[:, None]
-
-        def side(points, start=start, edge=edge):
-            to = points[None] - start[:, None]
-            return np.sign(edge[..., 0] * to[..., 1] - edge[..., 1] * to[..., 0])
-
-        parts = np.round(side(start) * side(np.roll(start, -1, axis=0))) < 0
-        np.fill_diagonal(parts, False)
-        for i in range(count):  # neighbours share a point
-            parts[i, (i + 1) % count] = parts[i, i - 1] = False
-        seen.append(bool((parts & parts.T).any()))
-        assert crosses_itself(start.ravel()) == seen[-1], start
-    assert 50 < sum(seen) < 150
-
-
 def test_runs_of_random_masks_are_whole():
     rng = np.random.default_rng(0)
     for share in rng.random(100):
@@ -446,10 +387,9 @@ def test_runs_of_random_masks_are_whole():
 # bbox, the picture's file, its sides in the annotation file, kind, words of checker and guard
 SIZES = {
     "annotated turned": ([6, 6, 24, 52], TURNED, SIZE, "turned-sides", "swap width and height"),
-    "below the file's height": ([6, 50, 24, 8], TURNED, SIZE, "turned-sides", "swap width"),
     "unturned": ([30, 6, 28, 18], TURNED, SIZE, "turned-size", "take the EXIF orientation out"),
     "unknown": ([6, 6, 24, 18], TURNED, SIZE, "turned-unknown", "is not to be told"),
-    "another": ([6, 6, 24, 18], encoded(picture((30, 24))), SIZE, "size", "which? annotated|used"),
+    "another": ([6, 6, 24, 18], encoded(picture((30, 24))), SIZE, "size", "that were annotated"),
     "right": ([6, 6, 24, 18], TURNED, SIZE[::-1], None, None),
     "upright": ([6, 6, 24, 18], JPG, SIZE, None, None),
 }
@@ -467,24 +407,8 @@ def test_sizes(what, tmp_path):
     if kind is None:
         assert truth(built(cfg)).ori_shape == (height, width)
         return
-    text = kinds[kind].text
-    with pytest.raises(
-        SampleError, match="1.jpg' is loaded as .*annotations are for 60x48"
-    ) as error:
-        built(cfg)[0]
+    text = sample_refused(cfg, "1.jpg' is loaded as .*annotations are for 60x48")
+    assert words in text and words in kinds[kind].text
     if kind != "size":
-        assert words in text and words in str(error.value)
         cfg.train_dataloader.dataset.pipeline[0]["color_type"] = "color_ignore_orientation"
         assert truth(built(cfg)).ori_shape == SIZE[::-1]
-
-
-def test_configs_of_the_zoo_are_read_as_they_are(tmp_path):
-    """Relative paths from the working directory, and wrappers."""
-    cfg = Config.fromfile(CONFIGS / "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py")
-    data = cfg.train_dataloader.dataset
-    bad = dict(data, data_root=str(tmp_path / "nowhere"))
-    concat = dict(type="ConcatDataset", datasets=[bad])
-    cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=concat)
-    with pytest.raises(DataError, match="dataset.dataset.datasets.0.data_root: no folder"):
-        check_data(cfg, ("train",))
-    assert given(dict(a=1, b=...)) == dict(a=1)

@@ -59,7 +59,6 @@ BROKEN = {
     "empty": (b"", r"is empty \(0 bytes\)"),
     "cut jpg": (JPG[:CUT], "is cut off"),
     "jpg with zeros for the rest": (JPG[:CUT] + bytes(len(JPG) - CUT), "is cut off"),
-    "cut progressive jpg": (encoded(picture(), progressive=True)[:-300], "is cut off"),
     "jpg cut in its header": (JPG[:100], "is cut off"),
     "cut png": (PNG[:-200], "is cut off"),
     "cut webp": (encoded(picture(), "WEBP")[:-200], "is cut off"),
@@ -81,14 +80,12 @@ def test_broken_picture_is_refused_by_name(what, tmp_path):
 PREVIEW = JPG[:2] + b"\xff\xe1" + (len(JPG) + 2).to_bytes(2, "big") + JPG
 WHOLE = {
     "plain": JPG,
-    "progressive": encoded(picture(), progressive=True),
     "zeros behind": JPG + bytes(90),
     "film behind": JPG + b"\xff\xda film",
     "preview with an end of its own": PREVIEW + JPG[2:],
     "png": PNG,
     "png and more": PNG + b"more",
     "gif": encoded(picture(), "GIF"),
-    "bmp": encoded(picture(), "BMP"),
 }
 
 

@@ -53,12 +53,8 @@ def complaint(check, *args) -> str:
 
 
 @pytest.mark.parametrize("name", [DETECTOR, SEGMENTOR, CLASSIFIER])
-def test_known_options_pass(name):
-    check_options(config(name))
-
-
-@pytest.mark.parametrize("name", [DETECTOR, SEGMENTOR, CLASSIFIER])
 def test_option_that_the_backbone_does_not_know(name):
+    check_options(config(name))
     message = complaint(check_options, config(name, backbone__drop_path=0.1))
     assert "model.backbone.drop_path: HierViG has no option 'drop_path'" in message
     assert "did you mean 'drop_path_rate'?" in message
@@ -80,10 +76,9 @@ def test_any_option_for_a_part_that_takes_any():
     check_options(config(CLASSIFIER, backbone=timm))
 
 
-@pytest.mark.parametrize("name", ["HierViG", "ViG", "ViGAdapter"])
-def test_type_without_its_package(name):
-    message = complaint(check_options, config(DETECTOR, backbone__type=name))
-    assert f"model.backbone.type: {name!r} must be 'vig_mm.{name}'" in message
+def test_type_without_its_package():
+    message = complaint(check_options, config(DETECTOR, backbone__type="HierViG"))
+    assert "model.backbone.type: 'HierViG' must be 'vig_mm.HierViG'" in message
 
 
 def test_weights_of_the_backbone_that_was_there():
@@ -177,32 +172,20 @@ def test_nothing_is_left_behind(mode):
 # Tools -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    make_digits(folder / "data/digits", coco=(0, 0), ade=(0, 0), imagenet=(1, 1))
-    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), folder / "any.pth")
-    return folder
-
-
 @pytest.mark.parametrize(
-    ("command", "option", "words"),
+    ("tool", "option", "words"),
     [
-        (["train.py"], "model.backbone.depth=12", "HierViG has no option 'depth'"),
-        (["test.py", "any.pth", "--tta"], "model.head.in_channels=768", "returns one map of 256"),
+        ("train.py", "model.backbone.depth=12", "HierViG has no option 'depth'"),
+        ("test.py any.pth --tta", "model.head.in_channels=768", "returns one map of 256"),
     ],
-    ids=["train", "test"],
 )
-def test_tools_stop_with_one_message(command, option, words, work):
-    tool, *rest = command
-    command = [ROOT / "tools" / tool, ROOT / "configs" / CLASSIFIER, *rest, "--cfg-options", option]
-    command += ["train_dataloader.num_workers=0", "test_dataloader.num_workers=0"]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, command)],
-        cwd=work,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_tools_stop_with_one_message(tool, option, words, tmp_path):
+    make_digits(tmp_path / "data/digits", coco=(0, 0), ade=(0, 0), imagenet=(1, 1))
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / "any.pth")
+    tool, *rest = tool.split()
+    options = [option, "train_dataloader.num_workers=0", "test_dataloader.num_workers=0"]
+    command = [ROOT / "tools" / tool, ROOT / "configs" / CLASSIFIER, *rest, "--cfg-options"]
+    command = [sys.executable, "-W", "ignore", *command, *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{tool}: error: the model's parts do not fit:" in done.stderr and words in done.stderr

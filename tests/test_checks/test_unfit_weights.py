@@ -21,6 +21,22 @@ def model():
     return model
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """`saved(state)`: the path of a checkpoint x.pth that holds a state dict."""
+
+    def save(state, key="state_dict"):
+        torch.save({key: state}, tmp_path / "x.pth")
+        return str(tmp_path / "x.pth")
+
+    return save
+
+
+def refused(words, model, path, **how):
+    with pytest.raises(CheckpointError, match=words):
+        check_weights(model, path, **how)
+
+
 @pytest.mark.parametrize("partly", [False, True], ids=["test or resume", "fine-tune"])
 @pytest.mark.parametrize("name", ["0.weight", "1.bias", "2.weight"])
 @pytest.mark.parametrize(
@@ -32,28 +48,23 @@ def model():
     ],
     ids=["nan", "int8", "meta"],
 )
-def test_refused(change, reason, name, partly, model, tmp_path):
+def test_refused(change, reason, name, partly, model, saved):
     state = dict(model.state_dict())
-    torch.save(dict(state_dict={**state, name: change(state[name])}), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=f"x.pth' cannot be used: .*{reason.format(name)}"):
-        check_weights(model, str(tmp_path / "x.pth"), partly)
+    path = saved({**state, name: change(state[name])})
+    refused(f"x.pth' cannot be used: .*{reason.format(name)}", model, path, partly=partly)
 
 
-def test_taken(model, tmp_path):
+def test_taken(model, saved):
     """Half precision, infinities in a buffer; when fine-tuning, broken weights of no use."""
-    path, state = str(tmp_path / "x.pth"), dict(model.half().state_dict())
+    state = dict(model.half().state_dict())
     state["1.running_var"] = state["1.running_var"] / 0
-    torch.save(dict(state_dict=state), path)
-    check_weights(model.float(), path)
+    check_weights(model.float(), saved(state))
     state["0.bias"] = torch.full((7,), float("nan"))
-    torch.save(dict(state_dict=state), path)
-    check_weights(model, path, partly=True)
+    check_weights(model, saved(state), partly=True)
 
 
-def test_message_names_the_file(model, tmp_path):
-    torch.save(dict(net=model.state_dict()), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="x.pth': no weights .*'net'"):
-        check_weights(model, str(tmp_path / "x.pth"))
+def test_message_names_the_file(model, saved):
+    refused("x.pth': no weights .*'net'", model, saved(model.state_dict(), "net"))
 
 
 def vit(size):
@@ -66,46 +77,42 @@ def plain_vig(size):
 
 @pytest.mark.parametrize("build", [vit, plain_vig])
 @pytest.mark.parametrize("partly", [False, True], ids=["test", "fine-tune"])
-def test_what_the_modules_resize_fits(build, partly, tmp_path):
+def test_what_the_modules_resize_fits(build, partly, saved):
     torch.manual_seed(0)
-    path, model = str(tmp_path / "x.pth"), build(448)
-    torch.save(dict(state_dict=build(224).state_dict()), path)
+    path, model = saved(build(224).state_dict()), build(448)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     check_weights(model, path, partly)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     load_state_dict(model, torch.load(path)["state_dict"], strict=True)
-    with pytest.raises(CheckpointError, match="of another shape"):
-        check_weights(model, path, resume=True)  # the optimizer's state is not resized
+    refused("of another shape", model, path, resume=True)  # the optimizer's state is not resized
 
 
-def test_stem_for_other_images(tmp_path):
+def test_stem_for_other_images(saved):
     """Adapted where training starts from `load_from`; to test it as it is would be a mistake."""
     torch.manual_seed(0)
     settings = dict(embed_dims=16, depths=(1, 1), num_heads=(1, 1), out_indices=(1,))
     rgb = HierViG(**settings)
     four = nn.ModuleDict(dict(backbone=HierViG(in_channels=4, **settings)))
-    state, path = {f"backbone.{k}": x for k, x in rgb.state_dict().items()}, str(tmp_path / "x.pth")
-    torch.save(dict(state_dict=state), path)
+    state = {f"backbone.{k}": x for k, x in rgb.state_dict().items()}
+    path = saved(state)
     check_weights(four, path, partly=True)
     load_state_dict(four, state, strict=True)
     name = "patch_embed.0.weight"
     expected = rgb.state_dict()[name][:, [0, 1, 2, 0]] * 0.75
     torch.testing.assert_close(four.backbone.state_dict()[name], expected)
     for resume in (False, True):
-        with pytest.raises(CheckpointError, match="patch_embed.0.weight .* instead of"):
-            check_weights(four, path, resume=resume)
+        refused("patch_embed.0.weight .* instead of", four, path, resume=resume)
 
 
-def test_hook_that_fails(model, tmp_path):
+def test_hook_that_fails(model, saved):
     """As mmpretrain's Swin does on window sizes, for want of a function that SciPy gave up."""
 
     def hook(*_):
         raise NotImplementedError("interp2d has been removed")
 
     model[0].register_load_state_dict_pre_hook(hook)
-    torch.save(dict(state_dict={"0.weight": torch.ones(3, 3)}), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="x.pth' cannot be loaded .*interp2d has been"):
-        check_weights(model, str(tmp_path / "x.pth"))
+    path = saved({"0.weight": torch.ones(3, 3)})
+    refused("x.pth' cannot be loaded .*interp2d has been", model, path)
 
 
 class Parts(nn.Module):
@@ -114,14 +121,12 @@ class Parts(nn.Module):
         self.backbone, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
 
 
-def test_parts_of_which_nothing_is_loaded_are_named(tmp_path):
-    model, path = Parts(), str(tmp_path / "a.pth")
+def test_parts_of_which_nothing_is_loaded_are_named(saved):
+    model = Parts()
     state = {k.replace("backbone", "body"): x for k, x in model.state_dict().items()}
-    torch.save(dict(state_dict=state), path)
-    (line,) = check_weights(model, path, partly=True)
+    (line,) = check_weights(model, saved(state), partly=True)
     assert "none of the 2 weights of backbone is in" in line and "body.weight" in line
-    torch.save(dict(state_dict=model.state_dict()), path)
-    assert check_weights(model, path, partly=True) == []
+    assert check_weights(model, saved(model.state_dict()), partly=True) == []
 
 
 def test_safetensors(tmp_path):

@@ -26,7 +26,7 @@ from mmengine.utils import import_modules_from_strings
 
 from vig_mm.checks.config import check_loop, check_optimizer
 from vig_mm.checks.data import DataCheck
-from vig_mm.checks.data.report import Finding
+from vig_mm.checks.data.data_set import Finding
 from vig_mm.checks.model import check_channels, check_options
 from vig_mm.checks.recipe import check_recipe
 from vig_mm.checks.weights import check_initial_weights

@@ -27,13 +27,13 @@ def photo(path, orientation=1):
                         exif=exif(orientation)))  # fmt: skip
 
 
-def yolo(root, labels, more=None, images=None):
+def yolo(root, labels, **more):
     """`data.yaml` of `train/images`; `labels`: text by the image's name, None for no file."""
     for name, text in labels.items():
         photo(root / "train/images" / name)
         if text is not None:
             write((root / "train/labels" / name).with_suffix(".txt"), text)
-    content = dict(names=NAMES, train=images or "../train/images", **(more or {}))
+    content = dict(names=NAMES, train="../train/images") | more
     return write(root / "data.yaml", yaml.safe_dump(content, allow_unicode=True))
 
 
@@ -52,6 +52,12 @@ def thing(name, box, more=""):
 ONE = thing("a", (11, 6, 31, 16))
 
 
+def refused(words, kind, *args, **options):
+    with pytest.raises(FormatError, match=words) as error:
+        convert(kind, *args, **options)
+    return str(error.value)
+
+
 def write_voc(root):
     """VOC has no polygons, and counts from 1."""
     second = thing("b", (11, 6, 31, 16))
@@ -62,7 +68,7 @@ def write_voc(root):
     return root / "Annotations"
 
 
-WRITERS = {"yolo": lambda root: yolo(root, LABELS, dict(nc=2)), "voc": write_voc}
+WRITERS = {"yolo": lambda root: yolo(root, LABELS, nc=2), "voc": write_voc}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -101,9 +107,7 @@ def test_named_where_coco_is_expected(kind, tmp_path):
     assert OTHERS[kind] in read_coco(str(source))
     if kind == "labelme":
         assert OTHERS[kind] in read_coco(str(tmp_path))
-    with pytest.raises(FormatError, match=f"{kind} is not read here; .*writes") as error:
-        convert(kind, source)
-    assert OTHERS[kind] in str(error.value)
+    assert OTHERS[kind] in refused(f"{kind} is not read here; .*writes", kind, source)
 
 
 def test_command(tmp_path):
@@ -121,12 +125,14 @@ def test_command(tmp_path):
     assert not target.exists()
 
 
-# labels of one image, changes of data.yaml, words of the error
+# labels of one image or by image, changes of data.yaml, words of the error, further files (None: a
+# folder)
+GOOD = "0 .5 .5 .2 .4"
 POSE = "0 0.5 0.5 0.4 0.4 " + " ".join(["0.4 0.45", "0.5 0.55", "0.6 0.6"])
 TURNED = "0 0.5 0.1 0.75 0.6 0.5 1.0 0.3 0.6"
 UNFIT_YOLO = {
-    "keypoints that are said": ("0 .5 .5 .2 .4", dict(kpt_shape=[4, 3]), "keypoints.*kpt_shape"),
-    "oriented boxes that are said": ("0 .5 .5 .2 .4", dict(task="obb"), "oriented boxes"),
+    "keypoints that are said": (GOOD, dict(kpt_shape=[4, 3]), "keypoints.*kpt_shape"),
+    "oriented boxes that are said": (GOOD, dict(task="obb"), "oriented boxes"),
     "keypoints with visibility": ("0 .5 .5 .4 .4 .4 .4 2 .5 .5 2", {}, "keypoints"),
     "keypoints without": (f"{POSE}\n{POSE}", {}, "looks like a box and keypoints.*mmpose"),
     "oriented boxes": ("0 .3 .2 .5 .6 .3 1 .1 .6", {}, r"oriented \(rotated\) box.*--as-polygons"),
@@ -137,19 +143,31 @@ UNFIT_YOLO = {
     "class of no name": ("7 0 0 1 1", {}, "no object of 2 classes"),
     "half a class": ("0.5 .5 .5 .2 .4", {}, "no object of 2 classes"),
     "no object": ("", {}, "no object in 1 images: their labels are expected"),
-    "no labels": (None, {}, "no object in 1 images: their labels are expected"),
-    "other count": ("0 .5 .5 .2 .4", dict(nc=3), "nc is 3, and names are 2"),
-    "not there": ("0 .5 .5 .2 .4", dict(train="val.txt"), "give the folder by --images"),
-}
+    "other count": (GOOD, dict(nc=3), "nc is 3, and names are 2"),
+    "not there": (GOOD, dict(train="val.txt"), "give the folder by --images"),
+    "twice": ({"1.png": GOOD, "1.jpg": GOOD}, {}, "share labels, more than once: .*1.txt"),
+    "alone": (GOOD, {}, "labels without an image .*2.txt'$",
+              {"train/labels/2.txt": GOOD, "train/labels/classes.txt": "cat"}),
+    "none": ({}, {}, "no image in", {"train/images": None}),
+    "broken": (GOOD, {}, "'.*1.png' cannot be read", {"train/images/1.png": "text"}),
+    "class twice": (GOOD, dict(names=["a", "a"]), "classes of one name"),
+    "no class": (GOOD, dict(names=None), "no data.yaml of YOLO"),
+    "gone": ({}, dict(train="list.txt"), "lists images that are not there: 's1/images/7.jpg'",
+             {"list.txt": "s1/images/7.jpg"}),
+    "listed twice": (GOOD, dict(train="list.txt"), "images are there more than once",
+                     {"list.txt": "train/images/1.png\n./train/images/1.png"}),
+    "empty list": ({}, dict(train="list.txt"), "no image in", {"list.txt": ""}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", UNFIT_YOLO)
 def test_yolo_that_is_not_converted(what, tmp_path):
-    labels, more, words = UNFIT_YOLO[what]
-    source = yolo(tmp_path, {"1.png": labels}, {k: v for k, v in more.items() if k != "train"},
-                  more.get("train"))  # fmt: skip
-    with pytest.raises(FormatError, match=words):
-        convert("yolo", source)
+    labels, changes, words, *files = UNFIT_YOLO[what]
+    source = yolo(tmp_path, labels if isinstance(labels, dict) else {"1.png": labels}, **changes)
+    for name, content in dict(*files).items():
+        path = tmp_path / name
+        path.mkdir(parents=True) if content is None else write(path, content)
+    refused(words, "yolo", source)
 
 
 def test_corners_as_polygons(tmp_path):
@@ -159,36 +177,6 @@ def test_corners_as_polygons(tmp_path):
     # four corners of no rectangle are a polygon, and upright ones are what their box is
     for line in ("0 .1 .1 .9 .2 .6 .9 .2 .8", "0 .1 .1 .5 .1 .5 .9 .1 .9"):
         convert("yolo", yolo(tmp_path, {"1.png": line}))
-
-
-GOOD = "0 .5 .5 .2 .4"
-# labels, further files (None: a folder), changes of data.yaml, words
-FILES = {
-    "twice": ({"1.png": GOOD, "1.jpg": GOOD}, {}, {}, "share labels, more than once: .*1.txt"),
-    "alone": ({"1.png": GOOD}, {"train/labels/2.txt": GOOD, "train/labels/classes.txt": "cat"}, {},
-              "labels without an image .*2.txt'$"),
-    "none": ({}, {"train/images": None}, {}, "no image in"),
-    "broken": ({"1.png": GOOD}, {"train/images/1.png": "text"}, {}, "'.*1.png' cannot be read"),
-    "class twice": ({"1.png": GOOD}, {}, dict(names=["a", "a"]), "classes of one name"),
-    "no class": ({"1.png": GOOD}, {}, dict(names=None), "no data.yaml of YOLO"),
-    "gone": ({}, {"list.txt": "s1/images/7.jpg"}, dict(train="list.txt"),
-             "lists images that are not there: 's1/images/7.jpg'"),
-    "listed twice": ({"1.png": GOOD}, {"list.txt": "train/images/1.png\n./train/images/1.png"},
-                     dict(train="list.txt"), "images are there more than once"),
-    "empty list": ({}, {"list.txt": ""}, dict(train="list.txt"), "no image in"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", FILES)
-def test_files_of_yolo(what, tmp_path):
-    labels, files, changes, words = FILES[what]
-    source = yolo(tmp_path, labels)
-    for name, content in files.items():
-        path = tmp_path / name
-        path.mkdir(parents=True) if content is None else write(path, content)
-    write(source, yaml.safe_dump(dict(names=["a"], train="train/images") | changes))
-    with pytest.raises(FormatError, match=words):
-        convert("yolo", source)
 
 
 def test_lists_and_several_folders(tmp_path):
@@ -237,17 +225,15 @@ UNFIT_VOC = {
 def test_voc_that_is_not_converted(what, tmp_path):
     photo(tmp_path / "1.png")
     voc(tmp_path / "1.xml", UNFIT_VOC[what][0])
-    with pytest.raises(FormatError, match=UNFIT_VOC[what][1]):
-        convert("voc", tmp_path)
+    refused(UNFIT_VOC[what][1], "voc", tmp_path)
 
 
 def test_what_voc_says_besides(tmp_path):
     photo(tmp_path / "1.png")
-    empty = (
-        "<attributes><attribute><name>rotation</name><value>0.0</value></attribute></attributes>"
-    )
+    empty = "<attribute><name>rotation</name><value>0.0</value></attribute>"
     part = thing("head", (12, 7, 14, 9)).replace("object>", "part>")
-    kept = f"<pose>Left</pose><truncated>1</truncated><difficult>1</difficult>{empty}{part}"
+    kept = f"<pose>Left</pose><truncated>1</truncated><difficult>1</difficult>{part}"
+    kept += f"<attributes>{empty}</attributes>"
     voc(tmp_path / "1.xml", thing("a", (11, 6, 31, 16), kept))
     content, notes = convert("voc", tmp_path)
     (one,) = content["annotations"]
@@ -278,23 +264,19 @@ def test_encodings_of_voc(encoding, tmp_path):
     assert convert("voc", tmp_path)[0]["categories"][0]["name"] == name
     for text in ("", "<a", "<?xml version='1.0' encoding='nothing'?><annotation/>", "<a/>"):
         write(tmp_path / "1.xml", text)
-        with pytest.raises(FormatError, match="1.xml' (cannot be read as xml|begins with <a>)"):
-            convert("voc", tmp_path)
+        refused("1.xml' (cannot be read as xml|begins with <a>)", "voc", tmp_path)
 
 
 def test_images_of_voc(tmp_path):
     voc(tmp_path / "a/1.xml", ONE)
     for images in (None, tmp_path):
-        with pytest.raises(FormatError, match="no image in .* for '.*1.xml': give their folder"):
-            convert("voc", tmp_path / "a", images)
+        refused("no image in .* for '.*1.xml': give their folder", "voc", tmp_path / "a", images)
     voc(tmp_path / "a/2.xml", ONE)
     photo(tmp_path / "a/1.png")
-    with pytest.raises(FormatError, match="images have an xml more than once"):
-        convert("voc", tmp_path / "a")
+    refused("images have an xml more than once", "voc", tmp_path / "a")
     photo(tmp_path / "b/1.png")
     voc(tmp_path / "b/1.xml", ONE, size=(20, 20))
-    with pytest.raises(FormatError, match="of 20x20 pixels, and '.*' is loaded as 40x20"):
-        convert("voc", tmp_path / "b")
+    refused("of 20x20 pixels, and '.*' is loaded as 40x20", "voc", tmp_path / "b")
     voc(tmp_path / "b/1.xml", thing("a", (0, 0, 9, 9)), size=None)
     content, notes = convert("voc", tmp_path / "b")
     assert content["annotations"][0]["bbox"] == [0, 0, 9, 9] and "count from 0" in str(notes)
@@ -306,8 +288,7 @@ def test_voc_that_exif_turns(box, error, tmp_path):
     photo(tmp_path / "1.jpg", 6)
     voc(tmp_path / "1.xml", thing("a", box), "1.jpg")
     if error:
-        with pytest.raises(FormatError, match=error):
-            convert("voc", tmp_path)
+        refused(error, "voc", tmp_path)
         return
     content, notes = convert("voc", tmp_path)
     assert (content["images"][0]["width"], content["images"][0]["height"]) == SIZE[::-1]
@@ -318,7 +299,5 @@ def test_classes_that_are_given(tmp_path):
     source = write_voc(tmp_path)
     content, _ = convert("voc", source, classes=NAMES[::-1])
     assert [one["name"] for one in content["categories"]] == NAMES[::-1]
-    with pytest.raises(FormatError, match="objects of 'b', which are no classes"):
-        convert("voc", source, classes=[NAMES[0]])
-    with pytest.raises(FormatError, match="is not there"):
-        convert("voc", tmp_path / "nowhere")
+    refused("objects of 'b', which are no classes", "voc", source, classes=[NAMES[0]])
+    refused("is not there", "voc", tmp_path / "nowhere")

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("mmcv")
 pytest.importorskip("mmpretrain")
 
-from known_cases import ROOT
+from tool_runs import ROOT
 
 from vig_mm.errors import UsageError
 

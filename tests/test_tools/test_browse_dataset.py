@@ -2,12 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from known_cases import CLASSES, COLOURS, SCENES, near, read
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope

@@ -6,27 +6,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from known_cases import CLASSES, COLOURS, CONFIGS, ROOT, SCENES, near, read
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from PIL import Image
 from tiny_data import encoded, exif
 
 from vig_mm.checkpoints.conversion import to_public
 from vig_mm.checkpoints.reading import CheckpointError
 from vig_mm.errors import UsageError
 from vig_mm.visualization import pictures
-from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
     ClassificationPictures,
+    data_root,
+    drawn_names,
     read_flag,
 )
 
@@ -42,9 +37,8 @@ def test_instances_are_drawn_where_they_are():
     mask = np.zeros((1, 330, 400), bool)
     mask[0, 150:200, 100:220] = True
     box, colour = np.array([[90.0, 140, 230, 210]]), (255, 0, 0)
-    drawn = np.asarray(pictures.draw_instances(grey, box, ["boat 0.93"], [colour], mask)).astype(
-        int
-    )
+    drawn = pictures.draw_instances(grey, box, ["boat 0.93"], [colour], mask)
+    drawn = np.asarray(drawn).astype(int)
     red = drawn[..., 0] - drawn[..., 1]
     assert (red[mask[0]] > 60).all()  # tinted...
     assert (drawn[mask[0]][:, 1] > 40).mean() > 0.9  # ... but not hidden
@@ -71,9 +65,8 @@ def test_label_map_leaves_out_what_is_not_labelled():
     photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     labels = np.full((60, 60), 255)
     labels[:30] = 1
-    drawn = np.asarray(
-        pictures.draw_label_map(Image.fromarray(photo), labels, [(9, 9, 9), (0, 200, 0)])
-    )
+    palette = [(9, 9, 9), (0, 200, 0)]
+    drawn = np.asarray(pictures.draw_label_map(Image.fromarray(photo), labels, palette))
     assert (drawn[30:] == photo[30:]).all()
     green = drawn[:30].astype(int)
     assert (green[..., 1] - green[..., [0, 2]].max(2) > 100).all()
@@ -81,9 +74,12 @@ def test_label_map_leaves_out_what_is_not_labelled():
 
 
 def test_sizes():
-    assert pictures.fitted(np.zeros((32, 64, 3), np.uint8)).size == (640, 320)
-    assert pictures.fitted(np.zeros((800, 1333, 3), np.uint8)).size == (1333, 800)
-    assert pictures.fitted(np.zeros((3000, 4000, 3), np.uint8)).size == (1600, 1200)
+    for shape, size in (
+        ((32, 64), (640, 320)),
+        ((80, 999), (1600, 128)),
+        ((3000, 4000), (1600, 1200)),
+    ):
+        assert pictures.fitted(np.zeros((*shape, 3), np.uint8)).size == size
 
 
 def test_legend_names_what_is_there():
@@ -115,14 +111,25 @@ def test_score_bars(truth):
 # The tool --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def visualize(run_tool, tmp_path):
+    """`visualize(*args)`: what the tool prints."""
+    return lambda *args: run_tool("visualize", *args, "--device", "cpu", cwd=tmp_path)
+
+
+def bare_scene(case, stem: str) -> np.ndarray:
+    (path,) = [path for path in case.data.rglob(f"{stem}.*") if path.parent.name != "labels"]
+    return read(path).astype(np.uint8)
+
+
 @pytest.mark.parametrize("scope", SCOPES)
-def test_prediction_beside_ground_truth(scope, known, run_tool, tmp_path):
+def test_prediction_beside_ground_truth(scope, known, visualize, tmp_path):
     """The model knows the truth, so both sides show the same, in pictures of two formats."""
     case = known[scope]
-    args = [case.config, case.checkpoint, "--dataset", "--out-dir", "drawn", "--device", "cpu"]
-    if scope == "mmdet":
-        args += ["--score-thr", 0.05]
-    assert "of the test set" in run_tool("visualize", *args, cwd=tmp_path)
+    args = [case.config, case.checkpoint, "--dataset", "--out-dir", "drawn"]
+    assert "of the test set" in visualize(
+        *args, *(("--score-thr", 0.05) if scope == "mmdet" else ())
+    )
     written = sorted((tmp_path / "drawn").rglob("*.jpg"))
     if scope == "mmpretrain":
         assert [path.parent.name for path in written] == sorted(2 * list(CLASSES))
@@ -157,12 +164,7 @@ def test_prediction_beside_ground_truth(scope, known, run_tool, tmp_path):
             assert (predicted[strip] > 20).mean() > 0.9  # but predicted
 
 
-def bare_scene(case, stem: str) -> np.ndarray:
-    (path,) = [path for path in case.data.rglob(f"{stem}.*") if path.parent.name != "labels"]
-    return read(path).astype(np.uint8)
-
-
-def test_folder(known, run_tool, tmp_path):
+def test_folder(known, visualize, tmp_path):
     case = known["mmdet"]
     photos = tmp_path / "photos"
     (photos / "sub").mkdir(parents=True)
@@ -170,10 +172,8 @@ def test_folder(known, run_tool, tmp_path):
         Image.new("RGB", (100, 80), COLOURS[0]).save(photos / name)
     (photos / "notes.txt").write_text("no picture")
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
-    args = ("photos", case.config, case.checkpoint, "--device", "cpu")
-    printed = run_tool("visualize", *args, cwd=tmp_path)
+    assert "4 pictures in" in visualize("photos", case.config, case.checkpoint)
     out_dir = tmp_path / "work_dirs/visualize/mmdet"
-    assert "4 pictures in" in printed
     names = sorted(str(path.relative_to(out_dir)) for path in out_dir.rglob("*.*"))
     assert names == ["a_jpg.jpg", "a_png.jpg", "b.c.jpg", "sub/a.jpg"]
     assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
@@ -181,34 +181,23 @@ def test_folder(known, run_tool, tmp_path):
     assert image.shape == (320, 400, 3) and not near(image, COLOURS[0], 10).all()
 
 
-@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
-def test_score_threshold(scope, known, run_tool, tmp_path):
-    case = known[scope]
-    args = (case.data, case.config, case.checkpoint, "--score-thr", "1.1", "--device", "cpu")
-    if scope == "mmseg":
-        with pytest.raises(UsageError, match="--score-thr is for detectors"):
-            run_tool("visualize", *args, cwd=tmp_path)
-        return
-    run_tool("visualize", *args, cwd=tmp_path)
+def test_score_threshold(known, visualize, tmp_path):
+    case = known["mmdet"]
+    visualize(case.data, case.config, case.checkpoint, "--score-thr", "1.1")
     image = read(tmp_path / "work_dirs/visualize/mmdet/val/0.jpg")
     bare = cv2.resize(bare_scene(case, "0"), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     assert np.abs(image.astype(int) - bare).mean() < 2  # nothing is drawn
 
 
-def test_video(known, run_tool, tmp_path):
-    case = known["mmseg"]
-    writer = cv2.VideoWriter(
-        str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (101, 80)
-    )
+def test_video(known, visualize, tmp_path):
+    case, code = known["mmseg"], cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), code, 10, (101, 80))
     for i in range(5):
         frame = np.zeros((80, 101, 3), np.uint8)
         frame[20:60, 10 * i : 10 * i + 40] = COLOURS[0][::-1]
         writer.write(frame)
     writer.release()
-    printed = run_tool(
-        "visualize", "clip.avi", case.config, case.checkpoint, "--device", "cpu", cwd=tmp_path
-    )
-    assert "5 frames" in printed
+    assert "5 frames" in visualize("clip.avi", case.config, case.checkpoint)
     video = cv2.VideoCapture(str(tmp_path / "work_dirs/visualize/mmseg/clip.mp4"))
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
     frames = [frame[..., ::-1] for there, frame in iter(video.read, (False, None)) if there]
@@ -219,7 +208,7 @@ def test_video(known, run_tool, tmp_path):
         assert brick[160].nonzero()[0].mean() == pytest.approx(4 * (10 * i + 20), abs=10)
 
 
-def test_public_file(known, run_tool, tmp_path):
+def test_public_file(known, visualize, tmp_path):
     case = known["mmpretrain"]
     cfg = Config.fromfile(ROOT / "configs" / CONFIGS["mmpretrain"])
     dataset = Config.fromfile(case.config).test_dataloader.dataset
@@ -231,11 +220,8 @@ def test_public_file(known, run_tool, tmp_path):
     torch.nn.init.constant_(model.head.fc.bias, 0.0)
     model.head.fc.bias.data[4] = 50.0  # sure of the fifth class
     torch.save(dict(model_ema=to_public(model.state_dict())), tmp_path / "public.pth")
-    run_tool(
-        "visualize", case.data / "val/pond", "ten.py", "public.pth", "--device", "cpu", cwd=tmp_path
-    )
-    image = read(tmp_path / "work_dirs/visualize/ten/0.jpg")
-    panel = image[:, -100:]
+    visualize(case.data / "val/pond", "ten.py", "public.pth")
+    panel = read(tmp_path / "work_dirs/visualize/ten/0.jpg")[:, -100:]
     blue = near(panel, (70, 110, 180), 30)
     assert blue.any(1).nonzero()[0].min() < 40  # one bar, the first, and full
     assert blue.sum(1).max() > 80
@@ -243,10 +229,10 @@ def test_public_file(known, run_tool, tmp_path):
     del cfg.test_dataloader.dataset["metainfo"]
     cfg.dump(tmp_path / "nameless.py")
     with pytest.raises(UsageError, match="names the classes"):
-        run_tool("visualize", case.data, "nameless.py", "public.pth", cwd=tmp_path)
+        visualize(case.data, "nameless.py", "public.pth")
 
 
-def test_bad_input(known, run_tool, tmp_path):
+def test_bad_input(known, visualize, run_tool, tmp_path):
     case, other = known["mmdet"], known["mmseg"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.jpg").write_text("no picture")
@@ -254,7 +240,7 @@ def test_bad_input(known, run_tool, tmp_path):
 
     def refused(error, match, *args):
         with pytest.raises(error, match=match):
-            run_tool("visualize", *args, "--device", "cpu", cwd=tmp_path)
+            visualize(*args)
 
     both = (case.config, case.checkpoint)
     refused(UsageError, "no file or folder 'nowhere.jpg'", "nowhere.jpg", *both)
@@ -269,20 +255,18 @@ def test_bad_input(known, run_tool, tmp_path):
 
     mini = ROOT / "configs" / CONFIGS["mmdet"]
     refused(CheckpointError, "does not fit this config's model", "in", mini, case.checkpoint)
+    refused(UsageError, "--score-thr is for", "in", other.config, "x.pth", "--score-thr", "1")
     with pytest.raises(UsageError, match="--device gpu7"):
         run_tool("visualize", "in", *both, "--device", "gpu7", cwd=tmp_path)
     for wrong in ((*both,), ("in", *both, "--dataset"), ("in", *both, "--count", "3")):
-        with pytest.raises(SystemExit):
-            run_tool("visualize", *wrong, cwd=tmp_path)
+        refused(SystemExit, None, *wrong)
 
     # without ground truth, the prediction alone
-    unlabelled = "test_dataloader.dataset.pipeline"
-    steps = Config.fromfile(other.config).test_dataloader.dataset.pipeline
     cfg = Config.fromfile(other.config)
-    cfg.merge_from_dict({unlabelled: [s for s in steps if s.type != "LoadAnnotations"]})
+    data = cfg.test_dataloader.dataset
+    data.pipeline = [step for step in data.pipeline if step.type != "LoadAnnotations"]
     cfg.dump(tmp_path / "unlabelled.py")
-    args = ("unlabelled.py", other.checkpoint, "--dataset", "--out-dir", "out", "--device", "cpu")
-    run_tool("visualize", *args, cwd=tmp_path)
+    visualize("unlabelled.py", other.checkpoint, "--dataset", "--out-dir", "out")
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == len(SCENES)
 
 
@@ -305,10 +289,8 @@ def test_letters_of_any_script(name, tmp_path):
     classes = [name, name[::-1] + "x"]
     drawer = ClassificationPictures(classes)
     grey = Image.new("RGB", (320, 320))
-    drawn = [
-        np.asarray(pictures.draw_instances(grey, np.array([[9.0, 99, 300, 300]]), [x], [(9, 9, 9)]))
-        for x in drawer.classes
-    ]
+    box = np.array([[9.0, 99, 300, 300]])
+    drawn = [pictures.draw_instances(grey, box, [x], [(9, 9, 9)]) for x in drawer.classes]
     assert not np.array_equal(*drawn)
     drawer.write_legend(tmp_path)
     unreadable = name in ("車", "भारत")
@@ -353,7 +335,7 @@ def test_predictions_of_another_kind(values, words):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_what_cannot_be_read_is_skipped_by_name(scope, known, run_tool, tmp_path):
+def test_what_cannot_be_read_is_skipped_by_name(scope, known, visualize, run_tool, tmp_path):
     case = known[scope]
     data = shutil.copytree(case.data, tmp_path / "data")
     cfg = Config.fromfile(case.config)
@@ -366,20 +348,16 @@ def test_what_cannot_be_read_is_skipped_by_name(scope, known, run_tool, tmp_path
     bad.write_bytes(bad.read_bytes()[:-30])
     count = 6 if scope == "mmpretrain" else 2
 
-    def drawn(name, *args):
-        tool = "browse_dataset" if name == "fed" else "visualize"
-        run_tool(tool, *args, "--out-dir", name, cwd=tmp_path)
-        return len(list((tmp_path / name).rglob("*.jpg")))
-
-    both = ("bad.py", case.checkpoint, "--device", "cpu")
-    assert drawn("seen", *both, "--dataset") == count - 1
-    assert drawn("fed", "bad.py", "--split", "val") == count - 1
-    folder = bad.parent.parent if scope == "mmpretrain" else bad.parent
-    assert drawn("files", folder, *both) == count - 1
+    both = ("bad.py", case.checkpoint, "--out-dir")
+    visualize(*both, "seen", "--dataset")
+    visualize(bad.parent.parent if scope == "mmpretrain" else bad.parent, *both, "files")
+    run_tool("browse_dataset", "bad.py", "--split", "val", "--out-dir", "fed", cwd=tmp_path)
+    for name in ("seen", "files", "fed"):
+        assert len(list((tmp_path / name).rglob("*.jpg"))) == count - 1
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_pictures_are_drawn_as_the_loader_reads_them(scope, known, run_tool, tmp_path):
+def test_pictures_are_drawn_as_the_loader_reads_them(scope, known, visualize, tmp_path):
     """A picture that EXIF says to turn lies as it lies in the file, if the config's loader says."""
     case = known[scope]
     data = shutil.copytree(case.data, tmp_path / "data")
@@ -394,11 +372,11 @@ def test_pictures_are_drawn_as_the_loader_reads_them(scope, known, run_tool, tmp
         if scope == "mmdet":
             cfg.test_evaluator.ann_file = str(data / "truth.json")
         cfg.dump(tmp_path / "turned.py")
-        args = ("turned.py", case.checkpoint, "--device", "cpu", "--out-dir")
-        run_tool("visualize", path, *args, f"file{ignored}", cwd=tmp_path)
+        args = ("turned.py", case.checkpoint, "--out-dir")
+        visualize(path, *args, f"file{ignored}")
         drawn = [tmp_path / f"file{ignored}" / f"{path.stem}.jpg"]
         if ignored:
-            run_tool("visualize", *args, "set", "--dataset", "--count", "1", cwd=tmp_path)
+            visualize(*args, "set", "--dataset", "--count", "1")
             drawn += (tmp_path / "set").rglob("*.jpg")
         for one in drawn:
             height = Image.open(one).height

@@ -30,9 +30,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checks.data import DataCheck
-from vig_mm.checks.data.check import survey
 from vig_mm.checks.data.coco_file import read_coco
-from vig_mm.checks.data.report import SEVERITIES, Finding, number
+from vig_mm.checks.data.data_set import SEVERITIES, Finding, number
 from vig_mm.checks.environment import require
 from vig_mm.errors import UsageError
 
@@ -194,7 +193,7 @@ def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> tuple[list[Fi
             # starts the processes before the bar's thread: a fork would copy its locks
             pool.submit(int).result()
         with bar:
-            found = [*check.findings, *survey(check.listings, run_all)]
+            check.survey(run_all)
     except BrokenProcessPool as error:
         raise UsageError(
             "a process was killed, probably for lack of memory (dmesg tells): use fewer, e.g. "
@@ -203,7 +202,7 @@ def examine(cfg: Config, splits: tuple[str, ...], workers: int) -> tuple[list[Fi
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-    found.sort(key=lambda one: SEVERITIES.index(one.severity))
+    found = sorted(check.findings, key=lambda one: SEVERITIES.index(one.severity))
     return found, bool(check.listings)
 
 

@@ -5,7 +5,7 @@ import difflib
 import inspect
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,18 @@ class ConfigOptions(DictAction):
 
 
 def seed(text: str) -> int:
-    """The value of ``--seed``, for argparse.
-
-    Raises:
-        ArgumentTypeError: It is no number that all generators take.
-    """
+    """The value of ``--seed``, for argparse; an error if not all generators take it."""
     if not (text.isascii() and text.isdigit() and int(text) < _SEEDS):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {_SEEDS - 1}")
     return int(text)
 
 
 def read_config(path: str) -> Config:
-    """Read a config file and those in its ``_base_``, without its custom imports.
+    """Read a config file and those in its ``_base_``, without its custom imports; a `UsageError` if
+    one is missing, cannot be parsed, or is no config.
 
     What the code in a config raises stays as it is: the traceback shows the line. Where it has no
     `default_scope`, it gets that of its types.
-
-    Raises:
-        UsageError: A file is missing, cannot be parsed, or is no config.
     """
     if not os.path.isfile(path):
         raise UsageError(f"config {path!r} is not a file (seen from {os.getcwd()!r})")
@@ -123,6 +117,13 @@ def part_name(where: str) -> str:
     return next(name for name in reversed(where.split(".")) if not name.isdigit())
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """The words for the known name that comes closest, in any case of letters; "" if none does."""
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f", did you mean {lower[close[0]]!r}?" if close else ""
+
+
 def metrics_of(cfg: Mapping, split: str) -> list[dict]:
     """The configs of a split's metrics."""
     evaluator = cfg.get(f"{split}_evaluator")
@@ -138,11 +139,7 @@ def pipeline_of(cfg: Config, split: str) -> list[dict]:
 
 
 def check_folder(path: str, option: str) -> None:
-    """See that there is a folder, or room for one; `option`: where it can be changed.
-
-    Raises:
-        UsageError: The path, or a part of it, is something else, such as a file.
-    """
+    """See that there is a folder, or room for one, and no file; `option`: where to change it."""
     absolute = Path(path).absolute()
     for part in (absolute, *absolute.parents):
         if os.path.lexists(part) and not os.path.isdir(part):
@@ -151,11 +148,7 @@ def check_folder(path: str, option: str) -> None:
 
 
 def check_loop(cfg: Config, mode: str) -> None:
-    """See that a config can train, or test (`mode`): some models' can only do the other.
-
-    Raises:
-        UsageError: Names what the config lacks.
-    """
+    """See that a config has what it takes to train, or to test (`mode`): some have one alone."""
     if absent := [part for part in _PARTS[mode] if cfg.get(part) is None]:
         other = "test" if mode == "train" else "train"
         can = all(cfg.get(part) is not None for part in _PARTS[other])
@@ -172,11 +165,7 @@ def check_loop(cfg: Config, mode: str) -> None:
 
 
 def check_optimizer(cfg: Config) -> None:
-    """See that the optimizer's type is known; what mmengine says otherwise does not name it.
-
-    Raises:
-        UsageError: It is not; names one that comes close.
-    """
+    """See that the optimizer's type is known; what mmengine says otherwise does not name it."""
     wrapper = cfg.get("optim_wrapper") or {}
     # one for each part of a model, where mmengine's OptimWrapperDict takes several
     several = [one for one in wrapper.values() if isinstance(one, dict) and "optimizer" in one]
@@ -184,9 +173,7 @@ def check_optimizer(cfg: Config) -> None:
         for optimizer in [one.get("optimizer") for one in several or [wrapper]]:
             kind = optimizer.get("type") if isinstance(optimizer, dict) else None
             if isinstance(kind, str) and registry.get(kind) is None:
-                known = {x.lower(): x for x in (*registry.module_dict, *OPTIMIZERS.module_dict)}
-                close = difflib.get_close_matches(kind.lower(), known, 1)
-                advice = f", did you mean {known[close[0]]!r}?" if close else ""
+                advice = meant(kind, {**registry.module_dict, **OPTIMIZERS.module_dict})
                 raise UsageError(
                     f"optim_wrapper.optimizer.type: there is no optimizer {kind!r}"
                     f"{advice or '; correct it or import its module'}"

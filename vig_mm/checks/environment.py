@@ -6,9 +6,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from itertools import chain
 
 from .. import ops
 from ..errors import RequirementError
@@ -18,15 +18,15 @@ SCOPES = ("mmdet", "mmseg", "mmpretrain")
 # Import name -> the oldest release that is taken, and the distributions that provide it: upstream's
 # first, the maintained forks' last. These keep the import names: nothing else tells the two apart.
 _MODULES = {
-    "mmengine": ((0, 10, 0), ("mmengine", "mmengine-lite", "onedl-mmengine")),
-    "mmcv": ((2, 0, 0), ("mmcv", "mmcv-lite", "mmcv-full", "onedl-mmcv")),
-    "mmdet": ((3, 3, 0), ("mmdet", "onedl-mmdetection")),
-    "mmseg": ((1, 2, 0), ("mmsegmentation", "onedl-mmsegmentation")),
-    "mmpretrain": ((1, 2, 0), ("mmpretrain", "onedl-mmpretrain")),
+    "mmengine": ("0.10.0", ("mmengine", "mmengine-lite", "onedl-mmengine")),
+    "mmcv": ("2.0.0", ("mmcv", "mmcv-lite", "mmcv-full", "onedl-mmcv")),
+    "mmdet": ("3.3.0", ("mmdet", "onedl-mmdetection")),
+    "mmseg": ("1.2.0", ("mmsegmentation", "onedl-mmsegmentation")),
+    "mmpretrain": ("1.2.0", ("mmpretrain", "onedl-mmpretrain")),
 }
 _FORK = "onedl-"
 # First mmcv that a distribution refuses to be imported with. The forks have no such limit.
-_MMCV_LIMIT = {"mmdet": (2, 2, 0), "mmsegmentation": (2, 2, 0)}
+_MMCV_LIMIT = {"mmdet": "2.2.0", "mmsegmentation": "2.2.0"}
 _INSTALL = {"upstream": "pip install 'vig-mm[mm]'", "onedl": "pip install 'vig-mm[onedl]'"}
 # The forks have no mmcv-lite: theirs is compiled.
 _GET_MMCV = {
@@ -44,18 +44,12 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version)[0].split("."))
 
 
-def _dotted(release: tuple[int, ...]) -> str:
-    return ".".join(map(str, release))
-
-
 def _providers(module: str) -> list[Provider]:
     """The installed distributions that provide `module`, with their versions."""
     found = []
     for name in _MODULES[module][1]:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -113,30 +107,34 @@ def tell_mmengine_of_forks() -> None:
 def require(scope: str) -> None:
     """Check mmengine, mmcv with its operators and the library of a config (`scope`, of `SCOPES`).
 
-    Warns of several distributions of mmcv in one environment.
-
-    Raises:
-        ValueError: `scope` is none of `SCOPES`.
-        RequirementError: names everything that is missing or does not fit, the versions found, and
-            the command that puts it right.
+    A `RequirementError` names everything that is missing or does not fit, the versions found, and
+    the command that puts it right. Several distributions of mmcv are warned of.
     """
     if scope not in SCOPES:
         raise ValueError(f"default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}")
     providers = {module: _providers(module) for module in ("mmengine", "mmcv", scope)}
-    every = list(chain(*providers.values()))
-    line, mmcv = _line(every), providers["mmcv"]
-    problems = _mixed_lines([name for name, _ in every])
+    every = [one for found in providers.values() for one in found]
+    line, mmcv, problems = _line(every), providers["mmcv"], []
+    # the lines overwrite each other's files in one environment, or do not know each other
+    forks = " ".join(name for name, _ in every if name.startswith(_FORK))
+    others = " ".join(name for name, _ in every if not name.startswith(_FORK))
+    if forks and others:
+        problems.append(
+            f"upstream's packages ({others}) and the forks ({forks}) are mixed: make a new "
+            f"environment with one of them, {_INSTALL['upstream']} or {_INSTALL['onedl']}"
+        )
     for module, found in providers.items():
         fix = _GET_MMCV[line] if module == "mmcv" else _INSTALL[line]
         oldest, (name, version) = _MODULES[module][0], found[0] if found else (module, "")
         if not found:
             problems.append(f"{module} is not installed: {fix}")
-        elif _release(version) < oldest:
-            needed = f"is too old, {_dotted(oldest)} or newer is needed"
-            problems.append(f"{name} {version} {needed}: {fix}")
+        elif _release(version) < _release(oldest):
+            problems.append(f"{name} {version} is too old, {oldest} or newer is needed: {fix}")
     if mmcv and (why := _unfit_mmcv(scope, mmcv[0], providers[scope], line)):
         problems.append(f"{' '.join(mmcv[0])} {why}: {_reinstall(mmcv[:1], line)}")
-    _raise_if(scope, problems)
+    what = f"this config needs {scope}, and the environment does not fit"
+    if problems:
+        raise RequirementError.of(what, problems)
     # several distributions of mmcv write the same files: the last one counts, if it is whole
     mixed = []
     if len(mmcv) > 1:
@@ -151,14 +149,7 @@ def require(scope: str) -> None:
             problem += f": {_misfit(mmcv[0], line)}"
         elif isinstance(error, ModuleNotFoundError):
             problem += f": {_INSTALL[line]}"
-        _raise_if(scope, [problem, *mixed], error)
-
-
-def _raise_if(scope: str, problems: list[str], cause: Exception | None = None) -> None:
-    if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        message = f"this config needs {scope}, and the environment does not fit:{lines}"
-        raise RequirementError(message) from cause
+        raise RequirementError.of(what, [problem, *mixed]) from error
 
 
 def _reinstall(mmcv: list[Provider], line: str) -> str:
@@ -177,23 +168,11 @@ def _misfit(mmcv: Provider, line: str) -> str:
     return f"{said}: {_reinstall([mmcv], line)}{more if line == 'upstream' else ''}"
 
 
-def _mixed_lines(names: list[str]) -> list[str]:
-    """Both lines in one environment overwrite each other's files, or do not know each other."""
-    forks = [name for name in names if name.startswith(_FORK)]
-    others = " ".join(name for name in names if name not in forks)
-    if not forks or not others:
-        return []
-    return [
-        f"upstream's packages ({others}) and the forks ({' '.join(forks)}) are mixed: make a new "
-        f"environment with one of them, {_INSTALL['upstream']} or {_INSTALL['onedl']}"
-    ]
-
-
 def _unfit_mmcv(scope: str, mmcv: Provider, libraries: list[Provider], line: str) -> str:
     for library, version in libraries:
         limit = _MMCV_LIMIT.get(library)
-        if limit is not None and _release(mmcv[1]) >= limit:
-            return f"is too new: {library} {version} refuses mmcv {_dotted(limit)} and newer"
+        if limit is not None and _release(mmcv[1]) >= _release(limit):
+            return f"is too new: {library} {version} refuses mmcv {limit} and newer"
     # Upstream's mmcv-lite is served by vig_mm.ops. mmpretrain runs without operators.
     if line == "onedl" and scope != "mmpretrain" and ops.provider() != "compiled":
         return "has no compiled operators (mmcv._ext)"

@@ -4,9 +4,9 @@ Python and torch notice both mistakes, too, but late and in their own terms: a `
 the place in the config, or a convolution's complaint in the first iteration.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vig_mm.errors import ModelError
 from vig_mm.registry import MODELS as VIG_MODELS
 
-from .config import part_name, walk
+from .config import meant, part_name, walk
 
 # Pixels, (H, W): the usual training size, as some backbones take no other.
 IMAGE_SIZE = (224, 224)
+_WHAT = "the model's parts do not fit"
 
 
 def parts(model: Any) -> Iterator[tuple[str, dict]]:
@@ -32,12 +33,10 @@ def parts(model: Any) -> Iterator[tuple[str, dict]]:
 
 
 def check_options(cfg: Config) -> None:
-    """Check that each part of a model knows each option in a whole config, before `--tta` does.
-
-    Raises:
-        ModelError: names all unknown options and the known ones.
+    """Check that each part of a model knows each option in a whole config, before `--tta` does; a
+    `ModelError` names all unknown options and the known ones.
     """
-    problems = []
+    problems: list[str] = []
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         for where, part in parts(cfg.get("model")):
             kind = part.get("type")
@@ -45,45 +44,31 @@ def check_options(cfg: Config) -> None:
                 if registry.get(kind) is None and VIG_MODELS.get(kind) is not None:
                     problems.append(f"{where}.type: {kind!r} must be 'vig_mm.{kind}'")
                 kind = registry.get(kind)
-            if callable(kind):
-                problems += _unknown_options(where, part, kind)
-                handed_on = cfg.default_scope == "mmseg" and where == "model.backbone"
-                if handed_on and cfg.model.get("pretrained") and not _takes(kind, "pretrained"):
-                    problems.append(
-                        f"model.pretrained: mmseg hands it to the backbone, and {kind.__name__} "
-                        "has no such option: set model.pretrained=None, and name its weights by "
-                        "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
-                    )
-    _raise_if(problems)
-
-
-def _takes(kind: Any, option: str) -> bool:
-    parameters = inspect.signature(kind).parameters
-    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _unknown_options(where: str, part: dict, kind: Any) -> Iterator[str]:
-    known = inspect.signature(kind).parameters
-    for option in part:
-        if option not in ("type", "_scope_") and not _takes(kind, option):
-            close = difflib.get_close_matches(option, known, n=1)
-            meant = f", did you mean {close[0]!r}?" if close else ""
-            problem = f"{where}.{option}: {kind.__name__} has no option {option!r}{meant}"
-            yield f"{problem} (it has {', '.join(known)})"
+            if not callable(kind):
+                continue
+            known = inspect.signature(kind).parameters
+            if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+                continue
+            for option in [one for one in part if one not in ("type", "_scope_", *known)]:
+                problem = f"{where}.{option}: {kind.__name__} has no option {option!r}"
+                problems.append(f"{problem}{meant(option, known)} (it has {', '.join(known)})")
+            handed_on = cfg.default_scope == "mmseg" and where == "model.backbone"
+            if handed_on and cfg.model.get("pretrained") and "pretrained" not in known:
+                problems.append(
+                    f"model.pretrained: mmseg hands it to the backbone, and {kind.__name__} has no "
+                    "such option: set model.pretrained=None, and name its weights by "
+                    "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+                )
+    if problems:
+        raise ModelError.of(_WHAT, problems)
 
 
 def check_channels(model: nn.Module, cfg: dict) -> None:
     """Check that neck and heads take the maps that come to them, by running one blank image.
 
-    A part is reported when it fails on its input and states other `in_channels` than come in.
-    What fails otherwise is left to the run itself; so is a backbone that does not take the image.
-
-    Args:
-        model: A built model, not wrapped. Its mode is left as it was.
-        cfg: The config of the model, without any wrapper's.
-
-    Raises:
-        ModelError: names every part that does not fit, what comes in, and what to set.
+    A `ModelError` names every part that fails on its input and states other `in_channels` than come
+    in, and what to set. What fails otherwise is left to the run itself; so is a backbone that does
+    not take the image. Model and config are without wrappers; the mode is left as it was.
     """
     stated = [
         key
@@ -93,11 +78,18 @@ def check_channels(model: nn.Module, cfg: dict) -> None:
     ]
     if not hasattr(model, "backbone") or not stated:
         return
+    with tested(model), torch.no_grad():
+        if problems := _misfits(model, cfg, dict.fromkeys(stated)):
+            raise ModelError.of(_WHAT, problems)
+
+
+@contextmanager
+def tested(model: nn.Module) -> Iterator[None]:
+    """Have a model in test mode, and afterwards in the mode that it was in."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            _raise_if(_misfits(model, cfg, dict.fromkeys(stated)))
+        yield
     finally:
         model.train(training)
 
@@ -105,8 +97,7 @@ def check_channels(model: nn.Module, cfg: dict) -> None:
 def _misfits(model: nn.Module, cfg: dict, stated: Sequence[str]) -> list[str]:
     channels = (cfg.get("backbone") or {}).get("in_channels", 3)
     image = next(model.parameters()).new_zeros(1, channels, *IMAGE_SIZE)
-    maps = _run(model.backbone, image)
-    source = f"model.backbone ({type(model.backbone).__name__})"
+    maps, source = _run(model.backbone, image), f"model.backbone ({type(model.backbone).__name__})"
     if maps is None:
         return []
     for where, neck, options in _modules(model, cfg, "neck"):
@@ -149,28 +140,20 @@ def _misfit(where: str, options: dict, source: str, maps: Any) -> list[str]:
         return []
     wanted = channels = [x.shape[1] for x in maps]
     count = "one map" if len(channels) == 1 else f"{len(channels)} maps"
-    returns = f"{source} returns {count} of {', '.join(map(str, channels))} channels"
+    but = f"but {source} returns {count} of {', '.join(map(str, channels))} channels"
     at = "" if index is None else f" at in_index={index}"
     if index is not None:
         indices = index if isinstance(index, Sequence) else [index]
         wanted = [channels[i] for i in indices if -len(channels) <= i < len(channels)]
         if len(wanted) < len(indices):
-            return [
-                f"{where} takes the maps{at}, but {returns}: correct {where}.in_index, or return "
-                "more maps by model.backbone.out_indices"
-            ]
+            more = "or return more maps by model.backbone.out_indices"
+            return [f"{where} takes the maps{at}, {but}: correct {where}.in_index, {more}"]
     if stated in wanted if isinstance(stated, int) else list(stated) == wanted:
         return []
-    problem, fix = f"{where}.in_channels is {stated}, but {returns}", wanted
+    said = f"{where}.in_channels is {stated}, {but}"
     if isinstance(stated, int):
-        problem, fix = f"{problem}{at}", wanted[-1]
-    elif len(stated) != len(wanted):
-        count = f"{len(stated)} indices, or change the part"
-        return [f"{problem}: set model.backbone.out_indices to {count}"]
-    return [f"{problem}: set {where}.in_channels={fix}"]
-
-
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise ModelError(f"the model's parts do not fit:{lines}")
+        return [f"{said}{at}: set {where}.in_channels={wanted[-1]}"]
+    if len(stated) == len(wanted):
+        return [f"{said}: set {where}.in_channels={wanted}"]
+    count = f"{len(stated)} indices, or change the part"
+    return [f"{said}: set model.backbone.out_indices to {count}"]

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from vig_mm.checks.config import leaves
 from vig_mm.checks.data.data_set import class_of, classes_of
-from vig_mm.checks.model import parts
+from vig_mm.checks.model import parts, tested
 from vig_mm.errors import UsageError
 from vig_mm.models.backbones.base import ViGBackbone
 from vig_mm.registry import type_name
@@ -24,10 +25,8 @@ _RECIPES = {  # learning rate, images of a batch, weight decay, warm-up
 
 
 def check_recipe(cfg: Config) -> None:
-    """See that schedules end after they begin, and that heads by kind of class fit the data.
-
-    Raises:
-        UsageError: Names everything that does not.
+    """See that schedules end after they begin, and that heads by kind of class fit the data; a
+    `UsageError` names everything that does not.
     """
     problems = []
     for where, entry in _schedules(cfg.get("param_scheduler")):
@@ -39,8 +38,7 @@ def check_recipe(cfg: Config) -> None:
             )
     problems += _kinds_of_classes(cfg)
     if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise UsageError(f"the config cannot train:{lines}")
+        raise UsageError.of("the config cannot train", problems)
 
 
 def _schedules(entry: Any, where: str = "param_scheduler") -> Iterator[tuple[str, dict]]:
@@ -82,11 +80,8 @@ def _kinds_of_classes(cfg: Config) -> Iterator[str]:
 
 
 def recipe_notes(cfg: Config, model: nn.Module) -> list[str]:
-    """What of a config trains a ViG badly without a word; for the log.
-
-    Args:
-        cfg: The whole config.
-        model: What is built of it, not wrapped. Its mode is left as it was.
+    """What of a whole config, and of its model without wrappers, trains a ViG badly without a word;
+    for the log.
     """
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, ViGBackbone):
@@ -113,37 +108,21 @@ def recipe_notes(cfg: Config, model: nn.Module) -> list[str]:
 
 def _unused_maps(model: nn.Module, backbone: ViGBackbone) -> list[int]:
     """Places of the maps that reach no output of neck and heads, as far as these run alone."""
-    training = model.training
-    model.eval()
+    image = next(backbone.parameters()).new_zeros(1, backbone.in_channels, 64, 64)
     try:
-        image = next(backbone.parameters()).new_zeros(1, backbone.in_channels, 64, 64)
-        with torch.no_grad():
-            maps = backbone(image)
-        maps = [x.detach().requires_grad_() for x in maps]
-        with torch.enable_grad():
+        with tested(model), torch.enable_grad():
+            with torch.no_grad():
+                maps = [x.detach().requires_grad_() for x in backbone(image)]
             outputs: Any = tuple(maps)
             if getattr(model, "neck", None) is not None:
                 outputs = model.neck(outputs)
             # those of mmseg and mmpretrain choose among the maps; mmdet's heads take all
             heads = [getattr(model, name, None) for name in _HEADS]
-            heads = [x for head in heads for x in (head if _is_list(head) else [head])]
+            heads = [x for y in heads for x in (y if isinstance(y, nn.ModuleList) else [y])]
             outputs = [head(outputs) for head in heads if head is not None] or outputs
-            total = sum(x.float().sum() for x in _tensors(outputs) if x.requires_grad)
+            tensors = [x for x in tree_flatten(outputs)[0] if isinstance(x, Tensor)]
+            total = sum(x.float().sum() for x in tensors if x.requires_grad)
         gradients = torch.autograd.grad(total, maps, allow_unused=True)
     except Exception:  # a part that does not run alone is left to the run itself
         return []
-    finally:
-        model.train(training)
     return [i for i, x in enumerate(gradients) if x is None]
-
-
-def _is_list(part: Any) -> bool:
-    return isinstance(part, nn.ModuleList)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)

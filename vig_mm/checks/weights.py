@@ -32,12 +32,9 @@ def bare_model(model: nn.Module) -> nn.Module:
 def check_initial_weights(cfg: Any, ours: bool = False) -> None:
     """Read the files that parts of a model's config take their first weights from, at any depth.
 
-    Before anything is built, and because other backbones than ours leave that to mmengine, whose
-    errors do not name the file. Addresses are left to the loader. `ours`: whether the entry is of a
-    backbone of vig_mm, which reads more formats than mmengine.
-
-    Raises:
-        CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
+    A `CheckpointError` tells before anything is built, as other backbones than ours leave that to
+    mmengine, whose errors do not name the file. Addresses are left to the loader. `ours`: whether
+    the entry is of a backbone of vig_mm, which reads more formats than mmengine.
     """
     if isinstance(cfg, dict):
         path = cfg.get("checkpoint") if type_name(cfg) in ("Pretrained", "PretrainedInit") else None
@@ -67,8 +64,9 @@ def check_weights(
 ) -> list[str]:
     """See that an mm checkpoint fits a Runner's model; mmengine only logs what does not.
 
-    What the modules' own hooks rename or resize while they load, such as position embeddings of
-    another image size, fits.
+    A `CheckpointError` names what is missing, of another shape, or no finite number. What the
+    modules' own hooks rename or resize while they load, such as position embeddings of another
+    image size, fits.
 
     Args:
         partly: Whether it is enough that something fits, as when fine-tuning.
@@ -76,9 +74,6 @@ def check_weights(
 
     Returns:
         For the log, one line for each part of the model that nothing in the file fits.
-
-    Raises:
-        CheckpointError: names what is missing, of another shape, or no finite number.
     """
     model = bare_model(model)
     state, _ = weights(read_checkpoint(path), path=path)
@@ -89,16 +84,21 @@ def check_weights(
         try:
             loaded = _as_loaded(model, state)
         except Exception as error:  # a hook's, which would end the real loading, too
-            raise CheckpointError(
-                f"{path!r} cannot be loaded into this config's model: {error}"
-            ) from error
+            why = f"{path!r} cannot be loaded into this config's model: {error}"
+            raise CheckpointError(why) from error
         if not partly:  # a stem for other images is one to train
-            loaded |= {name: state[name] for name in _first_convs(model) if name in state}
+            vigs = [(name, x) for name, x in model.named_modules() if isinstance(x, ViGBackbone)]
+            stems = [f"{name}.{conv}".lstrip(".") for name, x in vigs for conv in x.first_convs]
+            loaded |= {name: state[name] for name in stems if name in state}
         state = loaded
         unfit = _misfits(own, state)
     if len(unfit) > enough:
         missing = [name for name in unfit if name not in state]
-        reshaped = [said for name, said in unfit.items() if name in state]
+        reshaped = [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in unfit
+            if name in state
+        ]
         details = "; ".join(
             f"{len(names)} {what}, e.g. {', '.join(names[:4])}"
             for what, names in (("missing", missing), ("of another shape", reshaped))
@@ -106,10 +106,9 @@ def check_weights(
         )
         raise CheckpointError(
             f"{path!r} does not fit this config's model: of its {len(own)} weights {details}. "
-            "Give the checkpoint that was trained with this config, or the config it was "
-            "trained with."
+            "Give the checkpoint that was trained with this config, or the config of its training."
         )
-    fitting = {name: state[name] for name in own if name not in unfit}
+    fitting = {name: state[name] for name in own.keys() - unfit}
     check_numbers(fitting, dict(model.named_parameters(remove_duplicate=False)), path)
     sizes = Counter(name.partition(".")[0] for name in own)
     fresh = sizes.keys() - {name.partition(".")[0] for name in fitting}
@@ -120,14 +119,9 @@ def check_weights(
     ]
 
 
-def _misfits(own: StateDict, state: StateDict) -> dict[str, str]:
-    """Names that a state dict lacks, or has in another shape -> what to say of them."""
-    gone = {name: name for name in own if name not in state}
-    return gone | {
-        name: f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    }
+def _misfits(own: StateDict, state: StateDict) -> list[str]:
+    """Names that a state dict lacks, or has in another shape."""
+    return [name for name, x in own.items() if name not in state or state[name].shape != x.shape]
 
 
 def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
@@ -146,8 +140,3 @@ def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
 
     load(copy.deepcopy(model, empty), dict(state), "")
     return loaded
-
-
-def _first_convs(model: nn.Module) -> list[str]:
-    vigs = [(name, x) for name, x in model.named_modules() if isinstance(x, ViGBackbone)]
-    return [f"{name}.{conv}".lstrip(".") for name, part in vigs for conv in part.first_convs]

@@ -5,7 +5,9 @@ The libraries' own visualizers were not made for small or very large pictures: m
 other; mmpretrain names the first class only.
 """
 
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vig_mm.checks.config import walk
+from vig_mm.checks.config import leaves, walk
 from vig_mm.checks.data.data_set import image_loader, turns
 from vig_mm.errors import UsageError
 from vig_mm.registry import type_name
@@ -60,7 +62,7 @@ class SamplePictures(ABC):
         sides: Sequence[str] = (PREDICTION,),
         truth_frame: Size | None = None,
     ) -> Image.Image:
-        """Draw a sample on its image.
+        """Draw a sample on its image; a `UsageError` if the prediction is none of the task.
 
         Args:
             image: RGB ``[h, w, 3]`` (uint8) of any size; predictions are those for the whole of it.
@@ -68,9 +70,6 @@ class SamplePictures(ABC):
             sides: which of `TRUTH` and `PREDICTION` to draw, from left to right.
             truth_frame: height and width of the image whose coordinates the annotations are in;
                 default: those of ``image``.
-
-        Raises:
-            UsageError: The prediction is none of the task: image retrieval, captions, depth.
         """
         shown = image.shape[:2]
         frames = {side: (truth_frame or shown) if side == TRUTH else shown for side in sides}
@@ -107,10 +106,8 @@ class DetectionPictures(SamplePictures):
         for side, frame in frames.items():
             found = sample.gt_instances if side == TRUTH else sample.pred_instances
             found = found if side == TRUTH else found[found.scores >= self.score_thr]
-            labels, texts = (
-                _array(found.labels).astype(int),
-                [self.classes[i] for i in found.labels],
-            )
+            labels = _array(found.labels).astype(int)
+            texts = [self.classes[i] for i in labels]
             if "scores" in found:
                 texts = [f"{x} {score:.2f}" for x, score in zip(texts, found.scores, strict=True)]
             boxes = _array(getattr(found.bboxes, "tensor", found.bboxes)).reshape(-1, 4)
@@ -196,6 +193,25 @@ def truth_frame(pipeline: Sequence[dict], sample: Any) -> Size:
         if "Resize" in type_name(step):
             return tuple(sample.ori_shape[:2])
     return tuple(sample.img_shape[:2])
+
+
+def data_root(dataset: Any) -> Path:
+    """The folder that the images of a data set's config lie below."""
+    roots = {os.path.abspath(one.get("data_root") or "") for _, one in leaves("dataset", dataset)}
+    return Path(os.path.commonpath(roots))
+
+
+def drawn_names(paths: Sequence[str | Path], root: Path) -> list[Path]:
+    """A file to write for each image, so that none overwrites another: ``sub/a.jpg`` for
+    ``root/sub/a.png``, and where two differ in nothing but their endings ``sub/a_png.jpg``.
+    """
+    names = []
+    for path in map(os.path.abspath, paths):
+        inside = Path(path).is_relative_to(root)
+        names.append(Path(path).relative_to(root if inside else Path(path).anchor))
+    same = Counter(name.with_suffix("") for name in set(names))
+    stems = [x.name.replace(".", "_") if same[x.with_suffix("")] > 1 else x.stem for x in names]
+    return [x.with_name(f"{stem}.jpg") for x, stem in zip(names, stems, strict=True)]
 
 
 def read_flag(pipeline: Sequence[dict]) -> int:

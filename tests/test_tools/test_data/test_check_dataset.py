@@ -8,13 +8,7 @@ import shutil
 import signal
 import sys
 
-import numpy as np
 import pytest
-
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from known_cases import CLASSES, CONFIGS, write_classification, write_detection, write_segmentation
 from mmengine.config import Config
 from PIL import Image
@@ -74,12 +68,12 @@ def half(path):
 
 
 def edit(**changes):
-    """Change annotations (`a0=dict(...)`) or images (`i1=dict(...)`) of the COCO file."""
+    """Change annotations of the COCO file (`a0=dict(...)`)."""
 
     def do(root):
         content = json.loads((root / "truth.json").read_text())
         for key, values in changes.items():
-            content["annotations" if key[0] == "a" else "images"][int(key[1])].update(values)
+            content["annotations"][int(key[1:])].update(values)
         (root / "truth.json").write_text(json.dumps(content))
 
     return do
@@ -96,35 +90,12 @@ def image(name, change, kind=None, **options):
     return do
 
 
-def numbers(change):
-    return lambda picture: Image.fromarray(change(np.array(picture)))
-
-
 def turned(name, orientation=6):
     return image(name, lambda picture: picture, exif=exif(orientation))
 
 
-def faint(picture):
-    picture = picture.convert("LA")
-    picture.putalpha(100)
-    return picture
-
-
-def with_palette(picture):
-    picture.putpalette([*range(256)] * 3)
-    return picture
-
-
-def small(picture):
-    return picture.resize((100, 60), Image.Resampling.NEAREST)
-
-
 def copy(source, target):
     return lambda root: shutil.copy(root / source, root / target)
-
-
-def move(source, target):
-    return lambda root: (root / source).rename(root / target)
 
 
 def text(name, content=""):
@@ -154,7 +125,6 @@ REDUCE = "--reduce-zero-label"
 ADE = (ade, 4, REDUCE)
 FOLDERS = (lambda root: ("--imagenet", root / "train", root / "test"),)
 TRAIN = (lambda root: ("--imagenet", root / "train"),)
-TURNED_SHAPE = dict(bbox=[10, 10, 90, 100], segmentation=[[10, 10, 100, 10, 100, 110, 10, 110]])
 # what is checked, faults, counts by kind, a name that occurs in the findings; an E: errors
 FAULTS = {
     "coco": ((coco,), [], {}, "", ""),
@@ -164,20 +134,16 @@ FAULTS = {
         (coco,), [text("val/0.png", "<html>404"), lambda root: (root / "val/1.png").unlink()],
         {"not-an-image": 1, "missing": 1}, "0.png (it begins with b'<html>404')", "E"),
     "clear, palette": (
-        (coco,), [image("val/0.png", faint), image("val/1.png", lambda x: x.convert("P"))],
+        (coco,), [image("val/0.png", lambda x: Image.new("LA", x.size, (9, 100))),
+                  image("val/1.png", lambda x: x.convert("P"))],
         dict(transparent=1, grey=1, palette=1), "0.png", ""),
     "deep, CMYK": (
-        (coco,), [image("val/0.png", numbers(lambda x: np.full((120, 200), 4000, np.uint16))),
+        (coco,), [image("val/0.png", lambda x: Image.new("I;16", x.size, 4000)),
                   image("val/1.png", lambda x: x.convert("CMYK"), "JPEG")],
         {"deep": 1, "cmyk": 1, "grey": 1, "other-ending": 1}, "1.png", ""),
     "turned": ((coco,), [turned("val/0.png"), turned("val/1.png", 3)],
                {"turned-size": 1, "turned-unclear": 1},
                "0.png (200x120 in the file, the picture is 120x200)", "E"),
-    "annotated turned": (
-        (coco,), [turned("val/1.png"), edit(i1=dict(width=200, height=120), a2=TURNED_SHAPE)],
-        {}, "", ""),
-    "size": ((coco,), [image("val/0.png", small)], dict(size=1),
-             "0.png (200x120 in the file, the picture is 100x60)", "E"),
     "shapes": (
         (coco,), [edit(a0=dict(bbox=[20, 30, 80, 100]),
                        a1=dict(segmentation=[[120, 10, 190, 60, 155, 35]]),
@@ -186,44 +152,26 @@ FAULTS = {
         {"corner-box": 1, "no-mask-area": 1, "crossing": 1, "beyond": 2}, "id 3 of '1.png'", "E"),
     "box apart": ((coco,), [edit(a0=dict(bbox=[150, 80, 30, 30]))], {"box-mask": 1},
                   "id 1 of '0.png'", ""),
-    "ids": (
-        (coco,), [edit(a0=dict(id=0), a1=dict(category_id=9), a2=dict(image_id=9))],
-        {"id-0": 1, "unlisted-category": 1, "no-image": 1, "no-annotation": 1, "unused-class": 2},
-        "id 0", "E"),
-    "order": ((coco, "--classes", "leaf", "brick"), [],
-              {"class-order": 2, "other-class": 1, "no-annotation": 1}, "", "E"),
     "part": ((coco, "--classes", "brick", "leaf"), [], {"other-class": 1, "no-annotation": 1}, "",
              ""),
     "class": ((coco, "--classes", "brick", "tree"), [],
               {"absent-class": 1, "other-class": 2, "no-annotation": 1, "unused-class": 1}, "tree",
               "E"),
-    "no COCO": ((coco,), [text("truth.json", "[]")], {"not-coco": 1}, "", "E"),
     "again": ((coco,), [listed_again, copy("val/0.png", "val/3.PNG")],
               {"no-annotation": 1, "unlisted-image": 1, "twice": 1}, "0.png = 2.png", ""),
     "ade": (ADE, [], {}, "", ""),
-    "beyond": ((ade, 3, REDUCE), [], {"label-range": 1}, "1.png (4)", "E"),
     "not reduced": ((ade, 4), [], {"label-range": 1}, "1.png (4)", "E"),
     "unused": ((ade, 6, REDUCE), [], {"unused-class": 2}, "6", ""),
-    "colours, 16 bits": (
-        ADE, [image("labels/0.png", lambda x: x.convert("RGB")),
-              image("labels/1.png", numbers(lambda x: x.astype(np.uint16) + 256))],
-        {"label-colour": 1, "label-16-bit": 1, "unused-class": 4}, "0.png (RGB)", "E"),
     "palette, jpg": (
-        ADE, [image("labels/0.png", with_palette),
+        ADE, [image("labels/0.png", lambda x: x.convert("P")),
               image("labels/1.png", lambda x: Image.new("L", x.size, 1), "JPEG")],
         {"label-lossy": 1, "label-palette": 1, "unused-class": 1}, "1.png", "E"),
     "size, nothing": (
-        ADE, [image("labels/0.png", small), image("labels/1.png", numbers(lambda x: x * 0))],
+        ADE, [image("labels/0.png", lambda x: x.resize((100, 60), 0)),
+              image("labels/1.png", lambda x: Image.new("L", x.size))],
         {"label-size": 1, "label-empty": 1, "unused-class": 1},
         "0.png (100x60, the image is 200x120)", "E"),
-    "turned, labels": (ADE, [turned("images/0.jpg")], {"label-size": 1}, "", "E"),
-    "cut labels": (ADE, [cut("labels/0.png")], {"label-unreadable": 1, "unused-class": 2}, "", "E"),
     "imagenet": (FOLDERS, [], {}, "", ""),
-    "train alone": (TRAIN, [], {}, "", ""),
-    "folders": (
-        FOLDERS, [move("train/leaf/0.png", "train/leaf/0.webp"), move("test/brick", "test/stone"),
-                  *(lambda root, i=i: (root / f"train/pond/{i}.png").unlink() for i in (0, 1))],
-        {"empty-class": 1, "not-taken": 1, "classes-differ": 1}, "leaf/0.webp", "E"),
     "two places": (
         FOLDERS, [copy("train/leaf/0.png", "train/leaf/2.png"),
                   copy("train/brick/0.png", "train/pond/3.png"),

@@ -15,9 +15,8 @@ from vig_mm.errors import DataError
 from ..config import leaves, part_name
 from ..model import parts
 from . import coco, folders, images, label_maps
-from .data_set import DataSet, Listing, Report, base_of, class_of, classes_of
+from .data_set import DataSet, Finding, Report, base_of, class_of, classes_of
 from .images import ImageFacts, image_facts
-from .report import Finding
 
 # Base of a data set's class -> its check, and the methods by which the base finds its files. A
 # class with others of its own may read what the check does not know, and is left to the library.
@@ -46,6 +45,7 @@ def check_data(
 
     Each annotation file is read once, and of each loader a few label maps; no image is opened.
     Data sets of classes unknown here and data that is not in local files are left to the libraries.
+    A `DataError` has a line for each problem: which loader, what is wrong, where, what to do.
 
     Args:
         cfg: A whole mmdet, mmseg or mmpretrain config with `default_scope`.
@@ -54,13 +54,10 @@ def check_data(
 
     Returns:
         Lines for the log: grave warnings, and what a library leaves out of a data set.
-
-    Raises:
-        DataError: One line for each problem: which loader, what is wrong, where, what to do.
     """
     found = DataCheck(cfg, splits, read=read).findings
     if errors := dict.fromkeys(one.text for one in found if one.severity == "error"):
-        raise DataError("the data does not fit the config:" + "".join(f"\n  - {x}" for x in errors))
+        raise DataError.of("the data does not fit the config", errors)
     left_out: dict[str, list[str]] = {}
     for one in found:
         if one.left_out:
@@ -104,13 +101,11 @@ class DataCheck(Report):
         for where, classes in self.classes.items():
             if classes == expected:
                 continue
-            difference = "the same names in another order"
-            if set(classes) != set(expected):
-                here, there = (
-                    some([name for name in one if name not in other])
-                    for one, other in ((classes, expected), (expected, classes))
-                )
-                difference = f"only there: {there}; only here: {here}"
+            both = ((expected, classes), (classes, expected))
+            there, here = (some([x for x in one if x not in other]) for one, other in both)
+            difference = f"only there: {there}; only here: {here}"
+            if set(classes) == set(expected):
+                difference = "the same names in another order"
             text = f"its {len(classes)} classes differ from the {len(expected)} of {first} "
             text += f"({difference}): give every loader the same classes"
             # mmseg uses a training set's names for nothing: its label maps decide
@@ -133,6 +128,24 @@ class DataCheck(Report):
             text += f"set it to {len(expected)}"
             severity = "warning" if spare else "error"
             self.findings.append(Finding(severity, "num-classes", first, text))
+
+    def survey(self, run: Run) -> None:
+        """Read every image, label map and annotation, and add what is wrong with them."""
+        every: list[tuple[DataSet, list[ImageFacts]]] = []
+        read: dict[tuple, ImageFacts] = {}  # loaders often share their files
+        for data in self.listings:
+            function = partial(image_facts, flag=data.flag, backend=data.backend)
+            keys = [(os.path.join(data.folder, x), data.flag, data.backend) for x in data.names]
+            new = [key[0] for key in keys if key not in read]
+            for facts in run(f"images of {data.where}", function, new):
+                read[facts.path, data.flag, data.backend] = facts
+            every.append((data, [read[key] for key in keys]))
+            images.survey(*every[-1])
+            if data.content is not None:
+                coco.survey(*every[-1], run)
+            elif data.label_folder:
+                label_maps.survey(*every[-1], run)
+        images.duplicates(every)
 
 
 def _why_not(data: DataSet) -> str:
@@ -163,27 +176,6 @@ def _check(data: DataSet) -> None:
         data.report.classes[data.where] = classes
     if not data.root or data.has_folder(".data_root", data.root, "folder"):
         check_of(data.kind)(data)
-
-
-def survey(listings: Sequence[Listing], run: Run) -> Iterator[Finding]:
-    """Read every image, label map and annotation of a `DataCheck`'s listings."""
-    every: list[tuple[Listing, list[ImageFacts]]] = []
-    read: dict[tuple, ImageFacts] = {}  # loaders often share their files
-    for listing in listings:
-        how = (listing.flag, listing.backend)
-        paths = [os.path.join(listing.folder, name) for name in listing.names]
-        new = [path for path in paths if (path, *how) not in read]
-        function = partial(image_facts, flag=listing.flag, backend=listing.backend)
-        for facts in run(f"images of {listing.where}", function, new):
-            read[(facts.path, *how)] = facts
-        facts_of = [read[(path, *how)] for path in paths]
-        every.append((listing, facts_of))
-        yield from images.survey(listing, facts_of)
-        if listing.content is not None:
-            yield from coco.survey(listing, facts_of, run)
-        elif listing.label_folder:
-            yield from label_maps.survey(listing, facts_of, run)
-    yield from images.duplicates(every)
 
 
 def check_of(kind: type) -> Callable | None:

@@ -18,11 +18,10 @@ from mmengine.registry import METRICS
 
 from vig_mm.datasets.files import IMAGES, files, some
 
-from ..config import metrics_of, transform
+from ..config import metrics_of
 from .coco_file import read_coco
-from .data_set import DataSet, Listing, Report, base_of, class_of, hint
+from .data_set import DataSet, Report, base_of, class_of, hint, rules
 from .images import ImageFacts
-from .report import Finding, findings, rules
 
 _SAMPLE = 500  # annotations whose area the quick check looks at
 _LARGEST = 2**31  # pycocotools draws with 32-bit integers
@@ -34,20 +33,17 @@ _SLACK = 16.0  # pixels, by which small areas may be off
 _BOX = "bbox is [x, y, width, height] in pixels, from the upper left corner"
 _COPY = "tools/train.py and tools/test.py read a copy"
 _NOTHING_THERE = "they count as images in which nothing is there"
+_TURNED = "are turned by the loader, as their EXIF orientation says"
 _RULES = rules(f"""
 error class category-twice | are categories more than once | mmdet counts each as a class of its
     own, and has more labels than classes; give each its own name, or one category_id to all
-warning class unused-class | are not among the categories, and the last | nothing is learned of them
-error class absent-class | are not among the categories ({{categories}}) | mmdet would silently
-    leave them out
+warning class unused-class/last | are no categories, and the last | nothing is learned of them
+error class absent-class | are no categories ({{categories}}) | mmdet would silently leave them out
 error class class-order | ({{classes}}) are in another order than the categories | mmdet labels by
     the file's order: put the classes in that order
-error image images-id-twice | share their id with others | all but one would be lost; give each an
-    id of its own
-error category categories-id-twice | share their id with others | all but one would be lost; give
-    each an id of its own
-note annotation annotations-id-twice | share their id with others | mmdet refuses them; {_COPY} with
-    other ids
+error image images-id-twice | share their id | all but one would be lost; give each its own
+error category categories-id-twice | share their id | all but one would be lost; give each its own
+note annotation annotations-id-twice | share their id | mmdet refuses them; {_COPY} with other ids
 error annotation annotation-twice | are there more than once with all they say | one object or
     several is not to be told; take the repetitions out
 error annotation unlisted-category | have a category_id that the categories do not list | mmdet
@@ -56,8 +52,7 @@ note annotation id-0 | have an id that pycocotools cannot score, 0 ('not matched
     {_COPY} with other ids; for other tools number the annotations from 1
 error annotation incomplete | have no bbox, or no area | mmdet or pycocotools stops; write both
     (area is that of the mask, or width * height)
-error annotation bad-box | have a bbox that is not four finite numbers, or an area that is none |
-    {_BOX}
+error annotation bad-box | have a bbox that is not four finite numbers, or no finite area | {_BOX}
 error annotation no-mask | have no segmentation, and masks are loaded or scored | mmdet or
     pycocotools stops; take them out, or draw them, or use a box detector with
     LoadAnnotations(with_mask=False) and metric='bbox'
@@ -100,20 +95,17 @@ error image no-image-left | are left out by mmdet, and nothing is left: {{empty}
 warning image file-name-twice | are listed more than once | each entry is an image of its own, in
     which the others' objects are background; give a picture's annotations one image_id
 warning image no-annotation | have no annotation of the classes | mmdet leaves them out
-    (filter_cfg.filter_empty_gt); with False it learns that nothing is there | without annotations
-    of the classes
+    (filter_cfg.filter_empty_gt); with False it learns that none is there | without annotations of
+    the classes
 note image no-annotation/kept | have no annotation of the classes | {_NOTHING_THERE}
 warning image nothing-left | have annotations, but none that mmdet keeps | {_NOTHING_THERE}
 warning image min-size | have a side of fewer than {{min_size}} pixels | mmdet leaves them out
     (filter_cfg.min_size) | with a side below {{min_size}} pixels
-""")
-_SHAPES = rules("""
 error annotation corner-box | have the lower right corner of their mask for the width and height of
     bbox | bbox is [x, y, width, height]
 warning annotation no-mask-area | have polygons that enclose nothing | mmdet keeps them with a mask
     of a few pixels or none; draw them again, or take them out
-warning annotation box-mask | have a box and a mask that are apart | both are learned as they are;
-    correct one of them
+warning annotation box-mask | have a box and a mask apart | both are learned so; correct one of them
 warning annotation area | have an area that does not fit their polygons, RLE or box | scores of
     small, medium and large objects go by it; write the mask's area, or width * height
 warning annotation crossing | have a polygon that crosses itself | what lies inside twice counts as
@@ -122,25 +114,19 @@ note annotation beyond | have a box that ends outside the image | mmdet clips it
 warning class unused-class | have no annotation | nothing is learned of them
 note class unused-class/scored | have no annotation | they have no score
 note file unlisted-image | are pictures in the folder that are not listed | they are not used
+error image size | are of another size than the annotation file says | boxes and masks do not fit;
+    use the pictures that were annotated, or correct width and height in the annotation file
+error image turned-size | {_TURNED}, and annotated unturned | the boxes are of the unturned picture:
+    take the EXIF orientation out of the file, or load it with
+    LoadImageFromFile(color_type='color_ignore_orientation')
+error image turned-sides | {_TURNED}, and have the sides of the file | the boxes are of the turned
+    picture: swap width and height in the annotation file
+error image turned-unknown | {_TURNED}, and have the sides of the file | whether the boxes are of
+    the turned picture is not to be told (tools/browse_dataset.py shows them): if so, swap width and
+    height in the annotation file, else take the EXIF orientation out of the file
 """)
-TURNED = {
-    "turned-size": "the boxes are of the unturned picture: take the EXIF orientation out of the "
-    "file, or load it with LoadImageFromFile(color_type='color_ignore_orientation')",
-    "turned-sides": "the boxes are of the turned picture: swap width and height in the annotation "
-    "file",
-    "turned-unknown": "whether the boxes are of the turned picture is not to be told "
-    "(tools/browse_dataset.py shows them): if so, swap width and height in the annotation file, "
-    "else take the EXIF orientation out of the file",
-}
-"""What to do about a picture that EXIF turns and whose annotations have the sides of the file."""
-_TURNS = "are turned by the loader, as their EXIF orientation says"
-_SIZES = rules(f"""
-error image size | are of another size than the annotation file says | boxes and masks do not fit
-    them; use the pictures that were annotated, or correct height and width
-error image turned-size | {_TURNS}, and annotated unturned | {TURNED["turned-size"]}
-error image turned-sides | {_TURNS}, and have the sides of the file | {TURNED["turned-sides"]}
-error image turned-unknown | {_TURNS}, and have the sides of the file | {TURNED["turned-unknown"]}
-""")
+SIZES = {kind: rule[3] for kind, rule in _RULES.items() if kind.startswith(("size", "turned"))}
+"""Kind -> what to do about a picture whose annotations are for other sides."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +157,7 @@ def check(data: DataSet) -> None:
     _check_content(data, content, use, path)
     if is_there:
         gone = data.absent(".data_prefix.img", names, path, folder)
-        there = sorted(set(names).difference(gone))
-        data.list_files(folder, there, use=use, content=content, ann_file=path)
+        data.list_files(folder, sorted(set(names).difference(gone)), use=use, content=content)
 
 
 def check_evaluators(report: Report, split: str) -> None:
@@ -213,10 +198,10 @@ def has_scorable_id(annotation: dict) -> bool:
 
 def _use(data: DataSet) -> CocoUse:
     filters = data.entry.get("filter_cfg") or {}
-    if not base_of(data.kind, "CocoDataset", "filter_data") or data.option("test_mode", False):
+    if not base_of(data.kind, "CocoDataset", "filter_data") or data.option("test_mode"):
         filters = {}
     evaluated, metrics = data.split != "train", metrics_of(data.cfg, data.split)
-    loads_masks = bool(transform(data.pipeline, "LoadAnnotations").get("with_mask"))
+    loads_masks = bool(data.load.get("with_mask"))
     # tools/data/check_dataset.py has no metric for files without a config
     scored = any("segm" in (metric.get("metric") or ()) for metric in metrics)
     has_evaluator = data.cfg.get(f"{data.split}_evaluator")
@@ -244,17 +229,14 @@ def _check_content(data: DataSet, content: dict, use: CocoUse, path: str) -> Non
     said = {"class": len(use.classes), "image": len(images), "annotation": len(annotations)}
     said |= dict(categories=some(categories), classes=some(use.classes), category=len(categories))
     said |= dict(empty=len(cases["no-annotation"]), small=len(cases["min-size"]))
-    said["min_size"] = use.min_size
-    said["scored"] = "; scores count them as objects all the same" if use.evaluated else ""
+    scored = "; scores count them as objects all the same" if use.evaluated else ""
     if not use.filter_empty:
         cases["no-annotation/kept"] = cases.pop("no-annotation")
-    data.judge(_RULES, cases, path, **said)
+    data.judge(_RULES, cases, path, **said, min_size=use.min_size, scored=scored)
     if use.evaluated:
-        sample = kept[:: -(-len(kept) // _SAMPLE) or 1]
-        faults = [shape_faults(_item(one, by_id), use.masks) for one in sample]
-        apart = [one for one, said in zip(sample, faults, strict=True) if "area" in said]
-        cases = {"area": [_name(one, by_id) for one in apart]}
-        data.judge(_SHAPES, cases, path, annotation=len(sample))
+        sample = [(one, by_id[one["image_id"]]) for one in kept[:: -(-len(kept) // _SAMPLE) or 1]]
+        apart = [_name(x[0], by_id) for x in sample if "area" in shape_faults(x, use.masks)]
+        data.judge(_RULES, {"area": apart}, path, annotation=len(sample))
 
 
 def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]]:
@@ -269,7 +251,7 @@ def _class_cases(categories: list[str], use: CocoUse) -> dict[str, Sequence[str]
     moved = not (twice or unknown) and order != list(use.classes)
     return {
         "category-twice": twice,
-        "unused-class" if last else "absent-class": unknown,
+        "unused-class/last" if last else "absent-class": unknown,
         "class-order": order if moved else (),
     }
 
@@ -340,22 +322,19 @@ def annotation_cases(content: dict, use: CocoUse) -> tuple[list[dict], dict[str,
         mask = None
         if (use.masks and kind is None) or (use.scores_masks and is_scored):
             mask = _mask_fault(annotation, sizes[image], use.scores_masks)
-        is_kept = kind is None and mask in (None, "short-part")
-        if mask is not None and (kind is None or _RULES[mask][0] == "error"):
-            cases[mask].append(annotation)
-        if kind is not None:
-            cases[kind].append(annotation)
+        is_kept, crowd = kind is None and mask in (None, "short-part"), annotation.get("iscrowd")
+        kinds = {
+            kind: kind is not None,
+            mask: mask is not None and (kind is None or _RULES[mask][0] == "error"),
+            "rotated": is_kept and (annotation.get("attributes") or {}).get("rotation"),
+            "crowd": is_kept and crowd == 1,
+            "no-crowd": is_scored and crowd is None,  # training takes none for 0
+            "bad-crowd": (is_scored or is_kept) and crowd not in (None, 0, 1),
+        }
+        for one in (one for one, holds in kinds.items() if holds):
+            cases[one].append(annotation)
         if is_kept:
             kept.append(annotation)
-            if (annotation.get("attributes") or {}).get("rotation"):
-                cases["rotated"].append(annotation)
-        crowd = annotation.get("iscrowd")
-        if crowd != 0:
-            key = "no-crowd" if crowd is None else "crowd" if crowd == 1 else "bad-crowd"
-            # training takes none for 0
-            counts = {"no-crowd": is_scored, "crowd": is_kept, "bad-crowd": is_scored or is_kept}
-            if counts[key]:
-                cases[key].append(annotation)
     return kept, cases
 
 
@@ -423,20 +402,20 @@ def _is_box(box: object) -> bool:
 
 def is_whole(rle: dict) -> bool:
     """Whether the runs of an RLE fill its size; pycocotools reads memory behind them if not."""
-    (height, width), counts = rle["size"], rle["counts"]
-    if isinstance(counts, str):
-        counts = _runs(counts)
-    whole = bool(counts) and all(isinstance(one, int) and one >= 0 for one in counts)
-    return whole and sum(counts) == height * width
+    (height, width), runs = rle["size"], _runs(rle["counts"])
+    whole = bool(runs) and all(isinstance(one, int) and one >= 0 for one in runs)
+    return whole and sum(runs) == height * width
 
 
-def _runs(counts: str) -> list[int]:
-    """The runs in pycocotools' compressed form; none if it is not that.
+def _runs(counts: str | list[int]) -> list[int]:
+    """The runs of an RLE, which may be in pycocotools' compressed form; none if text is not that.
 
     A run has 5 bits in each character, the lowest first, counted from "0"; 32 means "goes on", and
     16 in the last one is the sign. From the fourth run on it is the difference to the run two
     before.
     """
+    if isinstance(counts, list):
+        return counts
     codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(codes & 32 == 0)
     if not len(ends) or codes.min() < 0 or codes.max() > 63 or ends[-1] + 1 < len(codes):
@@ -452,28 +431,24 @@ def _runs(counts: str) -> list[int]:
     return runs.tolist()
 
 
-def shape_faults(item: tuple[dict, tuple[int, int]], masks: bool) -> list[str]:
-    """The kinds of `_SHAPES` that hold of an annotation that mmdet keeps.
+def shape_faults(item: tuple[dict, dict], masks: bool) -> list[str]:
+    """What is wrong with the shapes of an annotation that mmdet keeps, by kind.
 
-    Args:
-        item: The annotation, and (height, width) of its image in pixels.
-        masks: Whether masks are used.
+    `item`: the annotation, and the entry of its image; `masks`: whether masks are used.
     """
-    from pycocotools import mask as rle_masks  # as shapely, required by mmdet alone
-    from shapely import MultiPolygon, Polygon, make_valid
+    from shapely import MultiPolygon, Polygon, make_valid  # required by mmdet alone
 
-    annotation, size = item
+    annotation, image = item
     x, y, width, height = annotation["bbox"]
-    faults = ["beyond"] if max(-x, -y, x + width - size[1], y + height - size[0]) > _BEYOND else []
+    ends = (-x, -y, x + width - image["width"], y + height - image["height"])
+    faults = ["beyond"] if max(ends) > _BEYOND else []
     mask, area = annotation.get("segmentation"), annotation["area"]
     if annotation.get("iscrowd"):
         return faults
     if isinstance(mask, dict):
-        if not masks and _mask_fault(annotation, size[::-1], True):
+        if not masks and _mask_fault(annotation, (image["width"], image["height"]), True):
             return faults
-        counts = mask["counts"]
-        is_text = isinstance(counts, str)
-        enclosed = float(rle_masks.area(mask)) if is_text else float(sum(counts[1::2]))
+        enclosed = sum(_runs(mask["counts"])[1::2])
         return faults + (["area"] if enclosed and _differ(area, enclosed) else [])
     polygons = [one for one in mask or () if isinstance(one, list) and _is_usable(one)]
     if not polygons:
@@ -484,16 +459,16 @@ def shape_faults(item: tuple[dict, tuple[int, int]], masks: bool) -> list[str]:
     enclosed = sum(shape.area for shape in shapes)
     # the halves of a bow tie cancel each other in the area
     crossing = any(abs(make_valid(one).area - one.area) > _NOTHING for one in shapes)
-    apart = not crossing and enclosed >= _NOTHING and _differ(area, enclosed)
+    if not crossing and enclosed >= _NOTHING and _differ(area, enclosed):
+        faults.append("area")
     if not masks:
-        return faults + (["area"] if apart else [])
+        return faults
     bounds = MultiPolygon(shapes).bounds
     overlap = _overlap(bounds, (x, y, x + width, y + height))
     corner = overlap < 0.9 < _overlap(bounds, annotation["bbox"])
     kinds = {
         "crossing": crossing,
         "no-mask-area": not crossing and enclosed < _NOTHING,
-        "area": apart,
         "corner-box": corner,
         "box-mask": overlap < 0.5 and not corner,
     }
@@ -513,7 +488,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def turned_by(boxes: Sequence[Sequence[float]], said: tuple[int, int]) -> str:
-    """The key of `TURNED` for boxes (x1, y1, x2, y2) of an image, said to be (width, height)."""
+    """The kind of boxes (x1, y1, x2, y2) of an image, said to be (width, height)."""
     right, below = (max((one[i] for one in boxes), default=0) - _BEYOND for i in (2, 3))
     unturned, turned = (right <= x and below <= y for x, y in (said, said[::-1]))
     return "turned-unknown" if turned == unturned else "turned-sides" if turned else "turned-size"
@@ -524,33 +499,27 @@ def _name(annotation: dict, images: dict) -> str:
     return f"id {annotation['id']}" + (f" of {image['file_name']!r}" if image else "")
 
 
-def _item(annotation: dict, images: dict) -> tuple[dict, tuple[int, int]]:
-    image = images[annotation["image_id"]]
-    return annotation, (image["height"], image["width"])
-
-
-def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Iterator[Finding]:
+def survey(data: DataSet, images: Sequence[ImageFacts], run: Callable) -> None:
     """What is wrong between pictures and annotations, or in the shapes of annotations."""
-    content, use, where, path = listing.content, listing.use, listing.where, listing.ann_file
+    content, use, path = data.content, data.use, data.path(data.ann_file)
     by_id = {one["id"]: one for one in content["images"]}
     by_name = {one["file_name"]: one for one in content["images"]}
-    boxes = defaultdict(list)
-    cases: dict[str, list[str]] = defaultdict(list)
+    boxes, sizes, cases = defaultdict(list), defaultdict(list), defaultdict(list)
     for one in content.get("annotations", []):  # also those that mmdet takes to lie outside
         if _is_box(one.get("bbox")):
             x, y, width, height = one["bbox"]
             boxes[one["image_id"]].append((x, y, x + width, y + height))
-    for name, facts in zip(listing.names, images, strict=True):
+    for name, facts in zip(data.names, images, strict=True):
         said = by_name[name]["width"], by_name[name]["height"]
         if not facts.fault and said != facts.loaded[::-1]:
             turned = facts.sides_swapped and said == facts.loaded
             kind = turned_by(boxes[by_name[name]["id"]], said) if turned else "size"
             sides = "{1}x{0} in the file, the picture is {3}x{2}".format(*said[::-1], *facts.loaded)
-            cases[kind].append(f"{name} ({sides})")
-    yield from findings(_SIZES, cases, where, listing.folder, image=len(images))
+            sizes[kind].append(f"{name} ({sides})")
+    data.judge(_RULES, sizes, data.folder, image=len(images))
     kept, _ = annotation_cases(content, use)
-    items = [_item(one, by_id) for one in kept]
-    every = run(f"annotations of {where}", partial(shape_faults, masks=use.masks), items)
+    items = [(one, by_id[one["image_id"]]) for one in kept]
+    every = run(f"annotations of {data.where}", partial(shape_faults, masks=use.masks), items)
     for annotation, faults in zip(kept, every, strict=True):
         for fault in faults:
             cases[fault].append(_name(annotation, by_id))
@@ -558,8 +527,7 @@ def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Ite
     there = {names[one["category_id"]] for one in kept}
     unused = "unused-class/scored" if use.evaluated else "unused-class"
     cases[unused] = [name for name in use.classes if name not in there]
-    others = files(listing.folder, IMAGES, any_case=True)
-    listed = {os.path.normpath(name) for name in by_name}
+    others, listed = files(data.folder, IMAGES, any_case=True), set(map(os.path.normpath, by_name))
     cases["unlisted-image"] = [name for name in others if name not in listed]
     said = {"class": len(use.classes), "file": len(others), "annotation": len(kept)}
-    yield from findings(_SHAPES, cases, where, path, **said)
+    data.judge(_RULES, cases, path, **said)

@@ -42,9 +42,8 @@ def read_coco(path: str) -> dict | str:
 
 def _convert(kind: str, source: str) -> str:
     """How annotations of another format become COCO's."""
-    if kind in FORMATS:
-        return f"convert it by `python tools/data/convert.py --from {kind} {source} FILE.json`"
-    return OTHERS[kind]
+    tool = f"convert it by `python tools/data/convert.py --from {kind} {source} FILE.json`"
+    return tool if kind in FORMATS else OTHERS[kind]
 
 
 def _other_folder(path: str) -> str:
@@ -102,7 +101,7 @@ def _other_format(content: Any, path: str) -> str:
 
 def _structure_fault(content: dict) -> str:
     only_images = content.get("images") and not content.get("annotations")  # to test on
-    for key in ("images", "categories", "annotations"):
+    for key in _FIELDS:
         needed = key == "images" or (key == "categories" and not only_images)
         if not isinstance(content.get(key, None if needed else []), list):
             kind = "no" if key not in content else "no list of"

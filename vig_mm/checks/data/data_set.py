@@ -1,8 +1,12 @@
-"""A data set of a config: what its entry and its class say, its files, and what is wrong there."""
+"""A data set of a config: what its entry and its class say, its files, and what is wrong there.
+
+A finding is one record for each kind of fault, which tables of rules word.
+"""
 
 import inspect
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,28 +18,46 @@ from mmengine.registry import DATASETS, TRANSFORMS, Registry
 from vig_mm.datasets.files import entries, some
 
 from ..config import transform, walk
-from .report import Finding, Rules, findings, number
 
+SEVERITIES = ("error", "warning", "note")
 # What these do to a label map, they do to its pixels' places, not to their numbers.
 _KEEP_NUMBERS = ("mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "vig_mm")
 
+Rules = dict[str, list[str]]
+
+
+def rules(table: str) -> Rules:
+    """Kind -> severity, noun, what is so, what comes of it and what to do; and, where a library
+    leaves such things out, the words for that behind their number.
+
+    A line is ``severity noun kind | what is so | what to do | left out``, and may go on in lines
+    that are indented. Behind a slash in a kind: its variant.
+    """
+    lines = re.sub(r"\n +", " ", table.strip()).splitlines()
+    return {line.split()[2]: [*line.split()[:2], *line.split(" | ")[1:]] for line in lines}
+
 
 @dataclass(frozen=True)
-class Listing:
-    """The files of a data set, as its config names them; names are relative to their folder."""
+class Finding:
+    """One kind of fault in one data set.
 
+    `error` if training would stop or learn wrong labels, `warning` if a library leaves something
+    out or changes it without a word, `note` if nothing is lost.
+    """
+
+    severity: str
+    kind: str  # a short fixed name
     where: str  # key of the data set in its config
-    folder: str  # of the images
-    names: tuple[str, ...]  # of the images
-    flag: str = "color"  # `color_type` of `LoadImageFromFile`
-    backend: str | None = "cv2"  # its `imdecode_backend`
-    use: Any = None  # of annotations or label maps: a `CocoUse` or a `LabelUse`
-    classes: tuple[str, ...] = ()  # of each image, or what the numbers in label maps stand for
-    content: dict | None = None  # of a COCO file
-    ann_file: str = ""
-    label_folder: str = ""
-    labels: tuple[str, ...] = ()  # of each image
-    label_backend: str = "pillow"  # `imdecode_backend` of `LoadAnnotations`
+    text: str  # the whole message: where, how many of what, what comes of it, what to do
+    count: int = 1  # of files, annotations, images or classes
+    names: tuple[str, ...] = ()  # all of them
+    left_out: str = ""  # what the library leaves out, with the count
+
+
+def number(count: int, noun: str) -> str:
+    """`number(1, "image")` is "1 image", `number(2, "image")` is "2 images"."""
+    several = f"{noun}es" if noun.endswith("ss") else f"{noun}s".replace("ys", "ies")
+    return f"{count} {noun if count == 1 else several}".replace("_", " ")
 
 
 @dataclass
@@ -46,21 +68,33 @@ class Report:
     sample: int  # how many label maps of a data set to read; 0 where all are read later
     coco: dict[str, dict | str]  # annotation file -> its content, or what is wrong with it
     findings: list[Finding] = field(default_factory=list)
-    listings: list[Listing] = field(default_factory=list)  # as far as the files are there
+    listings: list["DataSet"] = field(default_factory=list)  # those whose files are there
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # in label order
     ann_files: dict[str, list[str]] = field(default_factory=dict)  # of each split's loader
     num_classes: list[tuple[str, int]] = field(default_factory=list)  # (key, value) in the model
 
 
+@dataclass
 class DataSet:
-    """The entry of a config under a key (`where`), with its class (`kind`)."""
+    """The entry of a config under a key, with its class, and its files once they are listed."""
 
-    def __init__(self, report: Report, where: str, entry: dict, kind: type) -> None:
-        self.report, self.cfg, self.where, self.entry, self.kind = (
-            report, report.cfg, where, entry, kind,
-        )  # fmt: skip
-        self.split, self.root = where.partition("_")[0], entry.get("data_root") or ""
-        self.pipeline, self.ann_file = entry.get("pipeline"), entry.get("ann_file") or ""
+    report: Report
+    where: str  # the key
+    entry: dict
+    kind: type
+    folder: str = ""  # of the images
+    names: Sequence[str] = ()  # of the images, relative to their folder
+    use: Any = None  # of annotations or label maps: a `CocoUse` or a `LabelUse`
+    labels: Sequence[str] = ()  # of each image: its class, or the name of its label map
+    label_folder: str = ""  # of the label maps
+    content: dict | None = None  # of a COCO file
+
+    def __post_init__(self) -> None:
+        self.cfg, self.split = self.report.cfg, self.where.partition("_")[0]
+        self.root, self.ann_file = (self.entry.get(x) or "" for x in ("data_root", "ann_file"))
+        self.pipeline = self.entry.get("pipeline")
+        self.flag, self.backend = image_loader(self.pipeline)
+        self.load = transform(self.pipeline, "LoadAnnotations")  # {} where there is none
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -71,8 +105,8 @@ class DataSet:
         """A path of the entry below the data's root."""
         return os.path.join(self.root, name or "")
 
-    def option(self, name: str, default: Any = None) -> Any:
-        """An argument of the data set: from the config, else what its class gives it."""
+    def option(self, name: str) -> Any:
+        """An argument of the data set: from the config, else what its class gives it, or None."""
         if name in self.entry:
             return self.entry[name]
         constructors = [base for base in self.kind.__mro__ if "__init__" in vars(base)]
@@ -88,12 +122,12 @@ class DataSet:
                 except Exception:  # whatever a user's class raises, building it will say
                     return parameter.default
                 return getattr(empty, name, parameter.default)
-        return default
+        return None
 
     def list_files(self, folder: str, names: Sequence[str], **more: Any) -> None:
-        """Note which files there are."""
-        loader = image_loader(self.pipeline)
-        self.report.listings.append(Listing(self.where, folder, tuple(names), *loader, **more))
+        """Note which files there are; `more`: other fields."""
+        vars(self).update(more, folder=folder, names=names)
+        self.report.listings.append(self)
 
     def add(
         self, kind: str, text: str, names: Sequence = (), severity="error", key="", left_out=""
@@ -103,9 +137,19 @@ class DataSet:
         found = Finding(severity, kind, self.where, text, count, tuple(names), left_out)
         self.report.findings.append(found)
 
-    def judge(self, table: Rules, cases: dict, place: str, **said: object) -> None:
-        """Note what the rules of a table say of cases; see `findings`."""
-        self.report.findings += findings(table, cases, self.where, place, **said)
+    def judge(self, table: Rules, cases: Mapping[str, Sequence], place: str, **said: Any) -> None:
+        """Note what a table says of each kind that has cases (names), in a folder or file.
+
+        `said`: how many were looked at, by noun, and what else the rules have places for.
+        """
+        for kind, (severity, noun, *words) in table.items():
+            if names := tuple(map(str, cases.get(kind, ()))):
+                what, effect, *left_out = (one.format(**said) for one in words)
+                text = f"{len(names)} of {number(said[noun], noun)} in {place!r} {what}, e.g. "
+                text += f"{some(names, 3)}: {effect}"
+                key = ".metainfo.classes" if noun == "class" else ""
+                out = f"{number(len(names), noun)} {left_out[0]}" if left_out else ""
+                self.add(kind.partition("/")[0], text, names, severity, key, out)
 
     def missing(self, key: str, path: str, what: str) -> None:
         """Note that a file or folder is not there, which an option names."""
@@ -146,21 +190,20 @@ class DataSet:
 
     def lines(self) -> list[str]:
         """The lines of an `ann_file`, split as the libraries do; none after noting the problem."""
-        lines, kind, fault, path = [], "list", "", self.path(self.ann_file)
+        path, kind = self.path(self.ann_file), "list"
         if not os.path.isfile(path):
             self.missing(".ann_file", path, "list of images")
             return []
         try:
-            lines = list_from_file(path)
-            if not lines:
-                kind, fault = "no-images", "is empty: list the images in it, one a line"
+            if lines := list_from_file(path):
+                return lines
+            kind, fault = "no-images", "is empty: list the images in it, one a line"
         except UnicodeDecodeError as error:
             fault = f"is not UTF-8 ({error}): save it as UTF-8"
         except OSError as error:
             fault = f"cannot be read ({error}): correct its permissions"
-        if fault:
-            self.add(kind, f"{path!r} {fault}", key=".ann_file")
-        return lines
+        self.add(kind, f"{path!r} {fault}", key=".ann_file")
+        return []
 
 
 def hint(path: str) -> str:
@@ -215,11 +258,8 @@ def turns(flag: str, backend: str | None) -> bool:
 def has_own_transform(entry: Any, scope: str | None) -> bool:
     """Whether a data set, or a part of its config, has a transform that is no library's."""
     steps = [one[k] for _, one in walk("", entry) for k in ("pipeline", "transforms") if k in one]
-    return any(
-        not (isinstance(one, list | tuple) or keeps_numbers(one, scope))
-        for value in steps
-        for one in (value if isinstance(value, list | tuple) else [value])
-    )
+    steps = [x for value in steps for x in (value if isinstance(value, list | tuple) else [value])]
+    return not all(isinstance(x, list | tuple) or keeps_numbers(x, scope) for x in steps)
 
 
 def keeps_numbers(step: Any, scope: str | None) -> bool:

@@ -31,7 +31,7 @@ def check(data: DataSet) -> None:
             text = f"{folder!r} has no file that ends in one of {', '.join(extensions)}"
             data.add("no-images", text + hint(folder), key=".data_prefix")
     if names:
-        data.list_files(folder, names, classes=tuple(labels))
+        data.list_files(folder, names, labels=labels)
 
 
 def _in_folders(
@@ -59,11 +59,9 @@ def _in_folders(
     data.not_taken(root, beside, "are in no class folder (move them into one)")
     classes = data.report.classes.setdefault(data.where, tuple(folders)) if names else folders
     if len(classes) != len(folders):
-        text = (
-            f"{root!r} has {len(folders)} class folders ({some(folders)}), but the data set has "
-            f"{len(classes)} classes ({some(classes)}): for other data than {data.kind.__name__}'s "
-            "own set metainfo.classes, or use type='CustomDataset'"
-        )
+        text = f"{root!r} has {len(folders)} class folders ({some(folders)}), but the data set has "
+        text += f"{len(classes)} classes ({some(classes)}): for other data than "
+        text += f"{data.kind.__name__}'s own set metainfo.classes, or use type='CustomDataset'"
         data.add("class-count", text)
     return names, labels
 
@@ -72,23 +70,23 @@ def _listed(data: DataSet, folder: str, labelled: bool) -> tuple[list[str], list
     """The images and labels in a file of lines `image label`, or of lines `image`."""
     heads = [one for one in data.report.num_classes if "data_preprocessor" not in one[0]]
     key, count = heads[-1] if heads else ("", float("inf"))
+    of, last = (f"with {key}={count} ", f"to {count - 1}") if heads else ("", "on")
+    wanted = "the path of an image" + (" and the number of its class" if labelled else "")
     names, labels, path = [], [], data.path(data.ann_file)
     for i, line in enumerate(data.lines(), 1):
         # mmpretrain strips lines with labels only
         name, _, label = line.strip().rpartition(" ") if labelled else (line, "", "0")
-        problem = ""
+        fault = ""
         try:
             if not (0 <= int(label) < count or int(label) == _IGNORED):
-                of, last = (f"with {key}={count} ", f"to {count - 1}") if heads else ("", "on")
-                problem = f"ends in {label!r}, but {of}each line must end in a class number from 0 "
-                problem += last
+                fault = f"ends in {label!r}, but {of}each line must end in a class number from 0 "
+                fault += last
         except ValueError:
             name = ""
         if not name:
-            wanted = "the path of an image" + (" and the number of its class" if labelled else "")
-            problem = f"is {line!r}, but each line must be {wanted}"
-        if problem:
-            data.add("list", f"line {i} of {path!r} {problem}", key=".ann_file")
+            fault = f"is {line!r}, but each line must be {wanted}"
+        if fault:
+            data.add("list", f"line {i} of {path!r} {fault}", key=".ann_file")
             return [], []
         names.append(name)
         labels.append(label)

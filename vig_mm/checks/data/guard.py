@@ -22,13 +22,13 @@ from vig_mm.datasets.transforms.map_labels import MapLabels
 from vig_mm.errors import SampleError
 
 from .check import check_of
-from .coco import TURNED, turned_by
+from .coco import SIZES, turned_by
 from .data_set import keeps_numbers
 from .images import FAULTS, FIX, file_fault, open_image
-from .label_maps import TOO_LARGE
-from .labels import NO_LABEL, ignored_numbers
+from .label_maps import NO_LABEL, TOO_LARGE, ignored_numbers
 
 _VOID = frozenset({NO_LABEL})
+_MMSEG = "reduce_zero_label"  # key of its samples: mmdet's label maps may hold other classes
 _CHECKER = (
     "; `python tools/data/check_dataset.py CONFIG` finds all such files; train and test with "
     "--no-check do not look"
@@ -95,19 +95,31 @@ class GuardedPipeline(Compose):
             raise SampleError(f"{error}{self._advice}") from error
 
     def _check_labels(self, data: dict) -> None:
-        if self._num_classes and _is_mmseg(data) and "gt_seg_map" in data:
-            _refuse_labels(data, self._num_classes, self._ignored)
-
-
-def _is_mmseg(data: dict) -> bool:
-    """Whether label maps are mmseg's: in mmdet one may hold other classes than the boxes."""
-    return "reduce_zero_label" in data
+        """See that a label map holds classes, and numbers that are ignored, alone."""
+        labels, count = data.get("gt_seg_map"), self._num_classes
+        if labels is None or not count or _MMSEG not in data:
+            return
+        path = data["seg_map_path"]
+        if labels.ndim != 2:
+            raise SampleError(
+                f"{path!r} is a picture of {labels.shape[-1]} colour channels, but a label map has "
+                "one, whose values number the classes; give each colour its number by "
+                "vig_mm.MapLabels"
+            )
+        stray = labels[(labels >= count) & ~np.isin(labels, self._ignored)]
+        if len(stray):
+            raise SampleError(
+                f"{path!r} holds labels of no class: {some(np.unique(stray))} as they are loaded, "
+                f"and the {count} classes are 0 to {count - 1} "
+                f"({', '.join(map(str, self._ignored))}: no label); correct metainfo.classes, "
+                "reduce_zero_label or the label map, or give it other numbers by vig_mm.MapLabels"
+            )
 
 
 def _run(transform: Callable, data: dict) -> dict | None:
     """Let a transform do its work, and look at what it loads."""
     name, is_image = type(transform).__name__, isinstance(transform, LoadImageFromFile)
-    is_labels = name == "LoadAnnotations" and _is_mmseg(data)
+    is_labels = name == "LoadAnnotations" and _MMSEG in data
     if not (is_image or name.startswith("Load") or isinstance(transform, MapLabels)):
         return transform(data)
     path = data.get("seg_map_path" if is_labels or name == "MapLabels" else "img_path")
@@ -143,17 +155,13 @@ def _refuse_other_size(data: dict) -> None:
     annotated, loaded = (data.get("height"), data.get("width")), tuple(data["ori_shape"])
     if None in annotated or annotated == loaded:
         return
-    turned, advice = "", (
-        "boxes and masks do not fit; use the picture that was annotated, or correct width and "
-        "height in the annotation file"
-    )  # fmt: skip
+    kind, turned = "size", ""
     if annotated == loaded[::-1]:
-        turned = " (turned by its EXIF orientation?)"
         boxes = [one["bbox"] for one in data.get("instances") or () if "bbox" in one]
-        advice = TURNED[turned_by(boxes, annotated[::-1])]
+        kind, turned = turned_by(boxes, annotated[::-1]), " (turned by its EXIF orientation?)"
     raise SampleError(
         f"{data['img_path']!r} is loaded as {loaded[1]}x{loaded[0]} pixels{turned}, but its "
-        f"annotations are for {annotated[1]}x{annotated[0]}: {advice}"
+        f"annotations are for {annotated[1]}x{annotated[0]}: {SIZES[kind]}"
     )
 
 
@@ -176,21 +184,4 @@ def _refuse_label_map(data: dict, path: str | None) -> None:
         raise SampleError(
             f"{data['seg_map_path']!r} is {shape[1]}x{shape[0]} pixels, but its image is loaded as "
             f"{image[1]}x{image[0]}; write it in the image's size"
-        )
-
-
-def _refuse_labels(data: dict, num_classes: int, ignored: list[int]) -> None:
-    labels, path = data["gt_seg_map"], data["seg_map_path"]
-    if labels.ndim != 2:
-        raise SampleError(
-            f"{path!r} is a picture of {labels.shape[-1]} colour channels, but a label map has "
-            "one, whose values number the classes; give each colour its number by vig_mm.MapLabels"
-        )
-    stray = labels[(labels >= num_classes) & ~np.isin(labels, ignored)]
-    if len(stray):
-        raise SampleError(
-            f"{path!r} holds labels of no class: {some(np.unique(stray))} as they are loaded, and "
-            f"the {num_classes} classes are 0 to {num_classes - 1} "
-            f"({', '.join(map(str, ignored))}: no label); correct metainfo.classes, "
-            "reduce_zero_label or the label map, or give it other numbers by vig_mm.MapLabels"
         )

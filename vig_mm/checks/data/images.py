@@ -9,8 +9,10 @@ import io
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,8 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vig_mm.datasets.transforms.load_tiff import read_tiff
 from vig_mm.datasets.transforms.map_labels import Value, pack, unpack
 
-from .data_set import Listing, turns
-from .report import Finding, findings, rules
+from .data_set import DataSet, rules, turns
 
 FIX = "copy or download it again, or take it out of the data set"
 _ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"))
@@ -164,12 +165,11 @@ def image_facts(
 
     fault = file_fault(path)
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = Path(path).read_bytes()
     except OSError as error:
         return ImageFacts(path, fault, str(error))
-    facts = _header(content)
-    facts["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    facts = dict(_header(content), digest=digest)
     if fault is None:
         try:
             if backend == "tifffile":
@@ -181,8 +181,7 @@ def image_facts(
                 image = mmcv.imfrombytes(content, flag, backend=decoder)
             if image is None:
                 raise ValueError(f"{backend or 'cv2'} cannot decode it")
-            facts["loaded"] = image.shape[:2]
-            facts.update(_values(image) if labels else _decoded(content))
+            facts |= dict(loaded=image.shape[:2], **_values(image) if labels else _decoded(content))
         except Exception as error:  # each decoder has its own
             fault, facts["detail"] = "unreadable", " ".join(str(error).split())
             if not facts.get("format"):
@@ -207,16 +206,13 @@ def _header(content: bytes) -> dict[str, Any]:
 def _decoded(content: bytes) -> dict[str, Any]:
     """The facts for which PIL may decode: only of what the loader has, whose size is limited."""
     facts: dict[str, Any] = {}
-    try:
-        with open_image(io.BytesIO(content)) as image:
-            # the tags of a png may stand behind its pixels
-            facts["orientation"] = image.getexif().get(ExifTags.Base.Orientation, 1)
-            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-                lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-                facts["transparent"] = lowest < 255
-    except _NO_PICTURE:
-        pass  # OpenCV decodes more than PIL
-    return facts
+    with suppress(*_NO_PICTURE), open_image(io.BytesIO(content)) as image:
+        # the tags of a png may stand behind its pixels
+        facts["orientation"] = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+            facts["transparent"] = lowest < 255
+    return facts  # fewer of what OpenCV decodes and PIL does not
 
 
 def _values(labels: np.ndarray) -> dict[str, Any]:
@@ -226,28 +222,28 @@ def _values(labels: np.ndarray) -> dict[str, Any]:
     return dict(channels=labels.shape[2], values=tuple(colours))
 
 
-def survey(listing: Listing, images: Sequence[ImageFacts]) -> Iterator[Finding]:
+def survey(data: DataSet, images: Sequence[ImageFacts]) -> None:
     """What is wrong with the images of one data set, whatever its annotations are."""
     cases = defaultdict(list)
-    for name, facts in zip(listing.names, images, strict=True):
-        for kind in [facts.fault] if facts.fault else _kinds(listing, facts):
+    for name, facts in zip(data.names, images, strict=True):
+        for kind in [facts.fault] if facts.fault else _kinds(data, facts):
             cases[kind].append(name + (f" ({facts.detail})" if facts.detail else ""))
-    yield from findings(_RULES, cases, listing.where, listing.folder, image=len(listing.names))
+    data.judge(_RULES, cases, data.folder, image=len(images))
 
 
-def _kinds(listing: Listing, facts: ImageFacts) -> list[str]:
+def _kinds(data: DataSet, facts: ImageFacts) -> list[str]:
     ending = os.path.splitext(facts.path)[1].lower()
     expected = Image.registered_extensions().get(ending)
     real = "JPEG" if facts.format == "MPO" else facts.format  # phones put several into a jpg
-    turned = facts.orientation != 1 and turns(listing.flag, listing.backend)
+    turned = facts.orientation != 1 and turns(data.flag, data.backend)
     # where the sides change places, the size shows what the annotations are of
     sides_tell = facts.sides_swapped and facts.size[0] != facts.size[1]
     kinds = {
-        "turned": turned and listing.use is None,
-        "turned-unclear": turned and listing.use is not None and not sides_tell,
-        "transparent": facts.transparent and listing.backend != "tifffile",
+        "turned": turned and data.use is None,
+        "turned-unclear": turned and data.use is not None and not sides_tell,
+        "transparent": facts.transparent and data.backend != "tifffile",
         "cmyk": facts.mode == "CMYK",
-        "deep": facts.bits > 8 and listing.backend != "tifffile",
+        "deep": facts.bits > 8 and data.backend != "tifffile",
         "grey": facts.mode in ("1", "L", "LA") or facts.mode.startswith(("I", "F")),
         "palette": facts.mode in ("P", "PA"),
         "other-ending": bool(expected and real) and expected != real,
@@ -255,25 +251,23 @@ def _kinds(listing: Listing, facts: ImageFacts) -> list[str]:
     return [kind for kind, holds in kinds.items() if holds]
 
 
-def duplicates(every: Sequence[tuple[Listing, Sequence[ImageFacts]]]) -> Iterator[Finding]:
+def duplicates(every: Sequence[tuple[DataSet, Sequence[ImageFacts]]]) -> None:
     """Pictures that are in a data set twice, and pictures of training that are scored on."""
     trained: set[str] = set()
-    for listing, images in every:
-        where, folder = listing.where, listing.folder
+    for data, images in every:
         of: dict[str, list[int]] = defaultdict(list)
         for i, facts in enumerate(images):
             if not facts.fault:
                 of[facts.digest].append(i)
-        classes = listing.classes if listing.use is None else ()
+        classes = data.labels if data.use is None else ()
         cases = defaultdict(list)
         for indices in of.values():
             if len(indices) > 1:
                 differ = classes and len({classes[i] for i in indices}) > 1
-                names = " = ".join(listing.names[i] for i in indices)
+                names = " = ".join(data.names[i] for i in indices)
                 cases["several-classes" if differ else "twice"].append(names)
-        if where.startswith("train"):
+        if data.split == "train":
             trained |= of.keys()
         else:
-            both = [listing.names[of[digest][0]] for digest in of if digest in trained]
-            cases["also-trained-on"] = both
-        yield from findings(_RULES, cases, where, folder, image=len(images))
+            cases["also-trained-on"] = [data.names[of[one][0]] for one in of if one in trained]
+        data.judge(_RULES, cases, data.folder, image=len(images))

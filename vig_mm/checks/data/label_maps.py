@@ -1,10 +1,10 @@
-"""Check of a segmentation data set: images, and label maps of the same names."""
+"""Check of a segmentation data set: images, label maps of the same names, and what is in them."""
 
 import inspect
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,14 @@ from vig_mm.datasets.files import IMAGES, files, some
 from vig_mm.datasets.transforms.map_labels import Value, read_mapping
 from vig_mm.registry import type_name
 
-from ..config import transform, walk
-from .data_set import DataSet, Listing, has_own_transform, hint
+from ..config import metrics_of, part_name, transform, walk
+from .data_set import DataSet, Finding, has_own_transform, hint, rules
 from .images import FIX, ImageFacts, image_facts
-from .labels import NO_LABEL, LabelUse, cause, ignored_numbers, two_values
-from .report import Finding, findings, rules
 
-# Smallest value that mmseg, which casts label maps to 8 bits, takes for another.
-TOO_LARGE = 256
+NO_LABEL = 255  # to mmseg's heads and metrics, unless they say otherwise
+_SHOWN = 12  # entries of a mapping that a message has room for
+_MOST = 256  # colours of a label map; more are those of a photograph, or of a lossy format
+TOO_LARGE = 256  # the smallest value that mmseg, which casts to 8 bits, takes for another
 _PADS = ("seg_pad_val", "seg_fill_in", "seg")  # `seg` of Pad's pad_val
 _PADDING = ("SegDataPreProcessor", "RandomRotate", "RandomMosaic")
 _RULES = rules(f"""
@@ -48,6 +48,40 @@ note class unused-class/scored | occur in no label map | the mean IoU leaves the
 _BEFORE = [*_RULES][:6]  # what a sample before a run is looked at for
 
 
+@dataclass(frozen=True)
+class LabelUse:
+    """How a data set loads label maps, and what is ignored in them."""
+
+    num_classes: int
+    reduce_zero_label: bool = False  # whether 0 becomes 255, and the others one less
+    label_map: Mapping[int, int] | None = None  # mmseg's, of a part of a data set's own classes
+    mapping: Mapping[Value, int] | None = None  # of `vig_mm.MapLabels`, which comes last
+    others: int | None = None  # of `vig_mm.MapLabels`
+    ignored: frozenset[int] = frozenset({NO_LABEL})  # by all heads, or all metrics
+    tolerated: frozenset[int] = frozenset()  # by something else
+    undecided: bool = False  # whether unknown transforms may change the numbers
+
+    def loaded(self, value: Value) -> int | None:
+        """The number that a value of the file is when the model gets it; None for no number."""
+        if isinstance(value, int):
+            if self.reduce_zero_label:
+                value = NO_LABEL if value in (0, NO_LABEL) else value - 1
+            value = (self.label_map or {}).get(value, value)
+        unmapped = value if isinstance(value, int) else None
+        if self.mapping is None:
+            return unmapped
+        return self.mapping.get(value, unmapped if self.others is None else self.others)
+
+    def is_class(self, value: Value) -> bool:
+        """Whether a value of the file stands for a class that is not ignored."""
+        number = self.loaded(value)
+        return number in range(self.num_classes) and number not in self.ignored
+
+    def stray(self, values: Iterable[Value]) -> list[Value]:
+        """The values of a file that stand neither for a class nor for no label."""
+        return [x for x in values if not (self.is_class(x) or self.loaded(x) in self.ignored)]
+
+
 def check(data: DataSet) -> None:
     """Check images and label maps against each other and the classes."""
     _check_classes(data)
@@ -71,27 +105,15 @@ def check(data: DataSet) -> None:
     use = _use(data) if data.classes else None
     if use is None:
         return
-    pairs, load = sorted(wanted[x] for x in wanted.keys() & there), _load(data)
-    data.list_files(
-        images,
-        [name + suffix for name in pairs],
-        use=use,
-        classes=tuple(data.kind.METAINFO.get("classes") or data.classes),
-        label_folder=labels,
-        labels=tuple(name + seg_suffix for name in pairs),
-        label_backend=load.get("imdecode_backend") or "pillow",
-    )
+    pairs = sorted(wanted[x] for x in wanted.keys() & there)
+    pairs_of = [[name + ending for name in pairs] for ending in (suffix, seg_suffix)]
+    data.list_files(images, pairs_of[0], use=use, labels=pairs_of[1], label_folder=labels)
     if data.split == "train":
         _check_padding(data, use)
     if not gone and data.report.sample:
-        listing = data.report.listings[-1]
-        some_of = listing.labels[:: -(-len(pairs) // data.report.sample)]
-        cases, said = _cases(listing, some_of, lambda _, function, items: map(function, items))
+        some_of = data.labels[:: -(-len(pairs) // data.report.sample)]
+        cases, said = _cases(data, some_of, lambda _, function, items: map(function, items))
         data.judge(_RULES, {kind: cases[kind] for kind in _BEFORE}, labels, **said)
-
-
-def _load(data: DataSet) -> dict:
-    return transform(data.pipeline, "LoadAnnotations")
 
 
 def _check_classes(data: DataSet) -> None:
@@ -143,7 +165,7 @@ def _use(data: DataSet) -> LabelUse | None:
         return None
     ignored, tolerated = ignored_numbers(data.cfg, data.split, data.entry)
     own, classes = set(data.kind.METAINFO.get("classes") or ()), data.classes
-    reduced = data.option("reduce_zero_label") or _load(data).get("reduce_zero_label")
+    reduced = data.option("reduce_zero_label") or data.load.get("reduce_zero_label")
     return LabelUse(
         num_classes=len(classes),
         reduce_zero_label=bool(reduced),
@@ -158,12 +180,14 @@ def _use(data: DataSet) -> LabelUse | None:
 
 def _check_padding(data: DataSet, use: LabelUse) -> None:
     """See that what label maps are filled up with is a class, or ignored by the loss."""
-    parts = {f"{data.where}.pipeline": data.pipeline}
-    parts["model.data_preprocessor"] = (data.cfg.get("model") or {}).get("data_preprocessor")
-    for key, part in parts.items():
+    later = replace(use, reduce_zero_label=False, label_map=None)
+    preprocessor = (data.cfg.get("model") or {}).get("data_preprocessor")
+    for key, part, last in (
+        (f"{data.where}.pipeline", data.pipeline, later),
+        ("model.data_preprocessor", preprocessor, replace(later, mapping=None)),
+    ):
         for name, value in _pads(part):
-            last = use if "pipeline" in key else replace(use, mapping=None)
-            if replace(last, reduce_zero_label=False, label_map=None).stray([value]):
+            if last.stray([value]):
                 # 255 stands in every recipe, also where nothing is ever filled up
                 certain = value != NO_LABEL and not use.undecided
                 text = (
@@ -186,50 +210,55 @@ def _pads(part: Any) -> Iterator[tuple[str, Any]]:
                 yield key, int(entry[key])
 
 
-def survey(listing: Listing, images: Sequence[ImageFacts], run: Callable) -> Iterator[Finding]:
+def survey(data: DataSet, images: Sequence[ImageFacts], run: Callable) -> None:
     """What is wrong with the label maps of one data set, and which classes none of them has."""
-    cases, said = _cases(listing, listing.labels, run, images)
+    cases, said = _cases(data, data.labels, run, images)
     # of a part of a data set's own classes the label maps have all
-    whole = replace(listing.use, label_map=None, num_classes=len(listing.classes))
+    classes = _classes(data)
+    whole = replace(data.use, label_map=None, num_classes=len(classes))
     numbers = {whole.loaded(value) for value in said["there"]}
-    kind = "unused-class" if listing.where.startswith("train") else "unused-class/scored"
-    cases[kind] = [name for i, name in enumerate(listing.classes) if i not in numbers]
-    yield from findings(_RULES, cases, listing.where, listing.label_folder, **said)
+    kind = "unused-class" if data.split == "train" else "unused-class/scored"
+    cases[kind] = [name for i, name in enumerate(classes) if i not in numbers]
+    data.judge(_RULES, cases, data.label_folder, **said)
+
+
+def _classes(data: DataSet) -> tuple[str, ...]:
+    """What the numbers in label maps stand for, of which a data set may take a part."""
+    return tuple(data.kind.METAINFO.get("classes") or data.classes)
 
 
 def _cases(
-    listing: Listing, names: Sequence[str], run: Callable, images: Sequence[ImageFacts] = ()
+    data: DataSet, names: Sequence[str], run: Callable, images: Sequence[ImageFacts] = ()
 ) -> tuple[dict[str, list[str]], dict]:
     """What some label maps are, whose images may be known, and what to say of it."""
-    use, count = listing.use, len(listing.classes)
-    paths = [os.path.join(listing.label_folder, name) for name in names]
-    read = partial(image_facts, flag="unchanged", backend=listing.label_backend, labels=True)
+    use, classes = data.use, _classes(data)
+    paths = [os.path.join(data.label_folder, name) for name in names]
+    backend = data.load.get("imdecode_backend") or "pillow"
+    read = partial(image_facts, flag="unchanged", backend=backend, labels=True)
     cases, there = defaultdict(list), set[Value]()
-    for i, facts in enumerate(run(f"labels of {listing.where}", read, paths)):
+    for i, facts in enumerate(run(f"labels of {data.where}", read, paths)):
         there.update(facts.values)
         for kind, detail in _kinds(use, facts, images[i] if images else None).items():
             cases[kind].append(f"{names[i]} ({detail})" if detail else names[i])
-    why, trap = "", two_values(there, use, listing.classes)
+    why, trap, first = "", two_values(there, use, classes), int(use.reduce_zero_label)
     if use.stray(there):
-        first = int(use.reduce_zero_label)
-        ignored = sorted(use.ignored | ({0} if first else set()))
+        no_label = " and ".join(map(str, sorted({*use.ignored, *range(first)})))
         why = (
-            f"; with reduce_zero_label={bool(first)} the {count} classes are {first} "
-            f"to {count - 1 + first}{' (before MapLabels)' if use.mapping else ''} "
-            f"({' and '.join(map(str, ignored))}: no label); {cause(there, use)}"
+            f"; with reduce_zero_label={bool(first)} the {len(classes)} classes are {first} "
+            f"to {len(classes) - 1 + first}{' (before MapLabels)' if use.mapping else ''} "
+            f"({no_label}: no label); {cause(there, use)}"
         )
     elif trap:
         cases["two-values"] = list(names)
     said = dict(label_map=len(names), why=why, trap=trap, there=there)
-    return cases, said | {"class": count}
+    return cases, said | {"class": len(classes)}
 
 
 def _kinds(use: LabelUse, facts: ImageFacts, image: ImageFacts | None) -> dict[str, str]:
     """Kind -> what to say of the file."""
     if facts.fault:
         return {"label-unreadable": facts.detail or facts.fault}
-    kinds = {"label-lossy": ""} if facts.format == "JPEG" else {}
-    stray = use.stray(facts.values)
+    kinds, stray = {"label-lossy": ""} if facts.format == "JPEG" else {}, use.stray(facts.values)
     if facts.channels != 1 and (stray or not facts.values):
         return kinds | {"label-undecided" if use.undecided else "label-colour": facts.mode}
     large = [value for value in facts.values if isinstance(value, int) and value >= TOO_LARGE]
@@ -246,3 +275,76 @@ def _kinds(use: LabelUse, facts: ImageFacts, image: ImageFacts | None) -> dict[s
     if facts.mode == "P":
         kinds["label-palette"] = ""
     return kinds
+
+
+def ignored_numbers(
+    cfg: Mapping, split: str, dataset: Mapping
+) -> tuple[frozenset[int], frozenset[int]]:
+    """`ignored` and `tolerated` of a `LabelUse`, by the `ignore_index` of each part of a config.
+
+    Training asks the heads, and a number that one of them does not ignore is none of its classes.
+    Scoring asks the metrics; what they do not ignore they count as a mistake.
+    """
+    named = ("decode_head", "auxiliary_head")
+    heads = [one for key, one in walk("model", cfg.get("model")) if part_name(key) in named]
+    heads, metrics = (
+        [one.get("ignore_index", NO_LABEL) for one in parts]
+        for parts in (heads, metrics_of(cfg, split))
+    )
+    every = {*heads, *metrics, dataset.get("ignore_index", NO_LABEL)}
+    training = split == "train"
+    asked = [{one} for one in (heads if training else metrics)] or [every | {NO_LABEL}]
+    ignored = set.intersection(*asked)
+    rest = set().union(*asked) if training else every
+    return frozenset(ignored - {None}), frozenset(rest - ignored - {None})
+
+
+def cause(values: Iterable[Value], use: LabelUse) -> str:
+    """What label maps with these values, some of no class, look like, and what to do about it."""
+    values, count = set(values), use.num_classes
+    colours = sorted(value for value in values if isinstance(value, tuple))
+    if len(colours) > _MOST:
+        return f"of {len(colours)} colours, as a photo or a jpg has: give the label maps, as png"
+    if colours and use.mapping is not None:
+        unknown = some(use.stray(colours))
+        return f"vig_mm.MapLabels has no entry for {unknown}: add them, or set others={NO_LABEL}"
+    if colours:
+        put = _entry((one, i) for i, one in enumerate(colours))
+        return f"colours stand for the classes: {put}, with the number of each colour's class"
+    stray, numbers = sorted(use.stray(values)), sorted(values - use.ignored - {NO_LABEL})
+    plain = not use.reduce_zero_label and use.mapping is None
+    reduce = "set reduce_zero_label=True in every data set"
+    tell = "set ignore_index={0} in data sets, heads and evaluators, and seg_pad_val={0}"
+    if plain and numbers == list(range(1, count + 1)):
+        put = _entry(zip(numbers, range(count), strict=True))
+        return f"they are numbered from 1 (1 to {count}): {reduce}, or {put}"
+    if plain and numbers == list(range(count + 1)):
+        return (
+            f"0 to {count} are {count + 1} numbers for {count} classes: if 0 is background, name "
+            f"it first in classes; if it is no label, {reduce}; if {count} is no label, "
+            f"{_entry([(count, NO_LABEL)])}, or {tell.format(count)}"
+        )
+    if plain and len(numbers) == count:
+        put = _entry((old, new) for new, old in enumerate(numbers) if old != new)
+        return f"there are gaps between them: {put}"
+    told = f", or {tell.format(stray[0])}" if len(stray) == 1 else ""
+    return f"if they are no label, {_entry((value, NO_LABEL) for value in stray)}{told}"
+
+
+def two_values(values: Iterable[Value], use: LabelUse, names: Sequence[str]) -> str:
+    """What to do about masks of nothing but 0 and 255 for two classes; "" if they are none."""
+    is_trap = set(values) == {0, NO_LABEL} and use.num_classes == 2 and NO_LABEL in use.ignored
+    if not is_trap or use.is_class(NO_LABEL):
+        return ""
+    learned, reduce = f"{names[1]!r} is never learned", ""
+    if use.reduce_zero_label:
+        learned, reduce = "nothing is learned at all", "set reduce_zero_label=False, and "
+    return f"{learned}: if 255 is {names[1]!r}, {reduce}{_entry([(NO_LABEL, 1)])}"
+
+
+def _entry(pairs: Iterable[tuple[Value, int]]) -> str:
+    """The words for a transform that is to be put into a config."""
+    pairs = [f"{value}: {number}" for value, number in pairs]
+    shown = ", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else "")
+    step = f"dict(type='vig_mm.MapLabels', mapping={{{shown}}})"
+    return f"put {step} behind LoadAnnotations in the training and test pipelines"

@@ -15,8 +15,7 @@ from ..config import leaves
 from . import coco
 from .check import check_of
 from .coco_file import read_coco
-from .data_set import class_of, classes_of
-from .report import number
+from .data_set import class_of, classes_of, number
 
 
 def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> list[str]:
@@ -33,7 +32,7 @@ def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> li
     read, scope, lines = {} if read is None else read, cfg.get("default_scope"), []
     for split in splits:
         loader, classes = cfg.get(f"{split}_dataloader") or {}, ()
-        readers = []  # where, what reads the file, the file, classes, whether it scores
+        readers = []  # where, what reads a file, the file, classes, whether it scores
         for where, dataset in leaves(f"{split}_dataloader.dataset", loader.get("dataset")):
             kind = class_of(dataset, scope)
             check = check_of(kind) if isinstance(kind, type) else None
@@ -50,23 +49,24 @@ def repair(cfg: Config, splits: tuple[str, ...], read: dict | None = None) -> li
                 readers.append((where, dataset, path, classes, False))
         for metric in coco.scoring_metrics(cfg, split):
             readers.append((f"{split}_evaluator", metric, metric["ann_file"], classes, True))
-        for one in readers:
-            lines += _read_copy(*one, cfg.work_dir, read)
+        for where, reader, path, *how in readers:
+            real = os.path.realpath(path)
+            content = read[real] = read[real] if real in read else read_coco(path)
+            # what is no COCO file, the check, or the library, says
+            content, repairs = _repaired(content, *how) if isinstance(content, dict) else ({}, {})
+            if repairs:
+                reader["ann_file"] = copy = _copy(content, path, cfg.work_dir)
+                faults, done = " and ".join(repairs), " and ".join(repairs.values())
+                said = f"{where}.ann_file: {path!r} {faults}: it reads {copy!r}"
+                lines.append(f"{said}, where {done}")
     return lines
 
 
-def _read_copy(
-    where: str, reader: dict, path: str, classes: Any, scored: bool, work_dir: str, read: dict
-) -> list[str]:
-    """Have a data set, or a metric, which scores, read a copy of a file if it needs one."""
-    real = os.path.realpath(path)
-    content = read[real] = read[real] if real in read else read_coco(path)
-    if not isinstance(content, dict):
-        return []  # the check, or the library, says so
-    annotations = content.get("annotations", [])
+def _repaired(content: dict, classes: Any, scored: bool) -> tuple[dict, dict[str, str]]:
+    """What a data set, or a metric, which scores, can read; and each fault, and what is done."""
+    annotations, repairs = content.get("annotations", []), {}
     twice = len({one["id"] for one in annotations}) < len(annotations)
     bare = sum(one.get("iscrowd") is None for one in annotations) if scored else 0
-    repairs = {}
     if twice or (scored and not all(map(coco.has_scorable_id, annotations))):
         fault = "numbers an annotation 0 or by text, which pycocotools cannot score"
         fault = "gives several annotations one id, which mmdet refuses" if twice else fault
@@ -81,11 +81,7 @@ def _read_copy(
         repairs["has no categories, which mmdet asks for"] = f"they are the {len(classes)} classes"
         listed = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
         content = {**content, "categories": listed}
-    if not repairs:
-        return []
-    reader["ann_file"] = copy = _copy(content, path, work_dir)
-    faults, done = " and ".join(repairs), " and ".join(repairs.values())
-    return [f"{where}.ann_file: {path!r} {faults}: it reads {copy!r}, where {done}"]
+    return content, repairs
 
 
 def _copy(content: dict, path: str, work_dir: str) -> str:

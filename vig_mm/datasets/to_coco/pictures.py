@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 from PIL import ExifTags, Image
@@ -14,8 +13,7 @@ from vig_mm.errors import FormatError
 from ..files import some
 
 
-@dataclass
-class Picture:
+class Picture(NamedTuple):
     """One image: its file, (width, height) as it is loaded, and its objects: annotations of COCO,
     with the `name` of their class in place of ids.
     """
@@ -25,14 +23,13 @@ class Picture:
     objects: list[dict]
 
 
-@dataclass
-class Reading:
+class Reading(NamedTuple):
     """All that a reader found."""
 
     pictures: list[Picture]  # in the order of the file names
     names: list[str]  # of the classes where the format orders them, else none
     folder: Path | None  # that `file_name` is relative to; None: that all have in common
-    notes: list[str] = field(default_factory=list)  # what a user should know of it
+    notes: list[str]  # what a user should know of it
 
 
 def box(name: str, corners: Sequence[float]) -> dict:
@@ -46,11 +43,10 @@ def polygon(name: str, points: list[float]) -> dict:
     """An object with a polygon (x1, y1, x2, y2, ...), in pixels, and the box around it."""
     from shapely import Polygon, make_valid  # required by mmdet alone
 
-    shape = make_valid(Polygon(zip(points[::2], points[1::2], strict=True)))
-    around = box(
-        name, (*map(min, (points[::2], points[1::2])), max(points[::2]), max(points[1::2]))
-    )
-    return dict(around, area=shape.area, segmentation=[points])
+    xs, ys = points[::2], points[1::2]
+    around = box(name, (min(xs), min(ys), max(xs), max(ys)))
+    area = make_valid(Polygon(zip(xs, ys, strict=True))).area
+    return dict(around, area=area, segmentation=[points])
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], bool]:

@@ -38,9 +38,8 @@ def read_voc(source: Path, images: Path | None, split: str, as_polygons: bool = 
     if first >= 1:  # VOC's first pixel is 1, as mmdet reads it; some programs write 0
         for one in every:
             one["bbox"] = [one["bbox"][0] - 1, one["bbox"][1] - 1, *one["bbox"][2:]]
-    places = (
-        [images] if images else [folder, *(folder.parent / x for x in ("JPEGImages", "images"))]
-    )
+    beside = [folder.parent / name for name in ("JPEGImages", "images")]
+    places = [images] if images else [folder, *beside]
     found = {path: _image(path, folder, places, root) for path, root in roots.items()}
     if gone := [path for path in paths if found[path] is None]:
         why = f"no image in {quoted(places)} for {quoted(gone)}"

@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,18 +16,8 @@ _KEYPOINTS = ("kpt_shape", "flip_idx", "kpt_names", "skeleton")
 _BEYOND = 0.01  # what rounding may add to a share of the picture's side
 
 
-@dataclass
-class _Line:
-    """One line of labels: where it stands, its class, its numbers as they stand, the image."""
-
-    where: str
-    name: str
-    values: list[float]
-    size: tuple[int, int]
-
-    def object(self) -> dict:
-        scaled = [value * self.size[i % 2] for i, value in enumerate(self.values)]
-        return polygon(self.name, scaled) if len(scaled) > 4 else box(self.name, _corners(scaled))
+# A line of labels: where it stands, its numbers as they stand, and the object.
+_Line = tuple[str, list[float], dict]
 
 
 def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool = False) -> Reading:
@@ -39,9 +28,7 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
     The arguments and errors are those of `convert`.
     """
     names, entries, root = _read_yaml(source, split)
-    folders: list[Path] = []
-    paths: list[Path] = []
-    notes = []
+    folders, paths, notes = [], [], []
     for entry in entries:
         place = images or _place(root, entry)
         if not place.is_dir():
@@ -65,7 +52,7 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
         size, _ = image_size(path)
         own = [] if path in bare else list(_lines(_labels(path), names, size))
         lines += own
-        pictures.append(Picture(path, size, [line.object() for line in own]))
+        pictures.append(Picture(path, size, [found for *_, found in own]))
     if not lines:
         where = f"their labels are expected as {str(_labels(paths[0]))!r}"
         raise FormatError(f"no object in {len(paths)} images: {where}")
@@ -74,9 +61,8 @@ def read_yolo(source: Path, images: Path | None, split: str, as_polygons: bool =
     if bare:
         of = f"{len(bare)} images have no file of labels and count as empty"
         notes.append(f"{of}: {quoted(sorted(bare))}")
-    ordered = [names[i] for i in sorted(names)]
     folder = folders[0] if len(entries) == len(folders) == 1 else None
-    return Reading(pictures, ordered, folder, notes)
+    return Reading(pictures, [names[i] for i in sorted(names)], folder, notes)
 
 
 def _read_yaml(source: Path, split: str) -> tuple[dict[int, str], list[str], Path]:
@@ -88,9 +74,8 @@ def _read_yaml(source: Path, split: str) -> tuple[dict[int, str], list[str], Pat
         by_number = {int(i): str(name) for i, name in pairs}
         entries = [str(one) for one in (entry if isinstance(entry, list) else [entry]) if one]
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{str(source)!r} is no data.yaml of YOLO with names and {split}: {error}"
-        ) from error
+        why = f"{str(source)!r} is no data.yaml of YOLO with names and {split}: {error}"
+        raise FormatError(why) from error
     keypoints = [key for key in _KEYPOINTS if content.get(key)]
     if keypoints or content.get("task") in ("pose", "obb"):
         what = ", ".join(keypoints) or f"task: {content['task']}"
@@ -175,45 +160,48 @@ def _lines(path: Path, names: dict[int, str], size: tuple[int, int]) -> Iterator
                 f"{where}: {line!r}: x and y are shares of the picture's width and height, from 0 "
                 "to 1; pixels, and keypoints with their visibility, are not converted"
             )
-        yield _Line(where, name, values, size)
+        scaled = [value * size[i % 2] for i, value in enumerate(values)]
+        is_box = len(values) == 4
+        yield where, values, box(name, _corners(scaled)) if is_box else polygon(name, scaled)
 
 
-def _corners(values: list[float]) -> tuple[float, float, float, float]:
+def _corners(values: Sequence[float]) -> tuple[float, float, float, float]:
     x, y, width, height = values
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def _refuse_other_corners(lines: list[_Line]) -> None:
     """Oriented boxes and keypoints look like polygons: see that not every line is one of these."""
-    count = len(lines[0].values)
-    if count == 4 or any(len(line.values) != count for line in lines):
+    places, every, objects = zip(*lines, strict=True)
+    count = len(every[0])
+    if count == 4 or any(len(values) != count for values in every):
         return
-    if all(map(_is_pose, lines)):
+    if all(map(_is_pose, every)):
         what, where = "a box and keypoints in it", "mmpose"
-    elif count == 8 and _are_turned_boxes(lines):
+    elif count == 8 and _are_turned_boxes(objects):
         what, where = "an oriented (rotated) box of four corners", "mmrotate"
     else:
         return
     raise FormatError(
-        f"{lines[0].where}: every object looks like {what}, which COCO has no place for: train "
-        f"them in {where}; if they are polygons, or to take the corners for one, add --as-polygons"
+        f"{places[0]}: every object looks like {what}, which COCO has no place for: train them in "
+        f"{where}; if they are polygons, or to take the corners for one, add --as-polygons"
     )
 
 
-def _is_pose(line: _Line) -> bool:
-    x1, y1, x2, y2 = _corners(line.values[:4])
-    points = zip(line.values[4::2], line.values[5::2], strict=True)
+def _is_pose(values: Sequence[float]) -> bool:
+    x1, y1, x2, y2 = _corners(values[:4])
+    points = zip(values[4::2], values[5::2], strict=True)
     inside = all(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)
     return inside and min(x1, y1) >= -_BEYOND and max(x2, y2) <= 1 + _BEYOND
 
 
-def _are_turned_boxes(lines: list[_Line]) -> bool:
+def _are_turned_boxes(objects: Sequence[dict]) -> bool:
     """Whether all are rectangles, as far as rounding tells, and not all of them are upright."""
     from shapely import Polygon
 
     turned = False
-    for line in lines:
-        (points,) = line.object()["segmentation"]
+    for one in objects:
+        (points,) = one["segmentation"]
         shape = Polygon(zip(points[::2], points[1::2], strict=True))
         slack = 1.5 + 0.005 * shape.length  # pixels
         if shape.hausdorff_distance(shape.minimum_rotated_rectangle) > slack:

@@ -9,11 +9,12 @@ from mmengine.runner import Runner
 
 from vig_mm.checks.config import leaves
 from vig_mm.registry import HOOKS
-from vig_mm.visualization.names import data_root, drawn_names
 from vig_mm.visualization.pictures import as_picture, save
 from vig_mm.visualization.sample_pictures import (
     PREDICTION,
     TRUTH,
+    data_root,
+    drawn_names,
     read_flag,
     sample_pictures,
     truth_frame,
