@@ -1,4 +1,5 @@
-"""What tools/test.py reports is what a direct computation on its dumped predictions gives.
+"""Training, resuming and testing in each task; what tools/test.py reports is what a direct
+computation on its dumped predictions gives.
 
 Each data set holds what an evaluator can stumble over. Two kinds of models are scored on it: one
 of `colour_models`, whose score without its errors is known, and a small ViG.
@@ -6,8 +7,8 @@ of `colour_models`, whose score without its errors is known, and a small ViG.
 
 import json
 import pickle
-import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ pytest.importorskip("mmpretrain")
 
 import by_hand
 from PIL import Image, ImageDraw
-from tool_runs import agree, by_colour, by_vig, scores, small_config
+from tool_runs import agree, by_colour, scores, small_config, tool
 
 
 def config_on(folder: Path, base: str, changes: dict) -> Path:
@@ -31,6 +32,33 @@ def config_on(folder: Path, base: str, changes: dict) -> Path:
     warm_up = dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=10)
     changes |= {"optim_wrapper.optimizer.lr": 1e-3, "param_scheduler": [warm_up]}
     return small_config(base, folder, changes)
+
+
+def last_checkpoint(config: Path) -> tuple[Path, dict]:
+    folder = config.parent / "work_dirs" / config.stem  # the default, beside the data
+    path = Path((folder / "last_checkpoint").read_text())
+    return path, torch.load(path, weights_only=False)
+
+
+@cache
+def trained(config: Path, half: str) -> tuple[Path, Path]:
+    """A config and the checkpoint of its ViG after a training that is stopped half-way.
+
+    Seed, optimizer and log go on from the checkpoint that --resume finds.
+    """
+    options = ("--cfg-options", f"train_cfg.{half}")
+    tool("train.py", config, "--seed", "0", *options, cwd=config.parent)
+    _, first = last_checkpoint(config)
+    tool("train.py", config, "--resume", cwd=config.parent)
+    checkpoint, second = last_checkpoint(config)
+    iterations = second["meta"]["iter"]
+    assert first["meta"]["seed"] == second["meta"]["seed"] == 0
+    assert iterations == 2 * first["meta"]["iter"] > 0
+    assert ("ema_state_dict" in second) is ("mmpretrain" in config.stem)
+    assert next(iter(second["optimizer"]["state"].values()))["step"] == iterations
+    losses = second["message_hub"]["log_scalars"]["train/loss"].data[0]
+    assert len(losses) == iterations and all(losses > 0)
+    return config, checkpoint
 
 
 # COCO ------------------------------------------------------------------------------------------
@@ -130,50 +158,32 @@ def detection(tmp_path_factory) -> Path:
     return config_on(folder, "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py", changes)
 
 
-def test_coco_by_colour(detection):
+@pytest.mark.parametrize("first", [1, 0])
+def test_coco_by_colour(detection, first):
+    """Also where annotations are numbered from 0, as Roboflow does; the file stays as it is."""
+    path = detection.parent / "data/truth.json"
+    content = json.loads(path.read_text())
+    for i, one in enumerate(content["annotations"], first):
+        one["id"] = i
+    path.write_text(json.dumps(content))
     reported, predictions = scores(*by_colour(detection, "ColourDetector", ANIMAL_COLOURS))
-    assert len(predictions) == len(PHOTOS) + 2
+    assert json.loads(path.read_text()) == content and len(predictions) == len(PHOTOS) + 2
     # Three classes are found without error; the crowd counts neither as found nor as missed. Three
     # kites are found, but surer than of them is the model of the one that nobody annotated: of the
     # first 2, 3, 4 there are right 1, 2, 3.
     for kind in ("bbox", "segm"):
         assert reported[f"coco/{kind}_mAP_50"] == pytest.approx((3 + 3 / 4) / 4, abs=6e-4)
-    agree(
-        reported, by_hand.coco_scores(predictions, detection.parent / "data/truth.json", ANIMALS), 3
-    )
-
-
-def test_coco_numbered_from_0(detection):
-    """As Roboflow and pycococreator number: the same scores, and the file stays as it is."""
-    path = detection.parent / "data/truth.json"
-    original = path.read_text()
-    content = json.loads(original)
-    for i, one in enumerate(content["annotations"]):
-        one["id"] = i
-    results = detection.parent / "test_ColourDetector"  # another test's, too
-    shutil.rmtree(results, ignore_errors=True)
-    try:
-        path.write_text(json.dumps(content))
-        numbered = path.read_text()
-        reported, predictions = scores(*by_colour(detection, "ColourDetector", ANIMAL_COLOURS))
-        for kind in ("bbox", "segm"):
-            assert reported[f"coco/{kind}_mAP_50"] == pytest.approx((3 + 3 / 4) / 4, abs=6e-4)
-        agree(reported, by_hand.coco_scores(predictions, path, ANIMALS), 3)
-        assert path.read_text() == numbered
-    finally:
-        path.write_text(original)
-        shutil.rmtree(results, ignore_errors=True)
+    agree(reported, by_hand.coco_scores(predictions, path, ANIMALS), 3)
 
 
 def test_coco_by_vig(detection):
-    trained, truth = by_vig(detection), detection.parent / "data/truth.json"
-    reported, predictions = scores(*trained)
-    assert 0.05 < reported["coco/bbox_mAP"] < 0.95 and 0.05 < reported["coco/segm_mAP"] < 0.95
-    agree(reported, by_hand.coco_scores(predictions, truth, ANIMALS), 3)
-    half, predictions = scores(*trained, "--amp")
-    assert half["coco/bbox_mAP"] == pytest.approx(reported["coco/bbox_mAP"], abs=0.05)
-    assert half["coco/segm_mAP"] == pytest.approx(reported["coco/segm_mAP"], abs=0.05)
+    model, truth = trained(detection, "max_epochs=5"), detection.parent / "data/truth.json"
+    exact, predictions = scores(*model)
+    agree(exact, by_hand.coco_scores(predictions, truth, ANIMALS), 3)
+    half, predictions = scores(*model, "--amp")
     agree(half, by_hand.coco_scores(predictions, truth, ANIMALS), 3)
+    for name in ("coco/bbox_mAP", "coco/segm_mAP"):
+        assert 0.05 < exact[name] < 0.95 and half[name] == pytest.approx(exact[name], abs=0.05)
 
 
 # ADE20K ----------------------------------------------------------------------------------------
@@ -227,10 +237,10 @@ def test_ade20k_by_colour(segmentation):
 
 
 def test_ade20k_by_vig(segmentation):
-    trained, labels = by_vig(segmentation), segmentation.parent / "data/labels"
-    half, predictions = scores(*trained, "--amp")
+    model, labels = trained(segmentation, "max_iters=5"), segmentation.parent / "data/labels"
+    half, predictions = scores(*model, "--amp")
     agree(half, by_hand.seg_scores(predictions, labels, 5), 2)
-    reported, predictions = scores(*trained)
+    reported, predictions = scores(*model)
     assert 5 < reported["mIoU"] < 99
     assert half["mIoU"] == pytest.approx(reported["mIoU"], abs=3)
     assert len(torch.cat([x["pred_sem_seg"]["data"].unique() for x in predictions]).unique()) > 1
@@ -257,7 +267,10 @@ def classification(tmp_path_factory) -> Path:
         "model.head.num_classes": len(BEASTS),
         "model.data_preprocessor.num_classes": len(BEASTS),
         "train_dataloader.batch_size": 7,
-        "train_cfg.max_epochs": 5,
+        "train_cfg.max_epochs": 4,
+        # what the ImageNet recipe has besides
+        "custom_hooks": [dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.5)],
+        "model.train_cfg": dict(augments=[dict(type="Mixup", alpha=0.8)], probs=[1.0]),
         "train_cfg.val_interval": 1000,
         "val_evaluator.topk": (1, 5),
         "test_evaluator.topk": (1, 5),
@@ -277,14 +290,39 @@ def test_imagenet_by_colour(classification):
 
 
 def test_imagenet_by_vig(classification):
-    trained = by_vig(classification)
-    reported, exact = scores(*trained)
+    model = trained(classification, "max_epochs=2")
+    reported, exact = scores(*model)
     assert len({int(x["pred_label"]) for x in exact}) > 1
     agree(reported, by_hand.class_scores(exact, (1, 5)), 4)
-    half, predictions = scores(*trained, "--amp")
+    half, predictions = scores(*model, "--amp")
     agree(half, by_hand.class_scores(predictions, (1, 5)), 4)
     for x, y in zip(predictions, exact, strict=True):
         assert 0 < (x["pred_score"] - y["pred_score"]).abs().max() < 0.05
+
+
+# All three -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "half", "images"),
+    [
+        ("detection", "max_epochs=5", 7),
+        ("segmentation", "max_iters=5", 3),
+        ("classification", "max_epochs=2", 14),
+    ],
+)
+def test_augmented_predictions_and_pictures(task, half, images, request):
+    config, checkpoint = trained(request.getfixturevalue(task), half)
+    folder = config.parent / "tta"
+    files = ("--out", folder / "out.pkl", "--show-dir", "tta/pictures", "--work-dir", folder)
+    tool("test.py", config, checkpoint, "--tta", *files, cwd=config.parent)
+    predictions = pickle.loads((folder / "out.pkl").read_bytes())
+    assert len(predictions) == len(list((folder / "pictures").rglob("*.*g"))) == images
+    if task == "segmentation":
+        assert "seg_logits" not in predictions[0]
+        assert predictions[0]["pred_sem_seg"]["data"].shape == (1, 128, 128)
+    if task == "detection":
+        assert {"bboxes", "scores", "labels", "masks"} <= set(predictions[0]["pred_instances"])
 
 
 def test_by_hand_on_a_dump(tmp_path, monkeypatch, capsys):

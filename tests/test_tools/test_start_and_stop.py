@@ -1,4 +1,4 @@
-"""What tools/train.py says just before the first iteration, at the end, and when it is stopped."""
+"""What tools/train.py says before the first iteration, at the end, and when it is stopped."""
 
 import os
 import signal
@@ -85,15 +85,10 @@ def test_own_config_as_base(tmp_path, monkeypatch):
 
 
 def train(*options: str, cwd: Path) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "tools/train.py"), "mine.py", "--work-dir", "work"]
-    return subprocess.Popen(
-        [*command, *options],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/train.py"), "mine.py", *options]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    return subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **streams)
 
 
 def test_stopped_and_resumed(tmp_path):
@@ -105,7 +100,7 @@ def test_stopped_and_resumed(tmp_path):
         f"_base_ = {BASE!r}\ntrain_dataloader = dict(batch_size=9)\n"
         "train_cfg = dict(max_epochs=1000, val_interval=1000)\n"
     )
-    process = train(cwd=tmp_path)
+    process = train("--work-dir", "work", cwd=tmp_path)
     end = time.monotonic() + 200
     while not (tmp_path / "work/last_checkpoint").exists() and time.monotonic() < end:
         assert process.poll() is None, process.stdout.read()[-3000:]
@@ -123,9 +118,27 @@ def test_stopped_and_resumed(tmp_path):
     assert "three" in block[2]
 
     last = int(Path((tmp_path / "work/last_checkpoint").read_text()).stem.rpartition("_")[2])
-    process = train("--resume", "--cfg-options", f"train_cfg.max_epochs={last + 1}", cwd=tmp_path)
+    options = ("--work-dir", "work", "--cfg-options", f"train_cfg.max_epochs={last + 1}")
+    process = train("--resume", *options, cwd=tmp_path)
     log, _ = process.communicate(timeout=200)
     assert process.returncode == 0, log[-3000:]
     assert f"  - all weights: as the run that is resumed left them in '{tmp_path}" in log
     end = log.partition("this training began with warnings:\n")[2]
     assert "three" in end.splitlines()[0] and len(end.splitlines()) < 5
+
+
+def test_a_worker_that_dies(tmp_path):
+    """One message that says what happened and what to do, and no waiting for its samples."""
+    make_digits(tmp_path / "data/digits", coco=(0, 0), ade=(0, 0), imagenet=(4, 1))
+    cfg = Config.fromfile(ROOT / "configs/mmpretrain/vig-h-mini_digits.py")
+    cfg.train_dataloader.batch_size = 4
+    cfg.train_dataloader.dataset.pipeline.insert(0, dict(type="KillWorker", after=9))
+    cfg.custom_imports = dict(imports=["deadly_transform"], allow_failed_imports=False)
+    cfg.dump(tmp_path / "mine.py")
+    process = train(cwd=tmp_path)
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in log
+    last = log.strip().splitlines()[-1]
+    assert "error: DataLoader worker (pid" in last and "killed by signal: Killed" in last
+    for word in ("memory runs out", "/dev/shm", "train_dataloader.num_workers=1", "--resume"):
+        assert word in last

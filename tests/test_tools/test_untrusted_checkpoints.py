@@ -2,6 +2,7 @@
 
 import builtins
 import pickle
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -48,21 +49,20 @@ def work(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["in the weights", "in the averaged weights", "before torch 1.6", "bare"])
+KINDS = ("in the weights", "in the averaged weights", "before torch 1.6", "bare")
+
+
+@pytest.fixture
 def evil(request, work):
-    """A file with a payload; the test fails if it is run."""
-    written, path = work / "written", work / "evil.pth"
-    weight = {"backbone.norm3.weight": torch.ones(256)}
-    if request.param == "in the averaged weights":
-        content = dict(state_dict=weight, ema_state_dict=dict(x=Payload(written)))
-    else:
-        content = dict(state_dict={**weight, "x": Payload(written)})
-    if request.param == "bare":
+    """A file with a payload, of the first kind or of another; the test fails if it is run."""
+    written, path, kind = work / "written", work / "evil.pth", getattr(request, "param", KINDS[0])
+    content = dict(state_dict={"backbone.norm3.weight": torch.ones(256)})
+    bad = content.setdefault("ema_state_dict", {}) if "averaged" in kind else content["state_dict"]
+    bad["x"] = Payload(written)
+    if kind == "bare":
         path.write_bytes(pickle.dumps(content))
     else:
-        torch.save(
-            content, path, _use_new_zipfile_serialization=request.param != "before torch 1.6"
-        )
+        torch.save(content, path, _use_new_zipfile_serialization=kind != "before torch 1.6")
     yield path
     assert not written.exists()
 
@@ -79,14 +79,7 @@ TOOLS = {
     ),
     "visualize": ("visualize", "picture.png", CONFIG, "EVIL"),
     "vis_cam": ("analysis_tools/vis_cam", "picture.png", CONFIG, "EVIL"),
-    "vis_receptive_field": (
-        "analysis_tools/vis_receptive_field",
-        CONFIG,
-        "EVIL",
-        "--size",
-        "64",
-        "64",
-    ),
+    "vis_receptive_field": ("analysis_tools/vis_receptive_field", CONFIG, "EVIL"),
     "vis_gates": ("analysis_tools/vis_gates", "picture.png", CONFIG, "EVIL"),
     "export_onnx": ("export_onnx", CONFIG, "EVIL", "out.onnx"),
     "publish_model": ("publish_model", "EVIL", "out.pth"),
@@ -94,7 +87,7 @@ TOOLS = {
 }
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name, evil", zip(TOOLS, cycle(KINDS), strict=False), indirect=["evil"])
 def test_tools(name, evil, work, run_tool, monkeypatch):
     monkeypatch.setenv(UNPROTECTED, "1")  # it must not help
     (work / "latest").mkdir(exist_ok=True)
@@ -106,16 +99,13 @@ def test_tools(name, evil, work, run_tool, monkeypatch):
         run_tool(tool, *arguments, cwd=work)
 
 
-def test_our_backbone(evil):
-    backbone = vig_mm.ViG(depth=1, init_cfg=dict(type="Pretrained", checkpoint=str(evil)))
+@pytest.mark.parametrize("evil", KINDS, indirect=True)
+def test_backbones(evil):
+    """A stock one's weights are mmengine's to read: refused there, and by train.py before."""
+    init = dict(type="Pretrained", checkpoint=str(evil))
     with pytest.raises(CheckpointError, match="evil.pth"):
-        backbone.init_weights()
-
-
-def test_stock_backbone(evil):
-    """Its weights are mmengine's to read: refused there, and by train.py before, by name."""
-    init = dict(type="Pretrained", checkpoint=str(evil), prefix="backbone")
-    backbone = dict(type="mmpretrain.ResNet", depth=18, init_cfg=init)
+        vig_mm.ViG(depth=1, init_cfg=init).init_weights()
+    backbone = dict(type="mmpretrain.ResNet", depth=18, init_cfg=dict(init, prefix="backbone"))
     with pytest.raises(pickle.UnpicklingError):
         MODELS.build(backbone).init_weights()
     with pytest.raises(CheckpointError, match="evil.pth"):

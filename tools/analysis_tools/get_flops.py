@@ -5,13 +5,10 @@ Examples:
     python tools/analysis_tools/get_flops.py CONFIG CONFIG --traffic --size 800 1280 --top 12
     python tools/analysis_tools/get_flops.py CONFIG --traffic --device cpu --whole
 
-Parameters are those of the whole model, auxiliary heads included. A FLOP is one multiply-add of
-convolutions, linear layers, matrix products and the recurrence of bidirectional GLA (4 N H K V a
-call). One image, of the size that the field reports: classifiers at the crop of their test
-pipeline; detectors at 800x1280 (HxW), or at the square that their test pipeline resizes to, padded
-as they ask for, two-stage ones with 1000 proposals through each box head and 100 boxes through each
-mask head; segmentors at 512x2048 as a whole, or at the one size that they pad test images to,
-without the auxiliary head.
+A FLOP is one multiply-add, see docs/models.md. One image, of the size that the field reports:
+classifiers at the crop of their test pipeline; detectors at 800x1280 (HxW), or at the square that
+their test pipeline resizes to, padded as they ask for; segmentors at 512x2048 as a whole, or at the
+one size that they pad test images to, without the auxiliary head.
 
 `--traffic`, for a float32 training step of one image (512x512) through the backbone: what autograd
 keeps between the two passes, without parameters, and the bytes that all operators read and write,
@@ -21,8 +18,8 @@ cpu` runs the step in plain PyTorch, `--whole` with heads, losses and 8 random o
 
 # ruff: noqa: E402
 import argparse
-import collections
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -58,15 +55,6 @@ TABLE = "traffic"  # name of the markers in the page
 # FLOPs ------------------------------------------------------------------------------------------
 
 
-def multiply_adds(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, int]:
-    """Multiply-adds of ``run(model on the meta device)``: "Global", and of each module by name."""
-    model = copy.deepcopy(model).eval().to("meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run(model)
-    # torch counts a multiply-add as two
-    return {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-
-
 def input_size(cfg: Config) -> tuple[int, int]:
     """Height and width in pixels that FLOPs are counted at, see the module's docstring.
 
@@ -85,8 +73,8 @@ def input_size(cfg: Config) -> tuple[int, int]:
     crops = [step.crop_size for step in pipeline if type_name(step) == "CenterCrop"]
     if len(crops) != 1:
         raise UsageError(
-            f"the test pipeline has {len(crops)} CenterCrop steps, but one must say which image "
-            "size to count a classifier at: give --size H W"
+            f"the test pipeline has {len(crops)} CenterCrop steps, so how large images are is not "
+            "known: give --size H W"
         )
     return (crops[0], crops[0])
 
@@ -112,9 +100,9 @@ def _run_detector(model: nn.Module, image: Tensor) -> None:
     elif isinstance(model, SingleStageDetector):
         model(image, mode="tensor")
     else:
+        kind = type(model).__name__
         raise UsageError(
-            f"{type(model).__name__} is neither a one-stage nor a two-stage detector: how to count "
-            "others is not defined here"
+            f"{kind} is neither a one-stage nor a two-stage detector: not counted here"
         )
 
 
@@ -131,10 +119,14 @@ def build(cfg: Config) -> nn.Module:
 
 def count_model(model: nn.Module, scope: str, size: tuple[int, int]) -> dict[str, int]:
     """Parameters, and FLOPs of an image of a size (H, W); the model itself is left as it is."""
-    image = torch.empty(1, 3, *size, device="meta")
-    run = _run_detector if scope == "mmdet" else partial(nn.Module.__call__, mode="tensor")
-    flops = multiply_adds(model, lambda meta: run(meta, image))["Global"]
-    return dict(parameters=sum(x.numel() for x in model.parameters()), flops=flops)
+    meta, image = copy.deepcopy(model).eval().to("meta"), torch.empty(1, 3, *size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if scope == "mmdet":
+            _run_detector(meta, image)
+        else:
+            meta(image, mode="tensor")
+    parameters = sum(x.numel() for x in model.parameters())
+    return dict(parameters=parameters, flops=counter.get_total_flops() // 2)  # torch counts both
 
 
 def count(cfg: Config, size: tuple[int, int] | None = None) -> dict:
@@ -151,21 +143,21 @@ def count(cfg: Config, size: tuple[int, int] | None = None) -> dict:
 
 
 class TrafficMode(TorchDispatchMode):
-    """Bytes read and written, and calls, of every operator that moves something."""
+    """Bytes read and written, and calls, of every operator that moves something.
+
+    Views and empty allocations move nothing; of a custom operator its inputs and outputs count.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes: collections.Counter = collections.Counter()
-        self.calls: collections.Counter = collections.Counter()
+        self.bytes: Counter = Counter()
+        self.calls: Counter = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::").removeprefix("vig_mm::")
-        aliases = any(
-            x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns
-        )
-        if not (func.is_view or aliases or name in MOVES_NOTHING):
+        aliases = (x.alias_info for x in func._schema.returns if x.alias_info is not None)
+        if not (func.is_view or name in MOVES_NOTHING or any(not x.is_write for x in aliases)):
             self.bytes[name] += sum(x.nbytes for x in _tensors((args, kwargs, out)))
             self.calls[name] += 1
         return out
@@ -192,9 +184,8 @@ def training_traffic(forward: Callable[[], object], parameters: Iterable[Tensor]
     own = {storage._cdata for storage in alive}
 
     def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        alive.append(storage)
+        alive.append(x.untyped_storage())
+        kept[alive[-1]._cdata] = alive[-1].nbytes()
         return x
 
     mode = TrafficMode()

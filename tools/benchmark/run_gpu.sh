@@ -2,8 +2,7 @@
 # Everything that only a GPU can tell, in at most eight minutes, what is worth most first:
 # correctness of all Triton kernels, the operator's benchmark, whole models beside Swin-T,
 # ConvNeXt-T and DeiT, and the kernels' launch settings. Needs a CUDA GPU, torch and triton, and this
-# checkout, which need not be installed. pytest (with pytest-xdist) and timm are used if they are
-# there.
+# checkout, which need not be installed. pytest, pytest-xdist and timm are used if they are there.
 #
 #   bash tools/benchmark/run_gpu.sh [STEP ...]     steps: tests operator models variants fla
 #
@@ -20,8 +19,7 @@ python="${PYTHON:-python3}"
 out="${OUT:-$root/work_dirs/benchmark_gpu}"
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(tests operator models variants)
-test_share=130 operator_share=100 share=75 # seconds
-[ ${#steps[@]} -gt 1 ] || test_share=$LIMIT operator_share=$LIMIT share=$((LIMIT / 2))
+alone=$((${#steps[@]} == 1))
 
 fail() {
     echo "run_gpu.sh: $1" >&2
@@ -29,12 +27,10 @@ fail() {
 }
 
 for step in "${steps[@]}"; do
-    case "$step" in
-        tests | operator | models | variants | fla) ;;
-        *) fail "unknown step '$step'; the steps are tests operator models variants fla" ;;
-    esac
+    [[ " tests operator models variants fla " == *" $step "* ]] ||
+        fail "unknown step '$step'; the steps are tests operator models variants fla"
 done
-case "$python" in */*) python="$(cd "$(dirname "$python")" && pwd)/$(basename "$python")" ;; esac
+[[ $python != */* ]] || python="$(cd "$(dirname "$python")" && pwd)/$(basename "$python")"
 command -v "$python" >/dev/null || fail "no interpreter '$python'; name one in PYTHON"
 PYTHONPATH="$root/tools/analysis_tools" "$python" -c '
 import sys
@@ -48,9 +44,7 @@ import common
 print(common.describe(common.machine("cuda")))
 ' || exit 2
 
-mkdir -p "$out" || fail "cannot write to $out"
-out="$(cd "$out" && pwd)"
-: >"$out/run.log"
+mkdir -p "$out" && out="$(cd "$out" && pwd)" && : >"$out/run.log" || fail "cannot write to $out"
 tree="$(mktemp -d)"
 trap 'rm -rf "$tree"' EXIT
 mkdir "$tree/vig_mm" # setup.py installs the folder kernels as vig_mm.kernels; links do here
@@ -60,13 +54,13 @@ unset TRITON_INTERPRET # it would run the kernels on the CPU
 cd "$tree" || exit 2   # not the checkout, whose vig_mm lacks the kernels while it is not installed
 
 statuses=()
-# step NAME SECONDS ARGUMENT...: Python with them, within this time and the whole script's; notes how
-# it ended and goes on. Interrupts first, so that pytest still prints what it knows.
-step() {
+# run NAME SECONDS ARGUMENT...: Python with them, within this time and the script's;
+# notes how it ended and goes on. Interrupts first, so that pytest still prints what it knows.
+run() {
     local name=$1 seconds=$2 left=$((LIMIT - SECONDS)) status=0
     shift 2
-    [ "$seconds" -le "$left" ] || seconds=$left
-    if [ "$seconds" -lt 30 ]; then # to import, build and compile takes about as long
+    ((seconds < left)) || seconds=$left
+    if ((seconds < 30)); then # to import, build and compile takes about as long
         echo "left out: no time"
     else
         timeout --signal=INT --kill-after=10 "$seconds" "$python" "$@" 2>&1 | tee -a "$out/run.log"
@@ -76,13 +70,16 @@ step() {
     echo "--- $name: exit status $status, $SECONDS s since the start"
 }
 
-# benchmark NAME SECONDS SCRIPT STEM OPTION...: its own guard ends it before it would be killed
+# benchmark NAME SECONDS SCRIPT STEM OPTION...: starts nothing in the last 25 of these seconds; a step
+# alone has all, two benchmarks of one step half each
 benchmark() {
-    local name=$1 seconds=$2 script=$3 stem=$4 left=$((LIMIT - SECONDS))
+    local name=$1 seconds=$2 script=$3 stem=$4 left=$((LIMIT - SECONDS)) minutes
     shift 4
-    [ "$seconds" -le "$left" ] || seconds=$left
-    step "$name" "$seconds" "$root/tools/$script" --device cuda --out "$out/$stem.json" \
-        --minutes "$("$python" -c "print(($seconds - 25) / 60)")" "$@"
+    ((seconds < left && !alone)) || seconds=$left
+    [ "$name" != maps ] || ((seconds < left)) || seconds=$((left / 2))
+    printf -v minutes '%d.%02d' $(((seconds - 25) / 60)) $(((seconds - 25) % 60 * 100 / 60))
+    run "$name" "$seconds" "$root/tools/$script" --device cuda --out "$out/$stem.json" \
+        --minutes "$minutes" "$@"
 }
 
 run_tests() {
@@ -92,22 +89,20 @@ run_tests() {
         return
     fi
     "$python" -c 'import xdist' 2>/dev/null && options+=(-n auto --maxprocesses 8)
-    step tests "$test_share" -m pytest "${options[@]}" \
+    run tests $((alone ? LIMIT : 130)) -m pytest "${options[@]}" \
         "$root"/tests/test_kernels/test_{triton,locality_gate,norm_conv,feed_forward}.py
 }
 
 operator=benchmark/bidirectional_gla.py
-for name in "${steps[@]}"; do
-    case "$name" in
+for step in "${steps[@]}"; do
+    case "$step" in
         tests) run_tests ;;
-        operator) benchmark operator "$operator_share" $operator bidirectional_gla_gpu ;;
+        operator) benchmark operator 100 $operator bidirectional_gla_gpu ;;
         models)
-            benchmark maps "$share" analysis_tools/benchmark.py maps_gpu --task maps \
-                --precisions bfloat16
-            benchmark classifiers "$share" analysis_tools/cost_vs_resolution.py cost_gpu \
-                --training
+            benchmark maps 75 analysis_tools/benchmark.py maps_gpu --task maps --precisions bfloat16
+            benchmark classifiers 75 analysis_tools/cost_vs_resolution.py cost_gpu --training
             ;;
-        variants) benchmark variants $((LIMIT - SECONDS)) benchmark/gpu_variants.py variants ;;
+        variants) benchmark variants "$LIMIT" benchmark/gpu_variants.py variants ;;
         fla) benchmark fla "$LIMIT" $operator bidirectional_gla_gpu_fla --fla ;;
     esac
 done
