@@ -21,17 +21,19 @@ pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
 import by_hand
+from mmengine.config import Config
 from PIL import Image, ImageDraw
 from tool_runs import agree, by_colour, scores, small_config, tool
 
 
-def config_on(folder: Path, base: str, changes: dict) -> Path:
+def config_on(folder: Path, base: str, dataset: dict, changes: dict) -> Path:
     """A config for the data in ``folder / 'data'``, and quick training."""
+    dataset = {"data_root": str(folder / "data"), **dataset}
     for split in ("train", "val", "test"):
-        changes[f"{split}_dataloader.dataset.data_root"] = str(folder / "data")
+        changes |= {f"{split}_dataloader.dataset.{key}": x for key, x in dataset.items()}
     warm_up = dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=10)
     changes |= {"optim_wrapper.optimizer.lr": 1e-3, "param_scheduler": [warm_up]}
-    return small_config(base, folder, changes)
+    return small_config(base, folder, {"train_cfg.val_interval": 1000, **changes})
 
 
 def last_checkpoint(config: Path) -> tuple[Path, dict]:
@@ -41,12 +43,14 @@ def last_checkpoint(config: Path) -> tuple[Path, dict]:
 
 
 @cache
-def trained(config: Path, half: str) -> tuple[Path, Path]:
+def trained(config: Path) -> tuple[Path, Path]:
     """A config and the checkpoint of its ViG after a training that is stopped half-way.
 
     Seed, optimizer and log go on from the checkpoint that --resume finds.
     """
-    options = ("--cfg-options", f"train_cfg.{half}")
+    loop = Config.fromfile(config).train_cfg
+    key = "max_iters" if "max_iters" in loop else "max_epochs"
+    options = ("--cfg-options", f"train_cfg.{key}={loop[key] // 2}")
     tool("train.py", config, "--seed", "0", *options, cwd=config.parent)
     _, first = last_checkpoint(config)
     tool("train.py", config, "--resume", cwd=config.parent)
@@ -91,47 +95,35 @@ def run_lengths(mask: np.ndarray) -> dict:
 def write_coco(folder: Path) -> None:
     """Five photos with objects; one with a crowd; one without annotations, but with a `kite`."""
     (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
-    ids = {name: i for i, name in CATEGORIES}
+    images, annotations, ids = [], [], {name: i for i, name in CATEGORIES}
 
-    def add(size: tuple[int, int], shapes: dict[str, str]) -> tuple[int, Image.Image]:
+    def add(size: tuple[int, int], shapes: dict[str, str]) -> np.ndarray:
         image, number = Image.new("RGB", size), 7 * len(images) + 40
         for name, outline in shapes.items():
             colour = ANIMAL_COLOURS[ANIMALS.index(name)]
             ImageDraw.Draw(image).polygon(corners(outline), fill=colour)
-        info = dict(id=number, file_name=f"{number}.png", width=size[0], height=size[1])
-        images.append(info)
-        image.save(folder / "images" / info["file_name"])
-        return number, image
+        images.append(dict(id=number, file_name=f"{number}.png", width=size[0], height=size[1]))
+        image.save(folder / "images" / f"{number}.png")
+        return np.asarray(image)
 
-    def annotate(number: int, name: str, mask: np.ndarray, segmentation, crowd: int = 0) -> None:
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
-        annotations.append(
-            dict(
-                id=1000 - len(annotations),
-                image_id=number,
-                category_id=ids[name],
-                bbox=[float(x) for x in box],
-                area=float(mask.sum()),
-                segmentation=segmentation,
-                iscrowd=crowd,
-            )
-        )
+    def annotate(name: str, mask: np.ndarray, segmentation, crowd: int = 0) -> None:
+        left, top, right, bottom = map(float, Image.fromarray(mask).getbbox())
+        what = dict(id=1000 - len(annotations), image_id=images[-1]["id"], category_id=ids[name])
+        what |= dict(bbox=[left, top, right - left, bottom - top], area=float(mask.sum()))
+        annotations.append(dict(what, segmentation=segmentation, iscrowd=crowd))
 
     for size, shapes in PHOTOS:
-        number, image = add(size, shapes)
+        image = add(size, shapes)
         for name, outline in shapes.items():
-            mask = (np.asarray(image) == ANIMAL_COLOURS[ANIMALS.index(name)]).all(2)
-            annotate(number, name, mask, [[float(x) for xy in corners(outline) for x in xy]])
+            mask = (image == ANIMAL_COLOURS[ANIMALS.index(name)]).all(2)
+            annotate(name, mask, [[float(x) for xy in corners(outline) for x in xy]])
     # of the crowd only one bird can be seen
-    number, image = add((256, 192), dict(lark="20,20 60,30 40,60"))
-    mask = (np.asarray(image) == ANIMAL_COLOURS[3]).all(2)
+    mask = (add((256, 192), dict(lark="20,20 60,30 40,60")) == ANIMAL_COLOURS[3]).all(2)
     mask[80:180, 100:240] = True
-    annotate(number, "lark", mask, run_lengths(mask), crowd=1)
+    annotate("lark", mask, run_lengths(mask), crowd=1)
     unseen = np.zeros(mask.shape, bool)
     unseen[150:180, 20:60] = True
-    annotate(number, "moth", unseen, [[20.0, 150, 60, 150, 60, 180, 20, 180]])
+    annotate("moth", unseen, [[20.0, 150, 60, 150, 60, 180, 20, 180]])
     add((256, 192), dict(kite="5,5 250,10 240,180 10,185"))
     categories = [dict(id=i, name=name) for i, name in CATEGORIES]
     content = dict(images=images, annotations=annotations, categories=categories)
@@ -142,20 +134,12 @@ def write_coco(folder: Path) -> None:
 def detection(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("detection")
     write_coco(folder / "data")
-    changes = {
-        "model.roi_head.bbox_head.num_classes": len(ANIMALS),
-        "model.roi_head.mask_head.num_classes": len(ANIMALS),
-        "train_cfg.max_epochs": 10,
-        "train_cfg.val_interval": 1000,
-    }
-    for split in ("train", "val", "test"):
-        dataset = f"{split}_dataloader.dataset"
-        changes[f"{dataset}.metainfo.classes"] = ANIMALS
-        changes[f"{dataset}.ann_file"] = "truth.json"
-        changes[f"{dataset}.data_prefix.img"] = "images"
+    dataset = {"metainfo.classes": ANIMALS, "ann_file": "truth.json", "data_prefix.img": "images"}
+    changes = {f"model.roi_head.{part}_head.num_classes": len(ANIMALS) for part in ("bbox", "mask")}
     for split in ("val", "test"):
         changes[f"{split}_evaluator.ann_file"] = str(folder / "data/truth.json")
-    return config_on(folder, "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py", changes)
+    changes["train_cfg.max_epochs"] = 10
+    return config_on(folder, "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py", dataset, changes)
 
 
 @pytest.mark.parametrize("first", [1, 0])
@@ -177,7 +161,7 @@ def test_coco_by_colour(detection, first):
 
 
 def test_coco_by_vig(detection):
-    model, truth = trained(detection, "max_epochs=5"), detection.parent / "data/truth.json"
+    model, truth = trained(detection), detection.parent / "data/truth.json"
     exact, predictions = scores(*model)
     agree(exact, by_hand.coco_scores(predictions, truth, ANIMALS), 3)
     half, predictions = scores(*model, "--amp")
@@ -206,21 +190,12 @@ def segmentation(tmp_path_factory) -> Path:
         Image.fromarray(np.kron(np.uint8(LABELS), cell)).save(folder / f"data/labels/{i}.png")
         colours = np.uint8(GROUND_COLOURS)[np.kron(np.array(PAINTED), cell) - 1]
         Image.fromarray(colours).save(folder / f"data/images/{i}.png")
-    changes = {
-        "model.decode_head.num_classes": len(GROUND_COLOURS),
-        "model.auxiliary_head.num_classes": len(GROUND_COLOURS),
-        "train_dataloader.batch_size": 3,
-        "train_cfg.max_iters": 10,
-        "train_cfg.val_interval": 1000,
-    }
-    for split in ("train", "val", "test"):
-        dataset = f"{split}_dataloader.dataset"
-        changes[f"{dataset}.metainfo"] = dict(
-            classes=("grass", "sea", "roof", "road", "snow"), palette=GROUND_COLOURS
-        )
-        changes[f"{dataset}.data_prefix"] = dict(img_path="images", seg_map_path="labels")
-        changes[f"{dataset}.img_suffix"] = ".png"
-    return config_on(folder, "mmseg/vig-h-mini_upernet_digits.py", changes)
+    classes = dict(classes=("grass", "sea", "roof", "road", "snow"), palette=GROUND_COLOURS)
+    dataset = {"metainfo": classes, "img_suffix": ".png"}
+    dataset["data_prefix"] = dict(img_path="images", seg_map_path="labels")
+    changes = {f"model.{part}_head.num_classes": 5 for part in ("decode", "auxiliary")}
+    changes |= {"train_dataloader.batch_size": 3, "train_cfg.max_iters": 10}
+    return config_on(folder, "mmseg/vig-h-mini_upernet_digits.py", dataset, changes)
 
 
 def test_ade20k_by_colour(segmentation):
@@ -237,7 +212,7 @@ def test_ade20k_by_colour(segmentation):
 
 
 def test_ade20k_by_vig(segmentation):
-    model, labels = trained(segmentation, "max_iters=5"), segmentation.parent / "data/labels"
+    model, labels = trained(segmentation), segmentation.parent / "data/labels"
     half, predictions = scores(*model, "--amp")
     agree(half, by_hand.seg_scores(predictions, labels, 5), 2)
     reported, predictions = scores(*model)
@@ -263,21 +238,15 @@ def classification(tmp_path_factory) -> Path:
         for i, seen in enumerate((k, (k + 5) % len(BEASTS))):
             grey = 40 * seen + 5  # a bit nearer to the next one
             Image.new("RGB", (80, 64), (grey, grey, grey)).save(folder / "data" / name / f"{i}.png")
-    changes = {
-        "model.head.num_classes": len(BEASTS),
-        "model.data_preprocessor.num_classes": len(BEASTS),
-        "train_dataloader.batch_size": 7,
-        "train_cfg.max_epochs": 4,
-        # what the ImageNet recipe has besides
-        "custom_hooks": [dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.5)],
-        "model.train_cfg": dict(augments=[dict(type="Mixup", alpha=0.8)], probs=[1.0]),
-        "train_cfg.val_interval": 1000,
-        "val_evaluator.topk": (1, 5),
-        "test_evaluator.topk": (1, 5),
-    }
-    for split in ("train", "val", "test"):
-        changes[f"{split}_dataloader.dataset.data_prefix"] = ""
-    return config_on(folder, "mmpretrain/vig-h-mini_digits.py", changes)
+    changes = {f"model.{part}.num_classes": len(BEASTS) for part in ("head", "data_preprocessor")}
+    changes |= {f"{split}_evaluator.topk": (1, 5) for split in ("val", "test")}
+    changes |= {"train_dataloader.batch_size": 7, "train_cfg.max_epochs": 4}
+    # what the ImageNet recipe has besides
+    average = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.5)
+    mixup = dict(augments=[dict(type="Mixup", alpha=0.8)], probs=[1.0])
+    changes |= {"custom_hooks": [average], "model.train_cfg": mixup}
+    base = "mmpretrain/vig-h-mini_digits.py"
+    return config_on(folder, base, {"data_prefix": ""}, changes)
 
 
 def test_imagenet_by_colour(classification):
@@ -290,7 +259,7 @@ def test_imagenet_by_colour(classification):
 
 
 def test_imagenet_by_vig(classification):
-    model = trained(classification, "max_epochs=2")
+    model = trained(classification)
     reported, exact = scores(*model)
     assert len({int(x["pred_label"]) for x in exact}) > 1
     agree(reported, by_hand.class_scores(exact, (1, 5)), 4)
@@ -304,15 +273,10 @@ def test_imagenet_by_vig(classification):
 
 
 @pytest.mark.parametrize(
-    ("task", "half", "images"),
-    [
-        ("detection", "max_epochs=5", 7),
-        ("segmentation", "max_iters=5", 3),
-        ("classification", "max_epochs=2", 14),
-    ],
+    ("task", "images"), [("detection", 7), ("segmentation", 3), ("classification", 14)]
 )
-def test_augmented_predictions_and_pictures(task, half, images, request):
-    config, checkpoint = trained(request.getfixturevalue(task), half)
+def test_augmented_predictions_and_pictures(task, images, request):
+    config, checkpoint = trained(request.getfixturevalue(task))
     folder = config.parent / "tta"
     files = ("--out", folder / "out.pkl", "--show-dir", "tta/pictures", "--work-dir", folder)
     tool("test.py", config, checkpoint, "--tta", *files, cwd=config.parent)

@@ -166,6 +166,8 @@ def test_every_tool(scope, known, run_tool, tmp_path, capsys):
     assert drawn("seen") == drawn("fed") == count and drawn("files") >= count
     assert "0 errors" in call("data/check_dataset", config, "--workers", "1")
     call("publish_model", checkpoint, "published.pth")
+    (published,) = tmp_path.glob("published-*.pth")
+    call("test", config, published, "--work-dir", "published")
     part = ("--backbone-only",) if scope == "mmdet" else ()
     assert "onnxruntime" in call(
         "export_onnx", config, checkpoint, "m.onnx", "--size", 64, 64, *part

@@ -43,11 +43,16 @@ def start_of(cfg: Config, model: torch.nn.Module, **changes) -> str:
     return backbone_start(changed, model)
 
 
-def test_random_weights(cfg, model):
+def test_random_weights_and_those_of_others(cfg, model):
     said = start_of(cfg, model)
     assert said.startswith("backbone: random weights; fine-tuning starts from ImageNet weights")
     said = start_of(cfg, model, default_scope="mmdet")
     assert "random weights; recipes for COCO and ADE20K start from ImageNet weights" in said
+    address = {"model.backbone.init_cfg": dict(type="Pretrained", checkpoint="torchvision://x")}
+    assert start_of(cfg, model, **address) == "backbone: the weights of 'torchvision://x'"
+    said = start_of(cfg, model, **{"model.backbone.pretrained": True})
+    assert said == "backbone: the weights that pretrained=True names"
+    assert backbone_start(cfg, torch.nn.Linear(1, 1)) is None
 
 
 def test_weights_of_a_file(cfg, model, tmp_path):
@@ -56,23 +61,14 @@ def test_weights_of_a_file(cfg, model, tmp_path):
     part, other = str(tmp_path / "part.pth"), str(tmp_path / "other.pth")
     save_checkpoint(dict(state_dict=state, meta={}), part)
     save_checkpoint(dict(state_dict={"layer.weight": torch.ones(3)}, meta={}), other)
-    count = f"backbone: {len(names) - 2} of {len(names)} parameters from {part!r}; at random: norm3"
-    assert start_of(cfg, model, load_from=part).startswith(count)
     init_cfg = {"model.backbone.init_cfg": dict(type="Pretrained", checkpoint=part)}
-    assert start_of(cfg, model, **init_cfg).startswith(count)
+    count = f"backbone: {len(names) - 2} of {len(names)} parameters from {part!r}; at random: norm3"
     # of two, the one that mmengine loads last and that has something for the backbone
-    assert start_of(cfg, model, load_from=other, **init_cfg).startswith(count)
+    for changes in (dict(load_from=part), init_cfg, dict(init_cfg, load_from=other)):
+        assert start_of(cfg, model, **changes).startswith(count)
     assert "random weights" in start_of(cfg, model, load_from=other)
     resumed = start_of(cfg, model, load_from=part, resume=True)
     assert resumed == f"all weights: as the run that is resumed left them in {part!r}"
-
-
-def test_weights_of_other_libraries(cfg, model):
-    address = {"model.backbone.init_cfg": dict(type="Pretrained", checkpoint="torchvision://x")}
-    assert start_of(cfg, model, **address) == "backbone: the weights of 'torchvision://x'"
-    said = start_of(cfg, model, **{"model.backbone.pretrained": True})
-    assert said == "backbone: the weights that pretrained=True names"
-    assert backbone_start(cfg, torch.nn.Linear(1, 1)) is None
 
 
 def test_own_config_as_base(tmp_path, monkeypatch):
@@ -127,10 +123,10 @@ def test_stopped_and_resumed(tmp_path):
     assert "three" in end.splitlines()[0] and len(end.splitlines()) < 5
 
 
-def test_a_worker_that_dies(tmp_path):
+def test_a_worker_that_dies(cfg, tmp_path):
     """One message that says what happened and what to do, and no waiting for its samples."""
     make_digits(tmp_path / "data/digits", coco=(0, 0), ade=(0, 0), imagenet=(4, 1))
-    cfg = Config.fromfile(ROOT / "configs/mmpretrain/vig-h-mini_digits.py")
+    cfg = cfg.copy()
     cfg.train_dataloader.batch_size = 4
     cfg.train_dataloader.dataset.pipeline.insert(0, dict(type="KillWorker", after=9))
     cfg.custom_imports = dict(imports=["deadly_transform"], allow_failed_imports=False)

@@ -105,9 +105,9 @@ def test_commands(run_tool, tmp_path, capsys, default_scope):
     (found,) = json.loads(out.read_text())["results"].values()
     assert f"vig-h-mini_digits: {next(iter(found['by_operator']))} " in printed
     assert 0 < found["forward"] < found["training"] and "old" not in page.read_text()
-    for args, message in (((MINI, "--whole"), "--device cpu"), ((MINI, "--size", 8, 8), "32")):
+    for option, message in (("--whole", "--device cpu"), ("--size=8", "at least 32, got 8")):
         with pytest.raises(SystemExit):
-            run_tool("analysis_tools/get_flops", *args, cwd=tmp_path)
+            run_tool("analysis_tools/get_flops", MINI, option, cwd=tmp_path)
         assert message in capsys.readouterr().err
     page.write_text("nothing")
     with pytest.raises(SystemExit, match="page.md: .* lacks the lines '<!-- traffic:begin -->'"):
@@ -189,9 +189,9 @@ def test_what_a_cpu_keeps_and_a_whole_model(flops):
 # What is written
 
 
-@pytest.mark.parametrize("name", [VIG_T, MASK_RCNN, UPERNET], ids=lambda name: Path(name).stem)
-def test_models_json_is_what_the_command_counts(tool, listed, name):
-    assert tool.entry(CONFIGS / name) == listed[f"configs/{name}"]
+def test_models_json_is_what_the_command_counts(tool, listed):
+    for name in (VIG_T, MASK_RCNN, UPERNET):
+        assert tool.entry(CONFIGS / name) == listed[f"configs/{name}"]
 
 
 def test_page_and_metafiles_are_made_from_models_json(tool, listed):
@@ -202,18 +202,6 @@ def test_page_and_metafiles_are_made_from_models_json(tool, listed):
     for scope in tool.TITLES:
         chosen = [model for model in models if model["scope"] == scope]
         assert (CONFIGS / scope / "metafile.yml").read_text() == tool.metafile(chosen)
-
-
-def test_accuracies_are_the_reported_ones_and_nothing_else(tool, listed):
-    reported = {f"configs/mmpretrain/{name}.py": top1 for name, (top1, _) in tool.REPORTED.items()}
-    found = {c: model["top1_reported"] for c, model in listed.items() if "top1_reported" in model}
-    assert found == reported
-    for scope in tool.TITLES:
-        for entry in yaml.safe_load((CONFIGS / scope / "metafile.yml").read_text())["Models"]:
-            if "Results" in entry:
-                top1 = entry["Results"][0]["Metrics"]["Top 1 Accuracy"]
-                assert top1 == reported[entry["Config"]]
-                assert entry["Metadata"]["Accuracy Source"].startswith("reported by the paper")
 
 
 def test_main_writes_a_new_config_everywhere(tool, tmp_path, monkeypatch):
@@ -238,7 +226,6 @@ def test_main_writes_a_new_config_everywhere(tool, tmp_path, monkeypatch):
     assert "| [vig-t_new](../configs/mmpretrain/vig-t_new.py) | 5.83 | 1.17 | 224x224 |" in text
     assert text.index("vig-t_new") < text.index("ImageNet-1K: peers") < text.index("[rival]")
     metafile = yaml.safe_load((tmp_path / "configs/mmpretrain/metafile.yml").read_text())
-    (entry,) = metafile["Models"]
+    (entry,) = metafile["Models"]  # no peer, no example
     assert entry["Name"] == "vig-t_new" and "Results" not in entry
-    assert entry["Metadata"]["Parameters"] == 5834536
     assert entry["In Collection"] == metafile["Collections"][0]["Name"]

@@ -1,7 +1,8 @@
 """tools/analysis_tools/vis_*.py: where a hand-made model looks is known."""
 
-import dataclasses
 import json
+import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -25,34 +26,28 @@ from vig_mm.errors import UsageError
 from vig_mm.kernels.gla.naive import reference_bidirectional_gla
 from vig_mm.models import HierViG
 
+sys.path.insert(0, str(ROOT / "tools/analysis_tools"))
+
+import vis_cam as cam
+import vis_gates
+import vis_receptive_field as erf
+
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
 SIDE = 64
 
 
-@pytest.fixture(scope="module")
-def cam(analysis_tool):
-    return analysis_tool("vis_cam")
-
-
-@pytest.fixture(scope="module")
-def erf(analysis_tool):
-    return analysis_tool("vis_receptive_field")
-
-
-@pytest.fixture(scope="module")
-def gates_tool(analysis_tool):
-    return analysis_tool("vis_gates")
+def built(scope: str, model: dict) -> nn.Module:
+    torch.manual_seed(0)
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        return registry.build(ConfigDict(model)).eval()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A checkpoint of the digits classifier (random weights), and a picture."""
     folder = tmp_path_factory.mktemp("inside")
-    torch.manual_seed(0)
-    cfg = Config.fromfile(CONFIG)
-    with MODELS.switch_scope_and_registry("mmpretrain") as registry:
-        model = registry.build(cfg.model)
+    model = built("mmpretrain", Config.fromfile(CONFIG).model)
     model.init_weights()
     meta = dict(dataset_meta=dict(classes=[f"class{i}" for i in range(10)]))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / "weights.pth")
@@ -102,32 +97,31 @@ class Corner(nn.Module):
         return torch.stack((0 * corner, corner), dim=1)
 
 
-def corner_subject(cam, layout="map", scope="mmpretrain"):
+def corner_subject(layout: str = "map") -> cam.Subject:
     """Red in the upper left corner, green in the lower right one."""
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)
     picture[:24, :24, 0] = picture[40:, 40:, 1] = 255
     inputs = torch.from_numpy(picture / 255).float().permute(2, 0, 1)[None]
-    model, classes = Corner(layout).eval(), ["nothing", "corner"]
-    return cam.Subject(model, scope, picture, inputs, sample=None, classes=classes)
+    classes = ["nothing", "corner"]
+    return cam.Subject(Corner(layout).eval(), "mmpretrain", picture, inputs, None, classes)
 
 
 @pytest.mark.parametrize("layout", ["map", "tokens", "channels last"])
 @pytest.mark.parametrize(
-    "method, name", [("Grad-CAM", "backbone.last"), ("HiResCAM", "-1"), ("Eigen-CAM", "0")]
+    "method, name", [(cam.GRAD, "backbone.last"), (cam.HIRES, "-1"), (cam.EIGEN, "0")]
 )
-def test_the_corner_that_counts_lights_up(cam, layout, method, name):
-    subject = corner_subject(cam, layout)
-    if method == "Eigen-CAM":  # what stands out, high or low
+def test_the_corner_that_counts_lights_up(layout, method, name):
+    subject = corner_subject(layout)
+    if method == cam.EIGEN:  # what stands out, high or low
         subject.inputs[:, :, 24:] = 0
         subject.inputs *= -1 if layout == "tokens" else 1
-    probe = cam.Probe(subject, None if method == "Eigen-CAM" else 0)
+    probe = cam.Probe(subject, None if method == cam.EIGEN else 0)
     found = cam.cam_map(method, probe, probe.find(name)[1], subject.inputs, 1)
-    assert found.shape == (SIDE, SIDE)
-    assert found[:20, :20].min() > 0.9
+    assert found.shape == (SIDE, SIDE) and found[:20, :20].min() > 0.9
     assert found[32:].max() < 0.05 and found[:, 32:].max() < 0.05
 
 
-def test_cam_picture(cam, trained, tmp_path, run_tool):
+def test_cam_picture(trained, tmp_path, run_tool):
     args = [trained / "noise.png", CONFIG, trained / "weights.pth", "--class", "class3"]
     layers = ["0", "backbone.norm3", "backbone.layers.2.blocks.1"]
     files = ("--layers", *layers, "--out", "a/cam.png")
@@ -138,11 +132,6 @@ def test_cam_picture(cam, trained, tmp_path, run_tool):
 
 
 # Of detectors and segmentors: real heads that know red from green
-
-
-def built(scope: str, model: dict) -> nn.Module:
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        return registry.build(ConfigDict(model)).eval()
 
 
 def planted_detector() -> nn.Module:
@@ -177,62 +166,53 @@ def planted_segmentor() -> nn.Module:
     return model
 
 
-def detection_sample():
+def subject_of(scope: str, model: nn.Module, classes: list[str]) -> cam.Subject:
+    """With a red corner above and a green one below."""
     from mmdet.structures import DetDataSample
 
     size = (SIDE, SIDE)
-    return DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    return replace(corner_subject(), scope=scope, model=model, sample=sample, classes=classes)
 
 
-def planted(cam, kind: str, inputs: torch.Tensor | None = None):
-    """The planted model of a kind, with a red corner above and a green one below."""
-    subject = corner_subject(cam, scope=kind)
-    return dataclasses.replace(
-        subject,
-        model={"mmdet": planted_detector, "mmseg": planted_segmentor}[kind](),
-        inputs=subject.inputs if inputs is None else inputs,
-        sample=detection_sample(),
-        classes=["red", "green"] if kind == "mmdet" else ["red", "green", "nothing"],
-    )
+def planted(scope: str) -> cam.Subject:
+    if scope == "mmdet":
+        return subject_of(scope, planted_detector(), ["red", "green"])
+    return subject_of(scope, planted_segmentor(), ["red", "green", "nothing"])
 
 
-@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
-@pytest.mark.parametrize("kind", ["mmdet", "mmseg"])
-def test_objects_of_the_wanted_class_light_up(cam, kind, method):
-    subject = planted(cam, kind)
+@pytest.mark.parametrize("method", [cam.GRAD, cam.HIRES])
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+def test_objects_of_the_wanted_class_light_up(scope, method):
+    subject = planted(scope)
     probe = cam.Probe(subject, 0.3)
     red, green = (cam.cam_map(method, probe, probe.taps[0], subject.inputs, c) for c in (0, 1))
     assert red[:20, :20].min() > 0.6 and max(red[32:].max(), red[:, 32:].max()) < 0.05
     assert green[44:, 44:].min() > 0.6 and max(green[:32].max(), green[:, :32].max()) < 0.05
 
 
-def test_score_of_a_detectors_class_is_the_sum_over_its_detections(cam):
+@torch.no_grad()
+def test_scores_are_sums_over_detections_or_pixels():
     """Nine cells are red, and nine green, one of these half so, which is scored 0.5."""
-    subject = planted(cam, "mmdet")
+    subject, sure = planted("mmdet"), 1 / (1 + np.exp(-2))
     subject.inputs[:, :, 40:48, 40:48] /= 2
-    for score_thr, green in ((0.3, 8 / (1 + np.exp(-2)) + 0.5), (0.6, 8 / (1 + np.exp(-2)))):
-        with torch.no_grad():
-            scores, amounts = cam.class_scores(subject, subject.inputs, score_thr)
-        assert scores.tolist() == pytest.approx([9 / (1 + np.exp(-2)), green])
-        assert amounts.tolist() == pytest.approx([1 / (1 + np.exp(-2))] * 2)
+    for score_thr, green in ((0.3, 8 * sure + 0.5), (0.6, 8 * sure)):
+        scores, amounts = cam.class_scores(subject, subject.inputs, score_thr)
+        assert scores.tolist() == pytest.approx([9 * sure, green])
+        assert amounts.tolist() == pytest.approx([sure, sure])
 
-
-def test_score_of_a_segmentors_class_is_the_sum_over_its_pixels(cam):
-    """Padding does not count, and a sliding window is not used."""
-    subject = planted(cam, "mmseg")
-    subject = dataclasses.replace(subject, picture=subject.picture[:40])
-    with torch.no_grad():
-        scores, amounts = cam.class_scores(subject, subject.inputs, 0.3)
-        logits = subject.model.encode_decode(subject.inputs, [subject.sample.metainfo])[0, :, :40]
-    labels = logits.argmax(dim=0)
+    subject = planted("mmseg")  # padding does not count, and a sliding window is not used
+    subject = replace(subject, picture=subject.picture[:40])
+    scores, amounts = cam.class_scores(subject, subject.inputs, 0.3)
+    logits = subject.model.encode_decode(subject.inputs, [subject.sample.metainfo])[0, :, :40]
     for label in (0, 1, 2):
-        here = labels == label
+        here = logits.argmax(dim=0) == label
         assert float(scores[label]) == pytest.approx(float(logits[label][here].sum()), rel=1e-5)
         assert float(amounts[label]) == pytest.approx(float(here.float().mean()))
     assert 0.2 < amounts[0] < 0.24 and amounts[1] == 0
 
 
-def drawn(cam, kind: str):
+def drawn(kind: str) -> cam.Subject:
     """A ViG with random weights in one of our configs.
 
     What is detected does not change with the scores: all boxes are, with and without an object.
@@ -247,83 +227,73 @@ def drawn(cam, kind: str):
         model.test_cfg.rcnn.update(everything)
     elif kind == "one-stage":
         head = dict(num_classes=10, in_channels=64, feat_channels=16, stacked_convs=1)
-        anchors = dict(model.rpn_head.anchor_generator, strides=[8, 16, 32])
-        model = ConfigDict(
-            type="RetinaNet",
-            backbone=model.backbone,
-            neck=dict(model.neck, start_level=1, num_outs=3),  # without the first output
-            bbox_head=dict(type="RetinaHead", anchor_generator=anchors, **head),
-            test_cfg=dict(everything, nms_pre=9999),
-        )
-    torch.manual_seed(0)
+        head["anchor_generator"] = dict(model.rpn_head.anchor_generator, strides=[8, 16, 32])
+        neck = dict(model.neck, start_level=1, num_outs=3)  # without the first output
+        parts = dict(backbone=model.backbone, neck=neck, test_cfg=dict(everything, nms_pre=9999))
+        model = dict(type="RetinaNet", bbox_head=dict(type="RetinaHead", **head), **parts)
     model = built(scope, model)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     if kind == "segmentor":
         bias = model.decode_head.conv_seg.bias.data
         bias.sub_(1000)[2] += 1000  # every pixel is of class 2
-    sample = detection_sample()
+    subject = subject_of(scope, model, [str(i) for i in range(11 if scope == "mmseg" else 10)])
     boxes = [[0.0, 0, 30, 30], [20, 10, 60, 50], [5, 30, 64, 64]]
-    sample.proposals = InstanceData(bboxes=torch.tensor(boxes))
-    subject = corner_subject(cam, scope=scope)
-    image = torch.randn(1, 3, SIDE, SIDE)
-    classes = [str(i) for i in range(11 if scope == "mmseg" else 10)]
-    return dataclasses.replace(subject, model=model, inputs=image, sample=sample, classes=classes)
+    subject.sample.proposals = InstanceData(bboxes=torch.tensor(boxes))
+    return replace(subject, inputs=torch.randn(1, 3, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("kind", ["two-stage", "one-stage", "segmentor"])
-def test_grad_cam_weights_are_what_the_score_gains(cam, monkeypatch, kind):
+def test_grad_cam_weights_are_what_the_score_gains(monkeypatch, kind):
     """A channel's weight is the slope of the score as that channel is raised everywhere."""
-    subject, label = drawn(cam, kind), 2
-    probe, step = cam.Probe(subject, 0.0), 0.01
-    tap = probe.taps[1]
-    weigh, weights, maps = GradCAM.get_cam_weights, [], []
+    subject, label, step = drawn(kind), 2, 0.01
+    probe = cam.Probe(subject, 0.0)
+    tap, weigh, found, maps = probe.taps[1], GradCAM.get_cam_weights, [], []
     monkeypatch.setattr(
-        GradCAM, "get_cam_weights", lambda *args: weights.append(weigh(*args)) or weights[0]
+        GradCAM, "get_cam_weights", lambda *args: found.append(weigh(*args)) or found[0]
     )
-    found = cam.cam_map(cam.GRAD, probe, tap, subject.inputs, label)
+    drawn_map = cam.cam_map(cam.GRAD, probe, tap, subject.inputs, label)
+    weights = found[0][0]
 
     raised = torch.zeros(1, 64, 1, 1)
     tap.register_forward_hook(lambda module, args, output: maps.append(output) or output + raised)
-    channels = np.abs(weights[0][0]).argsort()[[-1, -4, -16, 0]]  # of large weights and a small one
 
     @torch.no_grad()
-    def score(channel, by):
+    def score(channel: int, by: float) -> float:
         raised.zero_()[0, channel] = by
         return float(probe(subject.inputs)[0, label])
 
+    channels = np.abs(weights).argsort()[[-1, -4, -16, 0]]  # of large weights and a small one
     slopes = np.array([score(c, step) - score(c, -step) for c in channels]) / (2 * step)
-    slopes, weights = slopes / maps[0].shape[2:].numel(), weights[0][0]
+    slopes /= maps[0].shape[2:].numel()
     np.testing.assert_allclose(slopes, weights[channels], atol=0.02 * np.abs(weights).max())
     assert np.abs(slopes).max() > 0.2 * np.abs(weights).max()
 
     expected = np.maximum((weights[:, None, None] * maps[0][0].numpy()).sum(axis=0), 0)
     expected = cv2.resize(expected / expected.max(), (SIDE, SIDE))
     assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-3)
+    np.testing.assert_allclose(drawn_map, expected / expected.max(), atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
-def test_a_layer_that_the_score_does_not_depend_on(cam, method):
+@pytest.mark.parametrize("method", [cam.GRAD, cam.HIRES])
+def test_a_layer_that_the_score_does_not_depend_on(method):
     """The neck leaves the first output out."""
-    subject = drawn(cam, "one-stage")
+    subject = drawn("one-stage")
     probe = cam.Probe(subject, 0.0)
     first, second = (cam.cam_map(method, probe, tap, subject.inputs, 2) for tap in probe.taps[:2])
     assert not first.any() and second.any()
 
 
-def test_what_cannot_be_asked(cam):
+def test_what_cannot_be_asked():
     """Above all maps of a class that there is nothing of."""
-    subject, only_red, detector = (planted(cam, kind) for kind in ("mmseg", "mmdet", "mmdet"))
-    detector.model.bbox_head.predict = torch.no_grad()(detector.model.bbox_head.predict)
-    two = dataclasses.replace(subject, classes=["soil", "road"])
+    subject, only_red, cut = planted("mmseg"), planted("mmdet"), planted("mmdet")
+    nothing, black = (replace(x, inputs=0 * x.inputs) for x in (only_red, subject))
     only_red.inputs[:, 1] = 0
-    nothing = planted(cam, "mmdet", torch.zeros(1, 3, SIDE, SIDE))
-    black = planted(cam, "mmseg", torch.zeros(1, 3, SIDE, SIDE))
+    cut.model.bbox_head.predict = torch.no_grad()(cut.model.bbox_head.predict)
     for asked, method, wanted, message in (
-        (two, cam.GRAD, None, "gives 3 map.* for 2 classes"),
+        (replace(subject, classes=["soil", "road"]), cam.GRAD, None, "gives 3 map.* for 2 classes"),
         (subject, cam.EIGEN, "red", "--class red has no meaning for Eigen-CAM"),
-        (detector, cam.GRAD, None, "RetinaNet cuts its scores off"),
+        (cut, cam.GRAD, None, "RetinaNet cuts its scores off"),
         (only_red, cam.GRAD, "green", "finds no green in this image, but red.*eigencam"),
         (nothing, cam.GRAD, None, "finds nothing in this image.*lower --score-thr"),
         (black, cam.HIRES, "0", "finds no red in this image, but nothing.*eigencam"),
@@ -331,7 +301,7 @@ def test_what_cannot_be_asked(cam):
         with pytest.raises(UsageError, match=message):
             cam.draw(asked, None, [method], wanted)
     with pytest.raises(UsageError, match="calls this layer 3 times"):
-        cam.draw(drawn(cam, "one-stage"), ["bbox_head.retina_cls"], [cam.GRAD], "2", score_thr=0)
+        cam.draw(drawn("one-stage"), ["bbox_head.retina_cls"], [cam.GRAD], "2", score_thr=0)
     assert cam.draw(nothing, None, [cam.EIGEN], None).width > 2 * 320
 
 
@@ -347,44 +317,37 @@ class OneConv(nn.Module):
         return (self.conv(x),)
 
 
-def noise(side=SIDE, count=3):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, 3, side, side, generator=generator) for _ in range(count)]
-
-
-def test_one_convolution_sees_three_by_three(erf):
+def test_one_convolution_sees_three_by_three():
     torch.manual_seed(0)
-    (field,), (grid,) = erf.receptive_fields(OneConv(), noise(17))
+    (field,), (grid,) = erf.receptive_fields(OneConv(), torch.randn(3, 1, 3, 17, 17))
     assert grid == (17, 17)
     seen = np.zeros((17, 17), bool)
     seen[7:10, 7:10] = True
     assert ((field > 0) == seen).all()
-    centre = erf.middle(field)
-    assert centre == (8, 8)
+    assert (centre := erf.middle(field)) == (8, 8)
     held = erf.extents(field, centre)
     assert held["99%"] == dict(side=3, area=9 / 289, share=9 / 289)
     assert held["30%"]["share"] < held["50%"]["share"] < held["99%"]["share"]
 
 
-def test_extents_of_a_known_field(erf):
+def test_extents_of_a_known_field():
     """Even over 20x20 pixels; squares are cut at the border."""
     held = erf.extents(np.ones((20, 20)), (0, 0))
-    assert held["50%"]["share"] == 0.5
+    assert held["50%"] == dict(share=0.5, area=225 / 400, side=20)  # 29 would be more than there is
     assert held["30%"]["area"] == 121 / 400  # 11 x 11 pixels; 10 x 10 are too few
-    assert held["50%"]["area"] == 225 / 400
-    assert held["50%"]["side"] == 20  # 29 would be more than there is
     assert erf.extents(np.ones((20, 20)), (10, 10))["50%"]["side"] == 15
     assert held["99%"]["area"] == 1
 
 
-def test_every_output_has_a_field(erf):
+def test_every_output_has_a_field():
     torch.manual_seed(0)
     model = HierViG(embed_dims=16, depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1)).eval()
-    fields, grids = erf.receptive_fields(model, noise(SIDE, 1))
+    images = torch.randn(1, 1, 3, SIDE, SIDE)
+    fields, grids = erf.receptive_fields(model, images)
     assert grids == [(16, 16), (8, 8)]
     assert all(field.any() and np.isfinite(field).all() for field in fields)
     with pytest.raises(UsageError, match="out_type or out_indices"):
-        erf.receptive_fields(lambda x: (x.flatten(2),), noise(SIDE, 1))
+        erf.receptive_fields(lambda x: (x.flatten(2),), images)
 
 
 def test_receptive_field_files(trained, tmp_path, run_tool):
@@ -407,16 +370,11 @@ def test_receptive_field_files(trained, tmp_path, run_tool):
 # Gates -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def made_gates(gates_tool):
-    """Gates of 12 tokens, 2 heads of 2 channels, some nearly closed; and their logits."""
-    logits = 20 * torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0)).double()
-    return gates_tool.Gates("x", (3, 4), 2, *map(gates_tool.log_alpha, logits)), logits
-
-
-def test_weights_are_those_of_the_operator(made_gates):
+def test_weights_are_those_of_the_operator():
     """One value in one token, queries and keys 1: the operator's output is the weights."""
-    gates, logits = made_gates
+    # of 12 tokens, 2 heads of 2 channels, some nearly closed
+    logits = 20 * torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0)).double()
+    gates = vis_gates.Gates("x", (3, 4), 2, *map(vis_gates.log_alpha, logits))
     ones = torch.ones(1, 12, 4, 1, dtype=torch.float64)
     z_f, z_b = (z[None, :, :, None] for z in logits)
     for s in (0, 4, 11):
@@ -433,19 +391,16 @@ def test_weights_are_those_of_the_operator(made_gates):
             torch.testing.assert_close(backward[s], gates.seen_from(s)[s + distance])
 
 
-def test_half_life(gates_tool):
+def test_half_life():
     logits = torch.tensor([0.0, 1e4]).repeat(40, 1)
-    gates = gates_tool.Gates(
-        "x", (5, 8), 1, gates_tool.log_alpha(logits), gates_tool.log_alpha(-logits)
-    )
+    gates = vis_gates.Gates("x", (5, 8), 1, *map(vis_gates.log_alpha, (logits, -logits)))
     torch.testing.assert_close(gates.reach("forward", 16)[:, 0], torch.full((24,), 0.5).double())
     content = gates.report()["forward"]  # 16 ln 2 / ln 2; the other never closes
     assert content["half_life"] == [[16.0, None]]
     json.dumps(content, allow_nan=False)
 
 
-def test_gates_are_those_of_the_layer(gates_tool):
-    torch.manual_seed(0)
+def test_gates_are_those_of_the_layer():
     model = HierViG(embed_dims=16, depths=(1, 1), num_heads=(1, 2), out_indices=1).eval()
     model.extract_feat = model.forward
     for block in (stage.blocks[0] for stage in model.layers):
@@ -453,20 +408,17 @@ def test_gates_are_those_of_the_layer(gates_tool):
         nn.init.zeros_(block.op.gk_proj[0].weight)
         half = block.op.gk_proj[1].bias.shape[0] // 2
         block.op.gk_proj[1].bias.data = torch.cat((torch.arange(half), torch.full((half,), -1e4)))
-    first, second = gates_tool.gates_of(model, torch.randn(1, 3, 32, 48))
+    first, second = vis_gates.gates_of(model, torch.randn(1, 3, 32, 48))
     assert (first.hw, second.hw, second.heads) == ((8, 12), (4, 6), 2)
     expected = torch.sigmoid(torch.arange(16.0).double()).log() / 16
     torch.testing.assert_close(second.forward, expected.expand(24, 16))
     assert second.name == "layers.1.blocks.0.op"
     assert second.seen_from(0)[1:].max() < 1e-200 and second.seen_from(23).min() > 0
     with pytest.raises(UsageError, match="needs a ViG"):
-        gates_tool.gates_of(OneConv(), torch.zeros(1, 3, 8, 8))
-
-
-def test_place_is_x_and_y(gates_tool):
+        vis_gates.gates_of(OneConv(), torch.zeros(1, 3, 8, 8))
     places = {(0, 0): (0, 0), (47, 31): (7, 11), (4, 3): (0, 1), (3, 4): (1, 0)}
-    for pixel, token in places.items():
-        assert gates_tool.token_at(pixel, (32, 48), (8, 12)) == token
+    for pixel, token in places.items():  # x and y to row and column
+        assert vis_gates.token_at(pixel, (32, 48), (8, 12)) == token
 
 
 def test_gates_files(trained, tmp_path, run_tool):
@@ -476,11 +428,10 @@ def test_gates_files(trained, tmp_path, run_tool):
     assert differ(tmp_path / "gates.png")
     layers = json.loads((tmp_path / "gates.json").read_text())["layers"]
     assert [layer["grid"] for layer in layers] == [[16, 16], [8, 8], [4, 4], [4, 4], [2, 2]]
-    for layer in layers:
-        for direction in ("forward", "backward"):
-            weight = np.array(list(layer[direction]["weight"].values()))  # percentiles ascend
-            assert (weight[:, 0] == 1).all() and (np.diff(weight, axis=0) >= 0).all()
-            assert (np.diff(weight, axis=1) < 0).all()  # no gate of a new model is fully open
+    for weights in (layer[way]["weight"] for layer in layers for way in ("forward", "backward")):
+        weight = np.array(list(weights.values()))  # percentiles ascend
+        assert (weight[:, 0] == 1).all() and (np.diff(weight, axis=0) >= 0).all()
+        assert (np.diff(weight, axis=1) < 0).all()  # no gate of a new model is fully open
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -508,15 +459,11 @@ def test_bad_input_is_one_clear_error(trained, tmp_path, run_tool, tool, extra, 
         run_tool(f"analysis_tools/vis_{tool}", *args, *extra.split(), cwd=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "image, message", [("none.png", "'none.png' is not there"), (CONFIG, "no.* a picture")]
-)
-def test_no_image(trained, tmp_path, run_tool, image, message):
-    with pytest.raises(UsageError, match=message):
-        run_tool("analysis_tools/vis_gates", image, CONFIG, trained / "weights.pth", cwd=tmp_path)
-
-
-def test_pictures_are_png(tmp_path, run_tool, capsys):
+def test_bad_files(trained, tmp_path, run_tool, capsys):
+    for image, message in (("none.png", "'none.png' is not there"), (CONFIG, "not a picture")):
+        args = (image, CONFIG, trained / "weights.pth")
+        with pytest.raises(UsageError, match=message):
+            run_tool("analysis_tools/vis_gates", *args, cwd=tmp_path)
     with pytest.raises(SystemExit):
         run_tool("analysis_tools/vis_receptive_field", "c.py", "--out", "x.jpg", cwd=tmp_path)
     assert "must end in .png" in capsys.readouterr().err
