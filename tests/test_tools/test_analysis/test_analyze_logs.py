@@ -69,13 +69,10 @@ def test_iterations(analyze_logs, tmp_path):
         analyze_logs.choose([run], ["mAP"])
 
 
-def test_log_that_is_being_written(analyze_logs, tmp_path):
+def test_log_that_is_being_written_and_names(analyze_logs, tmp_path):
     path = write(tmp_path / "scalars.json", [train(1, 3.0), train(2, 2.0)])
     path.write_text(path.read_text()[:-20])
     assert analyze_logs.read_run(path, "run").curve("loss", True) == ([1], [3.0])
-
-
-def test_names(analyze_logs, tmp_path):
     paths = [tmp_path / name for name in ("a/run", "b/run", "c/other/vis_data/scalars.json")]
     assert analyze_logs.run_names(paths) == ["a/run", "b/run", "c/other"]
     assert analyze_logs.run_names(paths[1:]) == ["b/run", "c/other"]
@@ -85,21 +82,18 @@ def test_names(analyze_logs, tmp_path):
 def test_picture(analyze_logs, resumed, tmp_path, monkeypatch):
     lines = [train(10 * i, 6 - i, i) for i in range(1, 6)] + [val(5, **{"coco/bbox_mAP": 0.4})]
     other = write(tmp_path / "other/20260101_000000/vis_data/scalars.json", lines)
-    made, new_figure = [], analyze_logs.new_figure
-    monkeypatch.setattr(
-        analyze_logs, "new_figure", lambda *x: made.append(new_figure(*x)) or made[0]
-    )
+    saved, save = [], analyze_logs.save_figure
+    monkeypatch.setattr(analyze_logs, "save_figure", lambda *x: saved.append(x[0]) or save(*x))
     arguments = ["x", str(resumed), str(other), "--out", str(tmp_path / "p/c.png")]
     monkeypatch.setattr("sys.argv", arguments)
     analyze_logs.main()
 
-    ((figure, _),) = made
-    loss, precision = figure.axes
+    loss, precision = saved[0].axes
     assert (loss.get_title(), loss.get_xlabel()) == ("loss", "iteration")
     assert (precision.get_title(), precision.get_xlabel()) == ("coco/bbox_mAP", "epoch")
     assert np.array_equal(loss.get_lines()[1].get_ydata(), [5, 4, 3, 2, 1])
     assert np.array_equal(precision.get_lines()[0].get_xdata(), [1, 2, 3])
-    (legend,) = figure.legends
+    (legend,) = saved[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["run", "other/20260101_000000"]
     image = np.asarray(Image.open(tmp_path / "p/c.png").convert("RGB")).astype(int)
     assert image.shape == (408, 1104, 3)
