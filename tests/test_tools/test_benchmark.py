@@ -68,11 +68,12 @@ def test_rivals_compute_what_they_should():
 def test_shapes_are_those_of_a_forward_pass(name, monkeypatch):
     from vig_mm.nets import attention
 
+    def record(q, k, v, *others):
+        seen[Shape(*q.shape, v.shape[-1])] = None
+        return v.clone()
+
     seen = {}
-    monkeypatch.setattr(
-        attention, "gla_forward",
-        lambda q, k, v, *others: seen.setdefault(Shape(*q.shape, v.shape[-1])) or v.clone(),
-    )  # fmt: skip
+    monkeypatch.setattr(attention, "gla_forward", record)
     family = vig_mm.HierViG if "-H-" in name else vig_mm.ViG
     arch = {"T": "tiny", "S": "small", "B": "base"}[name[-1]]
     with torch.inference_mode(), torch.device("meta"):

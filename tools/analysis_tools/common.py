@@ -251,29 +251,23 @@ def make_parser(doc: str | None, out: str | None = None, page: bool = False) -> 
     return parser
 
 
-def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
-    """Type of an option whose number may not be smaller."""
+def checked(kind: Callable[[str], Any], fits: Callable[[Any], bool], rule: str) -> Callable:
+    """Type of an option: what ``kind`` makes of its text, if it fits."""
 
-    def number(text: str) -> Any:
-        if (value := kind(text)) < least:
-            raise argparse.ArgumentTypeError(f"at least {least}, got {text}")
-        return value
+    def value(text: str) -> Any:
+        if not fits(x := kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+        return x
 
-    return number
-
-
-def existing(text: str) -> Path:
-    """Type of an option that is a file."""
-    if not (path := Path(text)).is_file():
-        raise argparse.ArgumentTypeError(f"{text} is not a file")
-    return path
+    return value
 
 
-def png(text: str) -> Path:
-    """Type of an option that is a picture to write."""
-    if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"must end in .png, not {Path(text).name!r}")
-    return Path(text)
+def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable:
+    return checked(kind, lambda x: x >= least, f"at least {least}")
+
+
+existing = checked(Path, Path.is_file, "an existing file")
+png = checked(Path, lambda path: path.suffix.lower() == ".png", "a file that ends in .png")
 
 
 def add_device(parser: Parser) -> None:

@@ -249,10 +249,9 @@ def main() -> None:
             about = common.machine()
         plans += [{"config": path.stem, **plan(cfg, found, n, args)} for n in args.gpus]
         common.write_json(args.out, machine=about, measured=measured, plans=plans)
-    hours = f"as measured: {args.step_seconds} s a step" if args.step_seconds else (
-        f"assumed for {args.gpu}s in bfloat16: {OF_PEAK[0]:.0%} to {OF_PEAK[1]:.0%} of the peak, "
-        f"{OF_BANDWIDTH[0]:.0%} to {OF_BANDWIDTH[1]:.0%} of the bandwidth"
-    )  # fmt: skip
+    assumed = f"assumed for {args.gpu}s in bfloat16: {OF_PEAK[0]:.0%} to {OF_PEAK[1]:.0%} of the "
+    assumed += f"peak, {OF_BANDWIDTH[0]:.0%} to {OF_BANDWIDTH[1]:.0%} of the bandwidth"
+    hours = f"as measured: {args.step_seconds} s a step" if args.step_seconds else assumed
     text = f"{table(plans)}\n\nMemory of a GPU; steps measured on a CPU in float32 "
     text += f"({common.describe(about)}). Hours {hours}; without data loading, communication and "
     text += "validation."

@@ -186,8 +186,8 @@ def main() -> None:
         "checkpoint", metavar="CHECKPOINT", nargs="?",
         help="its checkpoint, or a public ViG file (default: random weights)",
     )  # fmt: skip
-    size = dict(type=number, nargs=2, default=(224, 224), metavar=("H", "W"))
-    parser.add_argument("--size", **size, help="of the input in pixels (224 224)")
+    sides = dict(type=number, nargs=2, default=(224, 224), metavar=("H", "W"))
+    parser.add_argument("--size", **sides, help="of the input in pixels (224 224)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: noise)")
     parser.add_argument("--count", type=number, default=20, help="images at most (20)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and signs (0)")

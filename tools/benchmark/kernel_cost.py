@@ -115,14 +115,12 @@ def _blocks(text: str) -> list[_Block]:
                 close([], match[1] is not None)
     if sources:
         close([], False)
-    last = len(found) - 1
-    return [
-        _Block(
-            size, flag, {starts[t] for t in targets if starts.get(t, last + 1) <= last}
-            | ({i + 1} if falls and i < last else set()),
-        )
-        for i, (size, flag, targets, falls) in enumerate(found)
-    ]  # fmt: skip
+    blocks = []
+    for i, (size, flag, targets, falls) in enumerate(found):
+        after = {starts[target] for target in targets if target in starts}
+        after |= {i + 1} if falls else set()
+        blocks.append(_Block(size, flag, {x for x in after if x < len(found)}))
+    return blocks
 
 
 def _reached(edges: list[set[int]], start: int, without: int | None = None) -> set[int]:

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PACKAGE = "vig_mm.kernels"
-WITH_KERNELS = ("feed_forward.triton", "gla.triton", "locality_gate.triton_projection",
-                "norm_conv.triton")  # fmt: skip
+WITH_KERNELS = ("feed_forward.triton", "gla.triton", "norm_conv.triton")
+WITH_KERNELS += ("locality_gate.triton_projection",)
 NO_LAUNCH = ("detach", "alias", "_unsafe_view", "lift_fresh", "set_")
 SETTINGS = ("num_warps", "num_stages", "maxnreg")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}

@@ -143,9 +143,9 @@ def test_models_of_one_size_are_built_for_the_chosen_one(tool):
 def test_bad_input_is_one_clear_error(tool, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for arguments, message in (
-        (("--size", "64", "16"), "--size: at least 32, got 16"),
-        (("--batch", "0"), "--batch: at least 1, got 0"),
-        (("--plot", "nowhere.json"), "nowhere.json is not a file"),
+        (("--size", "64", "16"), "--size: must be at least 32, got 16"),
+        (("--batch", "0"), "--batch: must be at least 1, got 0"),
+        (("--plot", "nowhere.json"), "must be an existing file, got nowhere.json"),
         (("--device", "cuda"), "--device cuda needs a CUDA GPU, and torch sees none"),
     ):
         with pytest.raises(SystemExit):

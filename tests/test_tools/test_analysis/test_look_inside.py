@@ -466,4 +466,4 @@ def test_bad_files(trained, tmp_path, run_tool, capsys):
             run_tool("analysis_tools/vis_gates", *args, cwd=tmp_path)
     with pytest.raises(SystemExit):
         run_tool("analysis_tools/vis_receptive_field", "c.py", "--out", "x.jpg", cwd=tmp_path)
-    assert "must end in .png" in capsys.readouterr().err
+    assert "a file that ends in .png, got x.jpg" in capsys.readouterr().err

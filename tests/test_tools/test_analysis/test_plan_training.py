@@ -148,4 +148,4 @@ def test_bad_files_and_numbers(call, tmp_path, capsys) -> None:
     for option in ("--step-seconds", "--batch"):
         with pytest.raises(SystemExit):
             call(option, 0)
-        assert f"argument {option}: at least 1" in capsys.readouterr().err
+        assert f"argument {option}: must be at least 1" in capsys.readouterr().err
