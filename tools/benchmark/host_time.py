@@ -73,7 +73,7 @@ def accept_cpu_tensors(step: Callable[[], Any]) -> None:
 
 def time_checkout(checkout: Path, folder: Path) -> dict[str, list[float]]:
     """`time_steps` in a process with the package of a checkout."""
-    tree = folder / checkout.name / "vig_mm"
+    tree = folder / "-".join(checkout.parts[1:]) / "vig_mm"
     if not tree.exists():
         tree.mkdir(parents=True)
         for source in (*(checkout / "vig_mm").iterdir(), checkout / "kernels"):
