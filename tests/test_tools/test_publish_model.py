@@ -22,7 +22,6 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from vig_mm import HierViG
 from vig_mm.apis.inference import Predictor
 from vig_mm.checkpoints.publishing import publish
 from vig_mm.checkpoints.reading import CheckpointError
@@ -161,19 +160,6 @@ def test_inferencers_in_a_fresh_process(published, known, tmp_path):
     scores = expected["mmpretrain"].pred_score
     assert seen["class_scores"] == pytest.approx(scores.tolist(), abs=1e-5)
     assert seen["class_name"] == f"class {int(scores.argmax())}"
-
-
-def test_init_cfg(published):
-    config, before, after = published["mmdet"]
-    backbone = dict(config.model.backbone)
-    backbone.pop("type")
-    model = HierViG(**backbone, init_cfg=dict(type="Pretrained", checkpoint=str(after)))
-    model.init_weights()
-    trained = torch.load(before, weights_only=True)["state_dict"]
-    own = model.state_dict()
-    assert len(own) > 50
-    for name, value in own.items():
-        assert torch.equal(value, trained[f"backbone.{name}"]), name
 
 
 def test_bad_input(run_tool, tmp_path):

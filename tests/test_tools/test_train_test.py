@@ -1,6 +1,6 @@
 """tools/train.py and tools/test.py: what they start from, what they refuse, in which precision.
 
-Whole trainings and tests are in test_evaluation.py.
+Whole trainings and tests are in test_evaluation.py and test_engine/test_resume.
 """
 
 import pickle
@@ -138,23 +138,6 @@ def test_precision(load_tool, monkeypatch):
         after(other, "bf16", True)
     monkeypatch.setattr(sys, "argv", ["train.py", "config.py", "--amp"])
     assert train.parse_args().amp == "fp16"
-
-
-def test_start(load_tool, tmp_path):
-    given, latest = tmp_path / "given.pth", tmp_path / "epoch_1.pth"
-    for path in (given, latest):
-        torch.save(dict(state_dict=dict(weight=torch.zeros(1))), path)
-
-    def start(resume):
-        cfg = Config(dict(work_dir=str(tmp_path), load_from=str(given), resume=False))
-        load_tool("train").set_start(cfg, resume)
-        return cfg.resume, Path(cfg.load_from)
-
-    assert start(None) == (False, given)
-    assert start("auto") == (False, given)  # nothing to resume from yet
-    (tmp_path / "last_checkpoint").write_text(str(latest))
-    assert start("auto") == (True, latest)
-    assert start(str(given)) == (True, given)
 
 
 def test_tta_needs_its_entries(load_tool):
