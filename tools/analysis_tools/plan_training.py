@@ -59,19 +59,19 @@ def training_size(cfg: Config) -> tuple[int, int]:
     """
     steps = {type_name(step): step for step in pipeline_of(cfg, "train")}
     preprocessor = cfg.model.get("data_preprocessor", {})
-    if cfg.default_scope == "mmseg" and preprocessor.get("size"):
-        return tuple(preprocessor.size)
-    if cfg.default_scope == "mmpretrain" and "RandomResizedCrop" in steps:
-        side = steps["RandomResizedCrop"].scale
-        return (side, side) if isinstance(side, int) else tuple(side)
-    if cfg.default_scope == "mmdet":
+    if cfg.default_scope == "mmseg":
+        size = preprocessor.get("size")
+    elif cfg.default_scope == "mmpretrain":
+        size = steps.get("RandomResizedCrop", {}).get("scale")
+    else:
         # a crop of fixed size comes last, else (long side, short side) bounds the image
-        crop, resize = steps.get("RandomCrop"), steps.get("Resize")
-        scale = crop.crop_size if crop else sorted(resize.scale) if resize else None
-        if scale is not None:
-            divisor = preprocessor.get("pad_size_divisor", 1)
-            return tuple(-(-side // divisor) * divisor for side in scale)
-    raise UsageError("the training pipeline does not say how large images are: give --size H W")
+        size = steps.get("RandomCrop", {}).get("crop_size")
+        size = size or sorted(steps.get("Resize", {}).get("scale", ()))
+        divisor = preprocessor.get("pad_size_divisor", 1)
+        size = [-(-side // divisor) * divisor for side in size]
+    if not size:
+        raise UsageError("the training pipeline does not say how large images are: give --size H W")
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def measure(cfg: Config, size: tuple[int, int]) -> dict:

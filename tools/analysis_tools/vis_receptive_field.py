@@ -26,10 +26,10 @@ from vig_mm.apis.inference import read_image
 from vig_mm.apis.launch import add_config_options, load_config, resolve_device, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.checks.weights import check_weights
+from vig_mm.datasets.files import IMAGES, files
 from vig_mm.errors import UsageError
 
 QUANTILES = (0.3, 0.5, 0.99)
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PANEL = 3.6  # inches
 DARKEST = 1e-4  # of the highest value: the colour scale's other end
 
@@ -167,13 +167,13 @@ def inputs(
     if folder is None:  # as a normalised image is distributed
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(1, 3, *size, generator=generator) for _ in range(count)]
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+    found = files(folder, IMAGES, any_case=True)
     if not found:
         raise UsageError(f"--images: no picture ({', '.join(IMAGES)}) in {str(folder)!r}")
     images = []
     # from all over the folder, not the first class alone
-    for path in found[:: max(1, -(-len(found) // count))]:
-        image = cv2.resize(read_image(path), size[::-1], interpolation=cv2.INTER_AREA)
+    for name in found[:: -(-len(found) // count)]:
+        image = cv2.resize(read_image(folder / name), size[::-1], interpolation=cv2.INTER_AREA)
         batch = preprocessor(dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)]), False)
         images.append(batch["inputs"][:, :, : size[0], : size[1]])
     return images

@@ -435,7 +435,7 @@ def test_gates_files(trained, tmp_path, run_tool):
         ("cam", "--class cat", "no such class; give one of class0"),
         ("cam", "--device cuda:99", "--device cuda:99"),
         ("cam", "--score-thr 0.5", "--score-thr is for detectors"),
-        ("receptive_field", "--images nowhere", "no picture"),
+        ("receptive_field", "--images .", "no picture"),
         ("gates", "--at 64 0", "the network's input is 64 wide and 64 high"),
         ("gates", "--layers backbone.norm3", "no such gated layer; there are backbone.layers.0"),
     ],
