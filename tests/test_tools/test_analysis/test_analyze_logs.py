@@ -117,5 +117,5 @@ def test_bad_input(analyze_logs, resumed, tmp_path):
             runs = [analyze_logs.read_run(path, path.name) for path in paths]
             analyze_logs.plot(runs, [("coco/bbox_mAP", False)], tmp_path / "c.png")
     with pytest.raises(UsageError, match="choose by --keys"):
-        run = analyze_logs.read_run(write(tmp_path / "x.json", [dict(lr=1, step=1)]), "run")
+        run = analyze_logs.read_run(write(tmp_path / "x.json", [dict(time=1, step=1)]), "run")
         analyze_logs.choose([run], None)
