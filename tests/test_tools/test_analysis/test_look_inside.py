@@ -288,8 +288,10 @@ def test_what_cannot_be_asked():
     ):
         with pytest.raises(UsageError, match=message):
             cam.draw(asked, None, [method], wanted)
+    subject = two_stage()
+    del subject.sample.proposals
     with pytest.raises(UsageError, match="calls this layer [45] times"):
-        cam.draw(two_stage(), ["rpn_head.rpn_cls"], [cam.GRAD], "2", score_thr=0)
+        cam.draw(subject, ["rpn_head.rpn_cls"], [cam.GRAD], "2", score_thr=0)
     assert cam.draw(nothing, None, [cam.EIGEN], None).width > 2 * 320
 
 
