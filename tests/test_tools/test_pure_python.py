@@ -36,14 +36,17 @@ def write(scope: str, known: Config, path: Path) -> None:
     for key in ("decode_head", "auxiliary_head", "head", "data_preprocessor"):
         if "num_classes" in cfg.model.get(key, {}):
             cfg.model[key].update(few)
-    for head in ("bbox_head", "mask_head") if scope == "mmdet" else ():
-        cfg.model.roi_head[head].update(few)
+    if scope == "mmdet":
+        cfg.model.roi_head.bbox_head.update(few)
+        cfg.model.roi_head.mask_head.update(few)
+        cfg.model.test_cfg.rcnn.max_per_img = 5
     loop = dict(max_iters=2) if scope == "mmseg" else dict(max_epochs=1)
     cfg.train_cfg.update(loop)
     cfg.optim_wrapper.type, cfg.param_scheduler = "AmpOptimWrapper", []
     for split in ("train", "val", "test"):
         cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False)
-    cfg.train_dataloader.batch_size = 2
+    cfg.train_dataloader.update(batch_size=2, sampler=dict(type="DefaultSampler", shuffle=False))
+    cfg.model.backbone.depths = (1, 1, 1, 1)
 
     def code(value, key: str = "") -> str:
         if isinstance(value, dict) and key not in BY_NAME:
