@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.utils import ManagerMixin
 from numpy.typing import ArrayLike
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,16 +20,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def tool(name: str, *args, cwd: Path) -> None:
     """Call the main function of a file in tools/, in this process."""
-    from mmengine.registry import DefaultScope
-
     spec = importlib.util.spec_from_file_location(f"tools_{Path(name).stem}", ROOT / "tools" / name)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [name, *map(str, args)])
-        patch.setattr(DefaultScope, "_instance_dict", OrderedDict())
+        # loggers and the like of runs that start in the same second have the same name
+        for kind in kinds_of(ManagerMixin):
+            patch.setattr(kind, "_instance_dict", OrderedDict())
         spec.loader.exec_module(module)
         module.main()
+
+
+def kinds_of(kind: type) -> list[type]:
+    return [kind, *(x for sub in kind.__subclasses__() for x in kinds_of(sub))]
 
 
 def small_config(base: str, folder: Path, changes: dict) -> Path:
