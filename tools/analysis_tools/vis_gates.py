@@ -167,7 +167,7 @@ def plot(
             panel.plot(at, curves["p50"], color="C0", label="median channel")
             panel.axvline(gates.hw[1], color="grey", linestyle=":", label="one row of tokens")
             panel.set(xscale="log", ylim=(0, 1.03), xlim=(1, max(2, at[-1])))
-            panel.set_title(f"{direction}: half-life {_life(content[direction])}", fontsize=11)
+            panel.set_title(f"{direction}: median {_life(content[direction])}", fontsize=11)
             panel.grid(alpha=0.3)
         row[0].set_ylabel(f"{gates.name.removeprefix('backbone.')}\nweight", fontsize=11)
         _plot_map(row[2], subject, gates, pixel)
@@ -180,7 +180,7 @@ def plot(
 
 def _life(content: dict) -> str:
     life = content["median_half_life"]
-    return "without end" if life is None else f"{life:.3g}"
+    return "never halves" if life is None else f"half-life {life:.3g} tokens"
 
 
 def _plot_map(panel: Any, subject: Subject, gates: Gates, pixel: tuple[int, int]) -> None:
@@ -224,7 +224,7 @@ def main() -> None:
     write_json(numbers, **about, layers=reports)
     for one in reports:
         lives = (f"{_life(one[direction])} {direction}" for direction in (FORWARD, BACKWARD))
-        print(f"{one['layer']}: median half-life {', '.join(lives)} (tokens)")
+        print(f"{one['layer']}: median {', '.join(lives)}")
     print(f"written: {args.out}, {numbers}")
 
 
