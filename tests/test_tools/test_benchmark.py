@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "benchmark"))
 
 import bidirectional_gla as operator
+import common  # found by way of the one before
 import gpu_variants
 import shapes
 from shapes import Shape
@@ -24,11 +25,7 @@ from shapes import Shape
 import vig_mm
 from vig_mm.kernels import bidirectional_gla
 
-# found by way of bidirectional_gla
-import common  # isort: skip
-
 BENCHMARK = Path(__file__).resolve().parents[2] / "tools" / "benchmark"
-HIDDEN = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled")
 
 
@@ -55,59 +52,40 @@ def scan(q, k, v, log_gate):
     return torch.stack(outputs, 1), None
 
 
-def test_fla_in_both_directions_equals_the_reference():
+def test_rivals_compute_what_they_should():
     inputs, grad = operator.make_inputs(Shape(2, 9, 2, 4, 6), torch.float64, "cpu")
     reference = partial(bidirectional_gla, backend="reference")
     expected = operator.with_gradients(reference, inputs, grad)
     found = operator.with_gradients(operator.fla_operator(scan), inputs, grad)
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y)
-
-
-def test_attention_is_attention():
-    inputs, _ = operator.make_inputs(Shape(2, 9, 3, 8, 8), torch.float32, "cpu")
+    torch.testing.assert_close(found, expected)
     v = inputs[2]
-    weights = torch.einsum("bnhd,bmhd->bhnm", v, v).mul(8**-0.5).softmax(-1)
+    weights = torch.einsum("bnhd,bmhd->bhnm", v, v).mul(6**-0.5).softmax(-1)
     expected = torch.einsum("bhnm,bmhd->bnhd", weights, v)
     torch.testing.assert_close(operator.attention(*inputs), expected)
 
 
-# --- shapes and figures
-
-
-@pytest.mark.parametrize("name", ["ViG-T", "ViG-H-T"])
+@pytest.mark.parametrize("name", shapes.MODELS)
 def test_shapes_are_those_of_a_forward_pass(name, monkeypatch):
     from vig_mm.nets import attention
 
-    seen = {}
-
-    def record(q, k, v, *gates_and_options):
+    def record(q, k, v, *others):
         seen[Shape(*q.shape, v.shape[-1])] = None
         return v.clone()
 
+    seen = {}
     monkeypatch.setattr(attention, "gla_forward", record)
     family = vig_mm.HierViG if "-H-" in name else vig_mm.ViG
-    with torch.inference_mode():
-        family("tiny", backend="chunked").eval()(torch.randn(1, 3, 64, 96))
+    arch = {"T": "tiny", "S": "small", "B": "base"}[name[-1]]
+    with torch.inference_mode(), torch.device("meta"):
+        family(arch, backend="chunked").eval()(torch.empty(1, 3, 64, 96))
     assert list(seen) == shapes.model_shapes(name, (64, 96), 1)
 
 
-@pytest.mark.parametrize("name", shapes.MODELS)
-def test_heads_are_those_of_the_model(name):
-    family = vig_mm.HierViG if "-H-" in name else vig_mm.ViG
-    settings = family.arch_zoo[{"T": "tiny", "S": "small", "B": "base"}[name[-1]]]
-    heads, channels = settings["num_heads"], settings["embed_dims"]
-    heads = (heads,) if isinstance(heads, int) else heads
-    assert shapes.MODELS[name].heads == heads
-    assert shapes.MODELS[name].widths == (channels // 2 // heads[0], channels // heads[0])
-
-
-def test_all_shapes_cover_the_design_table():
+def test_all_shapes_cover_what_is_worth_most():
     found = shapes.all_shapes()
     hier = [(128, 3136, 3), (128, 49, 24), (1, 66_800, 3), (1, 4200, 12), (1, 262_144, 4)]
-    for shape in (*((*x, 16, 32) for x in hier), (128, 196, 3, 32, 64)):
-        assert Shape(*shape) in found
-    assert "ViG-H-T 1333x800 stage 1" in found[Shape(1, 66_800, 3, 16, 32)]
+    assert {*(Shape(*x, 16, 32) for x in hier), Shape(128, 196, 3, 32, 64)} <= set(found)
+    assert "ViG-H-T 800x1333 stage 1" in found[Shape(1, 66_800, 3, 16, 32)]
     assert set(operator.FLOORS) <= set(operator.cpu_shapes())
 
 
@@ -118,9 +96,6 @@ def test_minimum_bytes():
     backward = 2 * (4 * 16 + 2 * 32 + 4 * 16 + 32)
     assert operator.minimum_bytes(shape, training=False) == 30 * forward == 7680
     assert operator.minimum_bytes(shape, training=True) == 30 * (forward + backward) == 21_120
-
-
-# --- the operator
 
 
 @interpreted
@@ -151,30 +126,25 @@ def test_wrong_results_are_not_reported_as_right(without_gpu):
     def wrong(q, k, v, *gates):
         return v * (q.sum() + k.sum() + gates[0].sum() + gates[1].sum())
 
-    row = operator.measure_gpu(Shape(1, 3, 1, 16, 16), {"ours": wrong}, 1e9)
-    assert not operator.is_right(row)
+    assert not operator.is_right(operator.measure_gpu(Shape(1, 3, 1, 16, 16), {"ours": wrong}, 1e9))
     right = {"shape": Shape(1, 4096, 12, 16, 32)._asdict(), "dtype": "float32", "error": {"out": 0}}
     for forward, backward, met in ((6.1, 4.1, True), (5.9, 4.1, False), (6.1, 3.9, False)):
-        modes = {"forward": forward, "backward": backward}
-        entries = {
-            mode: {"ours": {"median": 1, "min": 1}, "plain": {"min": ratio}}
-            for mode, ratio in modes.items()
-        }
-        assert operator.is_right(right | entries) is met
-    lost = {mode: {"ours": {"missing": "out of memory"}} for mode in ("forward", "backward")}
-    assert not operator.is_right({"shape": right["shape"], "error": {"out": 0}, **lost})
-    assert operator.cells(right | lost)[0][1] == "out of memory"
+        for mode, ratio in (("forward", forward), ("backward", backward)):
+            right[mode] = {"ours": {"median": 1, "min": 1}, "plain": {"min": ratio}}
+        assert operator.is_right(right) is met
+    lost = {"shape": right["shape"], "error": right["error"]}
+    lost["forward"] = {"ours": {"missing": "out of memory"}}
+    assert not operator.is_right(lost) and operator.cells(lost)[0][1] == "out of memory"
 
 
-@pytest.mark.parametrize("extreme", [False, True])
-def test_operator_command_on_a_cpu(tmp_path, monkeypatch, capsys, extreme):
+@pytest.mark.parametrize("floor", [0, 1e9])  # no machine code is so fast
+def test_operator_command_on_a_cpu(tmp_path, monkeypatch, capsys, floor):
     pytest.importorskip("numba")
     monkeypatch.setattr(common, "limit_memory", lambda: None)
-    if extreme:  # no machine code is so fast
-        monkeypatch.setattr(operator, "FLOORS", {Shape(1, 70, 2, 16, 32): (1e9, 1e9)})
+    monkeypatch.setattr(operator, "FLOORS", {Shape(1, 70, 2, 16, 32): (floor, floor)})
     out, threads = tmp_path / "results.json", torch.get_num_threads()
-    command = "gla.py --device cpu --threads 1 --seconds 0 --shape 1 70 2 16 32 --out"
-    monkeypatch.setattr(sys, "argv", [*command.split(), str(out)])
+    command = f"gla.py --device cpu --threads 1 --seconds 0 --shape 1 70 2 16 32 --out {out}"
+    monkeypatch.setattr(sys, "argv", command.split())
     status = operator.main()
     torch.set_num_threads(threads)
     rows = json.loads(out.read_text())["results"]
@@ -182,11 +152,7 @@ def test_operator_command_on_a_cpu(tmp_path, monkeypatch, capsys, extreme):
     assert all(row[mode]["ours"]["median"] > 0 for row in rows for mode in ("forward", "backward"))
     printed = capsys.readouterr().out
     assert "| B1 N70 H2 K16 V32 float32 forward" in printed and f"written: {out}" in printed
-    if extreme:
-        assert status == 1 and "WRONG, OR TOO SLOW: B1 N70" in printed
-
-
-# --- variants
+    assert status == bool(floor) and ("WRONG, OR TOO SLOW: B1 N70" in printed) is bool(floor)
 
 
 @interpreted
@@ -194,19 +160,18 @@ def test_variants_reach_the_launch_code():
     from vig_mm.kernels.gla.triton import launch
 
     q = torch.empty(1, 40, 1, 16, device="meta")
-    with gpu_variants.settings(gpu_variants.Variant(chunk=16, warps=1)):
+    with gpu_variants.settings(chunk=16, warps=1):
         assert launch.make_plan(q, q).BT == launch.make_plan(q, q, grad=True).BT == 16
         assert launch.options("output", launch.make_plan(q, q))["num_warps"] == 1
     assert launch.make_plan(q, q).BT == 64
-    with gpu_variants.settings(gpu_variants.Variant(fp32_states=True)):
+    with gpu_variants.settings(fp32_states=True):
         assert launch.state_dtype(torch.bfloat16) == torch.float32
 
 
 @interpreted
 def test_variants_and_steps_are_compared(monkeypatch):
     """All agree with the first of them; what is wrong or breaks is named and not timed."""
-    chosen = (gpu_variants.Variant(), gpu_variants.Variant(chunk=16, warps=1))
-    monkeypatch.setattr(gpu_variants, "VARIANTS", chosen)
+    monkeypatch.setattr(gpu_variants, "VARIANTS", ({}, dict(chunk=16, warps=1)))
     found = gpu_variants.variant_runs(Shape(1, 40, 1, 16, 16), "cpu")
     found |= gpu_variants.step_runs(1, (4, 5), 32, "cpu")
     assert len(found) == 5
@@ -222,27 +187,21 @@ def test_variants_and_steps_are_compared(monkeypatch):
     assert line[0] == "step" and line[1].startswith("parts ") and "WRONG wrong: error" in line[3]
 
 
-# --- commands
-
-
-def run_script(*arguments, environment=HIDDEN, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(x) for x in arguments], env=environment, capture_output=True, text=True, **options
-    )
+def run_gpu(*steps: str, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(BENCHMARK / "run_gpu.sh"), *steps]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_run_gpu_needs_a_gpu(tmp_path):
     """And does nothing else."""
-    script = BENCHMARK / "run_gpu.sh"
-    assert run_script("bash", "-n", script).returncode == 0
-    environment = {**HIDDEN, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
-    run = run_script("bash", script, environment=environment)
+    run = run_gpu(PYTHON=sys.executable, OUT=str(tmp_path / "out"))
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.endswith("run_gpu.sh: needs a CUDA GPU, and torch sees none\n")
     assert not (tmp_path / "out").exists()
-    run = run_script("bash", script, "tests", "speed", environment=environment)
+    run = run_gpu("tests", "speed")
     assert run.returncode == 2 and "unknown step 'speed'" in run.stderr
-    run = run_script("bash", script, environment={**environment, "PYTHON": "no-python"})
+    run = run_gpu(PYTHON="no-python")
     assert run.returncode == 2 and "no interpreter 'no-python'" in run.stderr
 
 
@@ -262,24 +221,10 @@ def test_run_gpu_goes_on_after_a_failure(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/pretend.py "$@"\n')
     python.chmod(0o755)
-    environment = {**HIDDEN, "PYTHON": str(python), "OUT": str(tmp_path / "out")}
-    run = run_script("bash", BENCHMARK / "run_gpu.sh", environment=environment)
+    run = run_gpu(PYTHON=str(python), OUT=str(tmp_path / "out"))
     ran = [line for line in run.stdout.splitlines() if line.startswith("ran ")]
     names = ("test_triton", "bidirectional_gla", "benchmark.py", "cost_vs_resolution", "variants")
     places = [next(i for i, line in enumerate(ran) if name in line) for name in names]
     assert places == sorted(places)
     assert "tests=0 operator=0 maps=0 classifiers=1 variants=0" in run.stdout
     assert run.returncode == 1
-
-
-def test_shards_share_the_tests(tmp_path):
-    tests = "".join(f"def test_{i}():\n    pass\n" for i in range(5))
-    (tmp_path / "test_it.py").write_text(tests)
-    found = []
-    for i in range(2):
-        environment = {**os.environ, "TEST_SHARD": f"{i}/2", "PYTHONPATH": str(BENCHMARK)}
-        command = (sys.executable, "-m", "pytest", "-v", "-p", "shapes", tmp_path)
-        run = run_script(*command, environment=environment)
-        assert run.returncode == 0, run.stdout
-        found += [line.split()[0][-6:] for line in run.stdout.splitlines() if " PASSED" in line]
-    assert sorted(found) == [f"test_{i}" for i in range(5)] and found[:2] == ["test_0", "test_2"]

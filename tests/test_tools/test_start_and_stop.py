@@ -1,4 +1,4 @@
-"""What tools/train.py says just before the first iteration, at the end, and when it is stopped."""
+"""What tools/train.py says before the first iteration, at the end, and when it is stopped."""
 
 import os
 import signal
@@ -43,11 +43,16 @@ def start_of(cfg: Config, model: torch.nn.Module, **changes) -> str:
     return backbone_start(changed, model)
 
 
-def test_random_weights(cfg, model):
+def test_random_weights_and_those_of_others(cfg, model):
     said = start_of(cfg, model)
     assert said.startswith("backbone: random weights; fine-tuning starts from ImageNet weights")
     said = start_of(cfg, model, default_scope="mmdet")
     assert "random weights; recipes for COCO and ADE20K start from ImageNet weights" in said
+    address = {"model.backbone.init_cfg": dict(type="Pretrained", checkpoint="torchvision://x")}
+    assert start_of(cfg, model, **address) == "backbone: the weights of 'torchvision://x'"
+    said = start_of(cfg, model, **{"model.backbone.pretrained": True})
+    assert said == "backbone: the weights that pretrained=True names"
+    assert backbone_start(cfg, torch.nn.Linear(1, 1)) is None
 
 
 def test_weights_of_a_file(cfg, model, tmp_path):
@@ -56,23 +61,14 @@ def test_weights_of_a_file(cfg, model, tmp_path):
     part, other = str(tmp_path / "part.pth"), str(tmp_path / "other.pth")
     save_checkpoint(dict(state_dict=state, meta={}), part)
     save_checkpoint(dict(state_dict={"layer.weight": torch.ones(3)}, meta={}), other)
-    count = f"backbone: {len(names) - 2} of {len(names)} parameters from {part!r}; at random: norm3"
-    assert start_of(cfg, model, load_from=part).startswith(count)
     init_cfg = {"model.backbone.init_cfg": dict(type="Pretrained", checkpoint=part)}
-    assert start_of(cfg, model, **init_cfg).startswith(count)
+    count = f"backbone: {len(names) - 2} of {len(names)} parameters from {part!r}; at random: norm3"
     # of two, the one that mmengine loads last and that has something for the backbone
-    assert start_of(cfg, model, load_from=other, **init_cfg).startswith(count)
+    for changes in (dict(load_from=part), init_cfg, dict(init_cfg, load_from=other)):
+        assert start_of(cfg, model, **changes).startswith(count)
     assert "random weights" in start_of(cfg, model, load_from=other)
     resumed = start_of(cfg, model, load_from=part, resume=True)
     assert resumed == f"all weights: as the run that is resumed left them in {part!r}"
-
-
-def test_weights_of_other_libraries(cfg, model):
-    address = {"model.backbone.init_cfg": dict(type="Pretrained", checkpoint="torchvision://x")}
-    assert start_of(cfg, model, **address) == "backbone: the weights of 'torchvision://x'"
-    said = start_of(cfg, model, **{"model.backbone.pretrained": True})
-    assert said == "backbone: the weights that pretrained=True names"
-    assert backbone_start(cfg, torch.nn.Linear(1, 1)) is None
 
 
 def test_own_config_as_base(tmp_path, monkeypatch):
@@ -85,15 +81,10 @@ def test_own_config_as_base(tmp_path, monkeypatch):
 
 
 def train(*options: str, cwd: Path) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "tools/train.py"), "mine.py", "--work-dir", "work"]
-    return subprocess.Popen(
-        [*command, *options],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/train.py"), "mine.py", *options]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    return subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **streams)
 
 
 def test_stopped_and_resumed(tmp_path):
@@ -105,7 +96,7 @@ def test_stopped_and_resumed(tmp_path):
         f"_base_ = {BASE!r}\ntrain_dataloader = dict(batch_size=9)\n"
         "train_cfg = dict(max_epochs=1000, val_interval=1000)\n"
     )
-    process = train(cwd=tmp_path)
+    process = train("--work-dir", "work", cwd=tmp_path)
     end = time.monotonic() + 200
     while not (tmp_path / "work/last_checkpoint").exists() and time.monotonic() < end:
         assert process.poll() is None, process.stdout.read()[-3000:]
@@ -123,9 +114,27 @@ def test_stopped_and_resumed(tmp_path):
     assert "three" in block[2]
 
     last = int(Path((tmp_path / "work/last_checkpoint").read_text()).stem.rpartition("_")[2])
-    process = train("--resume", "--cfg-options", f"train_cfg.max_epochs={last + 1}", cwd=tmp_path)
+    options = ("--work-dir", "work", "--cfg-options", f"train_cfg.max_epochs={last + 1}")
+    process = train("--resume", *options, cwd=tmp_path)
     log, _ = process.communicate(timeout=200)
     assert process.returncode == 0, log[-3000:]
     assert f"  - all weights: as the run that is resumed left them in '{tmp_path}" in log
     end = log.partition("this training began with warnings:\n")[2]
     assert "three" in end.splitlines()[0] and len(end.splitlines()) < 5
+
+
+def test_a_worker_that_dies(cfg, tmp_path):
+    """One message that says what happened and what to do, and no waiting for its samples."""
+    make_digits(tmp_path / "data/digits", coco=(0, 0), ade=(0, 0), imagenet=(4, 1))
+    cfg = cfg.copy()
+    cfg.train_dataloader.batch_size = 4
+    cfg.train_dataloader.dataset.pipeline.insert(0, dict(type="KillWorker", after=9))
+    cfg.custom_imports = dict(imports=["deadly_transform"], allow_failed_imports=False)
+    cfg.dump(tmp_path / "mine.py")
+    process = train(cwd=tmp_path)
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in log
+    last = log.strip().splitlines()[-1]
+    assert "error: DataLoader worker (pid" in last and "killed by signal: Killed" in last
+    for word in ("memory runs out", "/dev/shm", "train_dataloader.num_workers=1", "--resume"):
+        assert word in last

@@ -1,6 +1,8 @@
-"""tools/train.py and tools/test.py, run as a user runs them, on a few built-in images."""
+"""tools/train.py and tools/test.py: what they start from, what they refuse, in which precision.
 
-import importlib.util
+Whole trainings and tests are in test_evaluation.py and test_engine/test_resume.
+"""
+
 import pickle
 import subprocess
 import sys
@@ -10,225 +12,134 @@ import pytest
 import torch
 
 pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
+from known_cases import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from tool_runs import small_config
 
 from vig_mm.checkpoints.conversion import to_public
 from vig_mm.datasets import make_digits
-from vig_mm.errors import UsageError
+from vig_mm.errors import CheckpointError, DataError, UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-
-# A classifier trains with what the ImageNet recipe has besides: averaged weights and mixup.
-EXTRA = {
-    "mmpretrain": """
-custom_hooks = [
-    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.01)]
-model = dict(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)], probs=[1.0]))
-"""
-}
-TASKS = {
-    "mmdet": ("mmdet/mask-rcnn_vig-h-mini_fpn_digits.py", "coco/segm_mAP"),
-    "mmseg": ("mmseg/vig-h-mini_upernet_digits.py", "mIoU"),
-    "mmpretrain": ("mmpretrain/vig-h-mini_digits.py", "accuracy/top1"),
-}
+pytestmark = pytest.mark.usefixtures("default_scope")
+CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A working directory with data/digits in it."""
+def work(tmp_path_factory) -> Path:
+    """A working directory with data/digits and a config of two iterations an epoch in it."""
     folder = tmp_path_factory.mktemp("work")
-    sizes = dict(coco_size=(96, 128), ade_size=(64, 64), imagenet_size=(48, 48))
-    make_digits(folder / "data/digits", coco=(8, 3), ade=(8, 3), imagenet=(2, 1), **sizes)
+    sizes = dict(coco=(0, 0), ade=(0, 0), imagenet=(2, 1), imagenet_size=(48, 48))
+    make_digits(folder / "data/digits", **sizes)
+    small_config(str(CONFIG), folder, {"train_dataloader.batch_size": 10})
     return folder
 
 
-def tool(name, *args, cwd, ok=True):
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / name), *map(str, args)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert (done.returncode == 0) is ok, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr if ok else done.stderr
-
-
-def small(scope, work):
-    """A config of two iterations an epoch that differs from the project's in nothing else."""
-    lines = [f"_base_ = {str(ROOT / 'configs' / TASKS[scope][0])!r}"]
-    for loader in LOADERS:
-        batch = "batch_size=4, " if loader == "train_dataloader" and scope != "mmpretrain" else ""
-        lines.append(f"{loader} = dict({batch}num_workers=0, persistent_workers=False)")
-    if scope == "mmpretrain":
-        lines.append("train_dataloader['batch_size'] = 10")
-    lines.append("default_hooks = dict(logger=dict(interval=1))")
-    path = work / f"{scope}_small.py"
-    path.write_text("\n".join(lines) + EXTRA.get(scope, ""))
-    return path
-
-
-def length(scope, epochs):
-    if scope == "mmseg":
-        its = 2 * epochs
-        return [
-            f"train_cfg.max_iters={its}",
-            f"train_cfg.val_interval={its}",
-            "default_hooks.checkpoint.interval=2",
-        ]
-    return [f"train_cfg.max_epochs={epochs}", f"train_cfg.val_interval={epochs}"]
-
-
-def last_checkpoint(folder):
-    return Path((folder / "last_checkpoint").read_text())
-
-
-@pytest.mark.parametrize("scope", TASKS)
-def test_train_resume_test(scope, work):
-    config, metric = small(scope, work), TASKS[scope][1]
-    log = tool("train.py", config, "--seed", "3", "--cfg-options", *length(scope, 1), cwd=work)
-    work_dir = work / "work_dirs" / config.stem  # the default, beside the data
-    assert metric in log
-    first = torch.load(last_checkpoint(work_dir), weights_only=False)
-    assert first["meta"]["seed"] == 3 and first["meta"]["iter"] == 2
-    assert ("ema_state_dict" in first) is (scope == "mmpretrain")
-
-    # --resume finds the checkpoint, and optimizer and log go on from it
-    log = tool("train.py", config, "--resume", "--cfg-options", *length(scope, 2), cwd=work)
-    assert "iter: 2" in log and "resumed" in log
-    checkpoint = last_checkpoint(work_dir)
-    second = torch.load(checkpoint, weights_only=False)
-    assert second["meta"]["iter"] == 4
-    step = next(iter(second["optimizer"]["state"].values()))["step"]
-    assert step == 4
-    losses = second["message_hub"]["log_scalars"]["train/loss"].data[0]
-    assert len(losses) == 4 and all(losses > 0)
-
-    out, pictures = work / scope / "out.pkl", work / scope / "pictures"
-    results = ("--out", out, "--show-dir", pictures.relative_to(work))
-    log = tool("test.py", config, checkpoint, "--tta", *results, cwd=work)
-    assert metric in log
-    predictions = pickle.loads(out.read_bytes())
-    images = len(list(pictures.rglob("*.*g")))
-    assert len(predictions) == images == (10 if scope == "mmpretrain" else 3)
-    if scope == "mmseg":
-        assert "seg_logits" not in predictions[0]
-        assert predictions[0]["pred_sem_seg"]["data"].shape == (1, 64, 64)
-    if scope == "mmdet":
-        assert {"bboxes", "scores", "labels", "masks"} <= set(predictions[0]["pred_instances"])
-
-
-def test_public_file(work):
+def test_public_file(work, run_tool):
     """A public file goes into test.py as it is; `model_ema` is what counts."""
-    config = small("mmpretrain", work)
-    cfg = Config.fromfile(config)
+    cfg = Config.fromfile(CONFIG)
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         model = registry.build(cfg.model)
     torch.nn.init.zeros_(model.head.fc.weight)
-    torch.nn.init.constant_(model.head.fc.bias, -1.0)
-    model.head.fc.bias.data[4] = 1.0  # always the fifth class, so one image in ten is right
+    model.head.fc.bias.data = torch.eye(10)[4]  # always the fifth class: one image in ten is right
     public = to_public(model.state_dict())
     nothing = {name: torch.zeros_like(x) for name, x in public.items()}
     torch.save(dict(model=nothing, model_ema=public, epoch=300), work / "public.pth")
-    out = work / "public.pkl"
-    log = tool("test.py", config, "public.pth", "--out", out, "--work-dir", "public", cwd=work)
-    assert "accuracy/top1: 10.0" in log
-    assert {int(one["pred_label"]) for one in pickle.loads(out.read_bytes())} == {4}
+    files = ("mmpretrain.py", "public.pth", "--out", "public.pkl", "--work-dir", "public")
+    assert "accuracy/top1: 10.0" in run_tool("test", *files, cwd=work)
+    assert {int(x["pred_label"]) for x in pickle.loads((work / "public.pkl").read_bytes())} == {4}
 
 
-def test_bad_input_is_one_message(tmp_path, work):
-    config = ROOT / "configs" / TASKS["mmpretrain"][0]
-    error = tool("train.py", config, cwd=tmp_path, ok=False)
-    assert "Traceback" not in error and "make_digits.py" in error
-    error = tool("train.py", "nowhere.py", cwd=tmp_path, ok=False)
-    assert "Traceback" not in error and "config 'nowhere.py' is not a file" in error
-
-    other = tmp_path / "other.pth"
-    torch.save(dict(state_dict={"head.fc.weight": torch.zeros(10, 64)}), other)
-    error = tool("test.py", config, other, cwd=work, ok=False)
-    assert "Traceback" not in error and "does not fit this config's model" in error
-    assert "head.fc.weight (10, 64) instead of (10, 256)" in error
-
-
-def test_no_check(work):
+def test_no_check(work, run_tool):
     """What a check refuses, classes in another order to validate on, or a head that the weights
     do not fit, runs all the same where the user wants it."""
-    config = small("mmpretrain", work)
     names = sorted("zero one two three four five six seven eight nine".split())
-    options = [f"train_dataloader.dataset.classes={','.join(names)}"]
+    options = [f"train_dataloader.dataset.classes={','.join(names)}", "train_cfg.max_epochs=1"]
     options += [f"val_dataloader.dataset.classes={','.join(names[::-1])}"]
-    command = (config, "--work-dir", "other", "--cfg-options", *options, *length("mmpretrain", 1))
-    error = tool("train.py", *command, cwd=work, ok=False)
-    assert "in another order" in error and "--no-check runs all the same" in error
-    tool("train.py", "--no-check", *command, cwd=work)
-    # without averaged weights, which would not load, and mixed labels, which would not fit
-    eleven = ("--cfg-options", "model.head.num_classes=11", "custom_hooks=None")
-    eleven += ("model.train_cfg=None",)
-    command = (config, last_checkpoint(work / "other"), *eleven)
-    assert "--no-check" in tool("test.py", *command, cwd=work, ok=False)
-    assert "accuracy/top1" in tool("test.py", "--no-check", *command, cwd=work)
+    command = ("mmpretrain.py", "--work-dir", "other", "--cfg-options", *options)
+    with pytest.raises(DataError, match="(?s)in another order.*--no-check runs all the same"):
+        run_tool("train", *command, cwd=work)
+    run_tool("train", "--no-check", *command, cwd=work)
+    checkpoint = (work / "other/last_checkpoint").read_text()
+    command = ("mmpretrain.py", checkpoint, "--cfg-options", "model.head.num_classes=11")
+    with pytest.raises(CheckpointError, match="--no-check"):
+        run_tool("test", *command, cwd=work)
+    assert "accuracy/top1" in run_tool("test", "--no-check", *command, cwd=work)
 
 
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+def test_a_mistake_ends_in_one_message(tmp_path):
+    """Of the tool's own process; there is no data here."""
+    command = [sys.executable, "-W", "ignore", ROOT / "tools/train.py", CONFIG]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "train.py: error: " in done.stderr and "make_digits.py" in done.stderr
 
 
-def test_precision(monkeypatch):
-    train = module("train")
+@pytest.mark.parametrize(
+    "tool, arguments, reason",
+    [
+        ("train", ["nowhere.py"], "config 'nowhere.py' is not a file"),
+        ("train", ["config.txt"], "config 'config.txt', or a file in its _base_, cannot be read"),
+        ("train", [CONFIG, "--work-dir", "config.txt"], "--work-dir 'config.txt' cannot be used"),
+        ("test", [CONFIG, "x", "--show-dir", "config.txt"], "--show-dir 'config.txt' cannot be"),
+        ("train", [CONFIG, "--cfg-options", "optim_wrapper.optimizer.type=Adamw"], "'AdamW'"),
+        ("train", [CONFIG, "--cfg-options", "model.type.x=1"], "--cfg-options do not fit .*digits"),
+        ("train", [CONFIG, "--cfg-options", "train_pipeline.9.x=1"], "--cfg-options do not fit"),
+    ],
+)
+def test_bad_command_lines(tool, arguments, reason, run_tool, tmp_path):
+    (tmp_path / "config.txt").touch()
+    with pytest.raises(UsageError, match=reason):
+        run_tool(tool, *arguments, cwd=tmp_path)
+
+
+def test_bad_arguments(run_tool, tmp_path, capsys):
+    for arguments in (("--seed", "-1"), ("--cfg-options", "foo"), ("--amp", "fp8")):
+        with pytest.raises(SystemExit) as caught:
+            run_tool("train", CONFIG, *arguments, cwd=tmp_path)
+        assert caught.value.code == 2 and "error: argument --" in capsys.readouterr().err
+
+
+def test_weights_of_another_model(work, run_tool):
+    torch.save(dict(state_dict={"head.fc.weight": torch.zeros(10, 64)}), work / "other.pth")
+    with pytest.raises(
+        CheckpointError, match=r"(?s)does not fit.*\(10, 64\) instead of \(10, 256\)"
+    ):
+        run_tool("test", "mmpretrain.py", "other.pth", cwd=work)
+
+
+def test_precision(load_tool, monkeypatch):
+    train = load_tool("train")
     monkeypatch.setattr(train, "is_npu_available", lambda: False)
     plain = dict(type="OptimWrapper", optimizer=dict(type="AdamW"))
     fp16 = dict(plain, type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     bf16 = dict(plain, type="vig_mm.Bf16OptimWrapper")
+    other = dict(plain, type="ApexOptimWrapper", dtype="float16")
 
-    def after(wrapper, *flags, gpu):
+    def after(wrapper, amp, gpu):
         monkeypatch.setattr(train, "is_cuda_available", lambda: gpu)
-        monkeypatch.setattr(sys, "argv", ["train.py", "config.py", *flags])
         cfg = Config(dict(optim_wrapper=dict(wrapper)))
-        train.set_precision(cfg, train.parse_args().amp)
+        train.set_precision(cfg, amp)
         return cfg.optim_wrapper.to_dict()
 
     for gpu in (True, False):
-        assert after(plain, gpu=gpu) == plain
-        assert after(bf16, gpu=gpu) == bf16
+        for wrapper in (plain, bf16, other):
+            assert after(wrapper, None, gpu) == wrapper
         for wrapper in (plain, fp16, bf16):
-            assert after(wrapper, "--amp", "bf16", gpu=gpu) == bf16
-    assert after(fp16, gpu=True) == fp16
-    assert after(fp16, gpu=False) == plain
-    for flags in (["--amp"], ["--amp", "fp16"]):
-        for wrapper in (plain, fp16, bf16, dict(fp16, dtype="bfloat16")):
-            assert after(wrapper, *flags, gpu=True) == fp16
-        with pytest.raises(UsageError, match="--amp .fp16. needs a GPU.*--amp bf16"):
-            after(plain, *flags, gpu=False)
-    other = dict(plain, type="ApexOptimWrapper", dtype="float16")
-    assert after(other, gpu=False) == other
+            assert after(wrapper, "bf16", gpu) == bf16
+    assert after(fp16, None, True) == fp16 and after(fp16, None, False) == plain
+    for wrapper in (plain, fp16, bf16, dict(fp16, dtype="bfloat16")):
+        assert after(wrapper, "fp16", True) == fp16
+    with pytest.raises(UsageError, match="--amp .fp16. needs a GPU.*--amp bf16"):
+        after(plain, "fp16", False)
     with pytest.raises(UsageError, match="'ApexOptimWrapper' is not known to take it"):
-        after(other, "--amp", "bf16", gpu=True)
-    with pytest.raises(SystemExit):
-        after(plain, "--amp", "fp8", gpu=True)
+        after(other, "bf16", True)
+    monkeypatch.setattr(sys, "argv", ["train.py", "config.py", "--amp"])
+    assert train.parse_args().amp == "fp16"
 
 
-def test_start(tmp_path):
-    train = module("train")
-    given, latest = tmp_path / "given.pth", tmp_path / "epoch_1.pth"
-    for path in (given, latest):
-        torch.save(dict(state_dict=dict(weight=torch.zeros(1))), path)
-
-    def start(resume):
-        cfg = Config(dict(work_dir=str(tmp_path), load_from=str(given), resume=False))
-        train.set_start(cfg, resume)
-        return cfg.resume, Path(cfg.load_from)
-
-    assert start(None) == (False, given)
-    assert start("auto") == (False, given)  # nothing to resume from yet
-    (tmp_path / "last_checkpoint").write_text(str(latest))
-    assert start("auto") == (True, latest)
-    assert start(str(given)) == (True, given)
-
-
-def test_tta_needs_its_entries():
+def test_tta_needs_its_entries(load_tool):
     with pytest.raises(UsageError, match="no tta_model and no tta_pipeline"):
-        module("test").use_tta(Config(dict(model=dict(type="X"))))
+        load_tool("test").use_tta(Config(dict(model=dict(type="X"))))

@@ -2,6 +2,7 @@
 
 import builtins
 import pickle
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 
 import vig_mm
 from vig_mm.apis.launch import UNPROTECTED, run
-from vig_mm.checkpoints.publishing import clean_config
+from vig_mm.checkpoints.publishing import clean_config, publish
 from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint
 from vig_mm.checks.weights import check_initial_weights
 from vig_mm.datasets import make_digits
@@ -48,21 +49,20 @@ def work(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["in the weights", "in the averaged weights", "before torch 1.6", "bare"])
+KINDS = ("in the weights", "in the averaged weights", "before torch 1.6", "bare")
+
+
+@pytest.fixture
 def evil(request, work):
-    """A file with a payload; the test fails if it is run."""
-    written, path = work / "written", work / "evil.pth"
-    weight = {"backbone.norm3.weight": torch.ones(256)}
-    if request.param == "in the averaged weights":
-        content = dict(state_dict=weight, ema_state_dict=dict(x=Payload(written)))
-    else:
-        content = dict(state_dict={**weight, "x": Payload(written)})
-    if request.param == "bare":
+    """A file with a payload, of the first kind or of another; the test fails if it is run."""
+    written, path, kind = work / "written", work / "evil.pth", getattr(request, "param", KINDS[0])
+    content = dict(state_dict={"backbone.norm3.weight": torch.ones(256)})
+    bad = content.setdefault("ema_state_dict", {}) if "averaged" in kind else content["state_dict"]
+    bad["x"] = Payload(written)
+    if kind == "bare":
         path.write_bytes(pickle.dumps(content))
     else:
-        torch.save(
-            content, path, _use_new_zipfile_serialization=request.param != "before torch 1.6"
-        )
+        torch.save(content, path, _use_new_zipfile_serialization=kind != "before torch 1.6")
     yield path
     assert not written.exists()
 
@@ -79,14 +79,7 @@ TOOLS = {
     ),
     "visualize": ("visualize", "picture.png", CONFIG, "EVIL"),
     "vis_cam": ("analysis_tools/vis_cam", "picture.png", CONFIG, "EVIL"),
-    "vis_receptive_field": (
-        "analysis_tools/vis_receptive_field",
-        CONFIG,
-        "EVIL",
-        "--size",
-        "64",
-        "64",
-    ),
+    "vis_receptive_field": ("analysis_tools/vis_receptive_field", CONFIG, "EVIL"),
     "vis_gates": ("analysis_tools/vis_gates", "picture.png", CONFIG, "EVIL"),
     "export_onnx": ("export_onnx", CONFIG, "EVIL", "out.onnx"),
     "publish_model": ("publish_model", "EVIL", "out.pth"),
@@ -94,7 +87,7 @@ TOOLS = {
 }
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name, evil", zip(TOOLS, cycle(KINDS), strict=False), indirect=["evil"])
 def test_tools(name, evil, work, run_tool, monkeypatch):
     monkeypatch.setenv(UNPROTECTED, "1")  # it must not help
     (work / "latest").mkdir(exist_ok=True)
@@ -106,16 +99,13 @@ def test_tools(name, evil, work, run_tool, monkeypatch):
         run_tool(tool, *arguments, cwd=work)
 
 
-def test_our_backbone(evil):
-    backbone = vig_mm.ViG(depth=1, init_cfg=dict(type="Pretrained", checkpoint=str(evil)))
+@pytest.mark.parametrize("evil", KINDS, indirect=True)
+def test_backbones(evil):
+    """A stock one's weights are mmengine's to read: refused there, and by train.py before."""
+    init = dict(type="Pretrained", checkpoint=str(evil))
     with pytest.raises(CheckpointError, match="evil.pth"):
-        backbone.init_weights()
-
-
-def test_stock_backbone(evil):
-    """Its weights are mmengine's to read: refused there, and by train.py before, by name."""
-    init = dict(type="Pretrained", checkpoint=str(evil), prefix="backbone")
-    backbone = dict(type="mmpretrain.ResNet", depth=18, init_cfg=init)
+        vig_mm.ViG(depth=1, init_cfg=init).init_weights()
+    backbone = dict(type="mmpretrain.ResNet", depth=18, init_cfg=dict(init, prefix="backbone"))
     with pytest.raises(pickle.UnpicklingError):
         MODELS.build(backbone).init_weights()
     with pytest.raises(CheckpointError, match="evil.pth"):
@@ -125,19 +115,14 @@ def test_stock_backbone(evil):
 @pytest.mark.parametrize("scope", CONFIGS)
 def test_inferencers_of_the_libraries(scope, evil):
     cfg = Config.fromfile(ROOT / "configs" / CONFIGS[scope])
+    if scope == "mmdet":
+        from mmdet.apis import DetInferencer as Inferencer
+    elif scope == "mmseg":
+        from mmseg.apis import MMSegInferencer as Inferencer
+    else:
+        from mmpretrain import ImageClassificationInferencer as Inferencer
     with pytest.raises(pickle.UnpicklingError):
-        if scope == "mmdet":
-            from mmdet.apis import DetInferencer
-
-            DetInferencer(cfg, str(evil), device="cpu")
-        elif scope == "mmseg":
-            from mmseg.apis import MMSegInferencer
-
-            MMSegInferencer(cfg, str(evil), device="cpu")
-        else:
-            from mmpretrain import ImageClassificationInferencer
-
-            ImageClassificationInferencer(cfg, pretrained=str(evil), device="cpu")
+        Inferencer(cfg, str(evil), device="cpu")
 
 
 def test_the_variable_that_turns_protection_off_is_ignored(work, monkeypatch, capsys):
@@ -160,27 +145,21 @@ def test_the_variable_that_turns_protection_off_is_ignored(work, monkeypatch, ca
     assert written.exists()
 
 
-@pytest.mark.parametrize(
-    "code, reason",
-    [
+def test_a_config_in_a_checkpoint_is_not_run(work):
+    written = work / "by config"
+    for code, reason in (
         (WRITES, "line 1 does not set a value"),
-        ("x = {}", "malformed node"),
-        ("x = dict(a=[{}])", "malformed node"),
+        (f"x = {WRITES}", "malformed node"),
+        (f"x = dict(a=[{WRITES}])", "malformed node"),
         ("import os; x = 1", "line 1 does not set a value"),
         ("x = dict(**y)", "malformed node"),
         ("x = (", "never closed"),
-    ],
-)
-def test_a_config_in_a_checkpoint_is_not_run(code, reason, work, run_tool):
-    written = work / "by config"
-    meta = dict(
-        cfg=code.replace("{}", WRITES.format(str(written))).format(str(written)),
-        dataset_meta=dict(classes=["a"]),
-    )
-    torch.save(dict(state_dict=dict(x=torch.ones(1)), meta=meta), work / "config.pth")
-    with pytest.raises(CheckpointError, match=f"it was not run: .*{reason}"):
-        run_tool("publish_model", "config.pth", "published.pth", cwd=work)
-    assert not written.exists() and not list(work.glob("published*"))
+    ):
+        meta = dict(cfg=code.format(str(written)), dataset_meta=dict(classes=["a"]))
+        torch.save(dict(state_dict=dict(x=torch.ones(1)), meta=meta), work / "config.pth")
+        with pytest.raises(CheckpointError, match=f"it was not run: .*{reason}"):
+            publish(work / "config.pth", work / "published.pth")
+        assert not written.exists() and not list(work.glob("published*"))
 
 
 @pytest.mark.parametrize("scope", CONFIGS)

@@ -35,14 +35,18 @@ from common import (
     ROOT,
     Budget,
     add_device,
+    at_least,
     describe,
+    existing,
     fill_page,
     machine,
     make_batch,
+    make_parser,
     markdown,
     measure,
     problem,
     read_json,
+    run,
     set_device,
     significant,
     without_padding,
@@ -94,12 +98,9 @@ def default_backbones(task: str, files: dict[str, Path]) -> list[str]:
 
 def build_configured(path: Path, size: tuple[int, int]) -> tuple[nn.Module, dict]:
     """The model of a config, and what is counted of it."""
-    from get_flops import build, count_model
+    from get_flops import build, count_model, read_config
 
-    from vig_mm.apis.launch import load_config
-
-    options = dict(cfg_options=None, work_dir=None, launcher="none", local_rank=0)
-    cfg = without_padding(load_config(argparse.Namespace(config=str(path), **options)), size)
+    cfg = without_padding(read_config(path), size)
     model = build(cfg)
     return model, {"config": path.name, **count_model(model, cfg.default_scope, size)}
 
@@ -301,35 +302,26 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, page=True)
     parser.add_argument("--task", choices=(*TASKS, MAPS), required=True)
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"),
+        "--size", nargs=2, type=at_least(32), metavar=("H", "W"),
         help="pixels (det, maps: 800 1280, seg: 512 512, cls: 224 224)",
     )  # fmt: skip
     parser.add_argument(
         "--backbones", nargs="+", metavar="NAME",
         help="names as in the configs' file names (default: the tiny models and all peers)",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=2, help="images a step (default 2)")
+    parser.add_argument("--batch", type=at_least(1), default=2, help="images a step (default 2)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1])
     parser.add_argument("--minutes", type=float, help="start no measurement after this time")
     parser.add_argument("--out", type=Path, metavar="JSON", help="work_dirs/benchmark/TASK.json")
-    parser.add_argument("--plot", type=Path, metavar="JSON", help="measure nothing, show this file")
-    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
+    parser.add_argument("--plot", type=existing, metavar="JSON", help="measure nothing, show this")
     add_device(parser)
     args = parser.parse_args()
     args.size = args.size or SIZES[args.task]
     args.out = args.plot or args.out or Path(f"work_dirs/benchmark/{args.task}.json")
-    if min(args.size) < 32:
-        parser.error(f"--size: at least 32 pixels, got {args.size[0]} {args.size[1]}")
-    if args.batch < 1:
-        parser.error(f"--batch: at least 1, got {args.batch}")
-    if args.plot and not args.plot.is_file():
-        parser.error(f"--plot: {args.plot} is not a file; measure first (see --help)")
     set_device(parser, args)
     data = read_json(args.plot) if args.plot else compare(args)
     text = f"{describe(data['machine'], data['settings'])}.\n\n{table(data['results'])}"
@@ -340,9 +332,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        from vig_mm.apis.launch import run
-    except ModuleNotFoundError:  # a bare machine, for --task maps
-        main()
-    else:
-        run(main)
+    run(main)

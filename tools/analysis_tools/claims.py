@@ -5,11 +5,9 @@ Examples:
     python tools/analysis_tools/claims.py --weights ViG-T=vig_t.pth DeiT-T=deit_t.pth \\
         ViG-S=vig_s.pth DeiT-B=deit_b.pth --accuracy top1.json
 
-Cost is what `cost_vs_resolution.py` wrote to --cost. Accuracy needs ImageNet-1K under data/imagenet
-and weights: with --weights every test config of those models runs, ViG-T and DeiT-T at 224 to
-1024 pixels, ViG-S and DeiT-B at 224, and the scores go to --accuracy, from which they are shown.
-Without them the table says so. Options that it does not know go to tools/test.py. Of DeiT the files
-of its authors are taken, of ViG the public ones, and of both those that were trained here.
+Cost is what `cost_vs_resolution.py` wrote to --cost. With --weights and ImageNet-1K in
+data/imagenet the test configs of those models run, and their scores go to --accuracy, from which
+they are shown. Other options go to tools/test.py. Weights are public ones, or trained here.
 """
 
 import argparse
@@ -20,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import ROOT, fill_page, markdown, read_json, write_json
+from common import ROOT, fill_page, make_parser, markdown, read_json, run, write_json
 from cost_vs_resolution import SOFTMAX, WITHOUT_DOWN
 
-from vig_mm.errors import UsageError, VigError
+from vig_mm.errors import UsageError
 
 TABLE = "claims"  # name of the markers in the page
 CONFIGS = ROOT / "configs/mmpretrain"
@@ -106,9 +104,9 @@ def table(results: list[dict], device: str) -> str:
         names = (rival, rival) if claim.key == "top1" else (rival + SOFTMAX, rival)
         mine = rows.get((ours, claim.size), {})
         cells = [found(claim, mine, rows.get((name, claim.size), {})) for name in names]
-        cells = cells[:1] + ["as softmax" if claim.key == "top1" else cells[1]]
-        on = "GPU" if device == "cuda" else "CPU"
-        on = "counted" if claim.key in COUNTED else "`--weights`" if claim.key == "top1" else on
+        on = "counted" if claim.key in COUNTED else "GPU" if device == "cuda" else "CPU"
+        if claim.key == "top1":
+            on, cells[1] = "`--weights`", "as softmax"
         text = f"{ours}, {rival} at {claim.size}: {claim.text}"
         lines.append([text, claim.paper, claim.source, *cells, on])
     return markdown(["", "paper", "in its", "found, softmax", "found, SDPA", "on, or by"], lines)
@@ -172,37 +170,24 @@ def weights(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--cost", type=Path, default=ROOT / "docs/measured/cost.json", metavar="JSON"
-    )
-    parser.add_argument(
-        "--weights", nargs="+", type=weights, default=[], metavar="MODEL=FILE",
-        help=f"checkpoints of {', '.join(TESTS)}: test these",
-    )  # fmt: skip
+    parser = make_parser(__doc__, page=True)
+    cost_file = ROOT / "docs/measured/cost.json"
+    parser.add_argument("--cost", type=Path, default=cost_file, metavar="JSON")
+    parser.add_argument("--weights", nargs="+", type=weights, default=[], metavar="MODEL=FILE")
     parser.add_argument("--accuracy", type=Path, default="work_dirs/claims.json", metavar="JSON")
-    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
-    args, options = parser.parse_known_args()
-    args.options = options
+    args, args.options = parser.parse_known_args()
     args.weights = dict(args.weights)
     if args.options and not args.weights:
         parser.error(f"unrecognized arguments: {' '.join(args.options)}")
     cost = read_json(args.cost) if args.cost.is_file() else {}
     if args.weights:
         run_tests(args, test_configs())
-    known = args.accuracy.is_file()
-    accuracy = read_json(args.accuracy)["results"] if known else []
+    accuracy = read_json(args.accuracy)["results"] if args.accuracy.is_file() else []
     device = "cuda" if "gpu" in cost.get("machine", {}) else "cpu"
-    text = table(cost.get("results", []) + accuracy, device)
-    print(text)
+    print(text := table(cost.get("results", []) + accuracy, device))
     if args.page:
         fill_page(args.page, TABLE, text)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except VigError as error:
-        sys.exit(f"{sys.argv[0]}: error: {error}")
+    run(main)

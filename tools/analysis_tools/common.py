@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark.utils.timer import timer  # waits for a GPU before it reads the clock
 
 Run = Callable[[], object]
+Parser = argparse.ArgumentParser
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_RUNS, MOST_RUNS = 3, 15
 OBJECTS = 8  # of a random image
@@ -84,17 +85,9 @@ def measure(rivals: dict[str, Run], seconds: float, device: str) -> dict[str, di
             if i >= 0:
                 times[name].append(timer() - start)
     for name, taken in times.items():
-        found[name] |= summary(taken)
+        found[name] |= {"median": statistics.median(taken), "min": min(taken), "max": max(taken)}
+        found[name]["runs"] = runs
     return found
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    return {
-        "median": statistics.median(seconds),
-        "min": min(seconds),
-        "max": max(seconds),
-        "runs": len(seconds),
-    }
 
 
 def problem(error: Exception) -> str:
@@ -242,12 +235,47 @@ def fill_page(page: Path, name: str, content: str) -> None:
     print(f"written: {page}")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def make_parser(doc: str | None, out: str | None = None, page: bool = False) -> Parser:
+    """A parser whose help is a module's docstring.
+
+    Args:
+        out: default of ``--out``, a .json or a .png file; None: there is no such option.
+        page: with ``--page``, for `fill_page`.
+    """
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if out is not None:
+        kind = png if out.endswith(".png") else Path
+        parser.add_argument("--out", type=kind, default=out, metavar="FILE", help=f"default: {out}")
+    if page:
+        parser.add_argument("--page", type=Path, metavar="MD", help="page whose table to renew")
+    return parser
+
+
+def checked(kind: Callable[[str], Any], fits: Callable[[Any], bool], rule: str) -> Callable:
+    """Type of an option: what ``kind`` makes of its text, if it fits."""
+
+    def value(text: str) -> Any:
+        if not fits(x := kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+        return x
+
+    return value
+
+
+def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable:
+    return checked(kind, lambda x: x >= least, f"at least {least}")
+
+
+existing = checked(Path, Path.is_file, "an existing file")
+png = checked(Path, lambda path: path.suffix.lower() == ".png", "a file that ends in .png")
+
+
+def add_device(parser: Parser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, default=2, help="CPU: threads (default 2)")
 
 
-def set_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def set_device(parser: Parser, args: argparse.Namespace) -> None:
     """Resolve ``--device``; on a CPU set the threads and limit the memory."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -255,6 +283,29 @@ def set_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
         limit_memory()
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command as `vig_mm.apis.launch.run` does, without mmengine as it is."""
+    try:
+        from vig_mm.apis.launch import run as guarded
+    except ModuleNotFoundError:  # a bare machine
+        main()
+    else:
+        guarded(main)
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of a size in inches, and its panels ``[rows, columns]``; needs no display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
 
 
 def gcvit_windows(size: int) -> tuple[int, int, int, int]:

@@ -5,29 +5,21 @@ Examples:
     python tools/analysis_tools/get_flops.py CONFIG CONFIG --traffic --size 800 1280 --top 12
     python tools/analysis_tools/get_flops.py CONFIG --traffic --device cpu --whole
 
-Parameters are those of the whole model, auxiliary heads included. A FLOP is one multiply-add, as
-papers of this field count, and only products count: convolutions, linear layers, matrix products
-and the recurrence of bidirectional GLA (4 N H K V a call, whatever a backend spends on it).
+A FLOP is one multiply-add, see docs/models.md. One image, of the size that the field reports:
+classifiers at the crop of their test pipeline; detectors at 800x1280 (HxW), or at the square that
+their test pipeline resizes to, padded as they ask for; segmentors at 512x2048 as a whole, or at the
+one size that they pad test images to, without the auxiliary head.
 
-One image, of the size that the field reports: classifiers at the crop of their test pipeline;
-detectors at 800x1280 (HxW), or at the square that their test pipeline resizes to, with the padding
-that they ask for, two-stage ones with 1000 proposals through each box head and 100 boxes through
-each mask head; segmentors at 512x2048 as a whole, or at the one size that they pad test images to,
-without the auxiliary head. The model runs on torch's meta device: nothing is computed.
-
-`--traffic` counts, for a float32 training step of one image (512x512) through the backbone, what
-autograd keeps between the two passes (parameters not included) and the bytes that all operators
-read and write, each operator's tensors once; views and empty allocations move nothing, and of a
-custom operator its inputs and outputs count. Dense training on a GPU is bound by memory, so traffic
-ranks models there and what is kept bounds the batch; neither is a measurement. On the meta device
-our models take their Triton kernels; `--device cpu` runs the step in plain PyTorch, `--whole` with
-heads, losses and 8 random objects (on the CPU only: which boxes are proposed depends on values).
+`--traffic`, for a float32 training step of one image (512x512) through the backbone: what autograd
+keeps between the two passes, without parameters, and the bytes that all operators read and write,
+each operator's tensors once. On the meta device our models take their Triton kernels, `--device
+cpu` runs the step in plain PyTorch, `--whole` with heads, losses and 8 random objects.
 """
 
 # ruff: noqa: E402
 import argparse
-import collections
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -36,8 +28,8 @@ from vig_mm.checks.environment import exit_without_mmengine
 
 exit_without_mmengine()
 
+import common
 import torch
-from common import fill_page, make_batch, markdown, significant, without_padding, write_json
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -63,15 +55,6 @@ TABLE = "traffic"  # name of the markers in the page
 # FLOPs ------------------------------------------------------------------------------------------
 
 
-def multiply_adds(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, int]:
-    """Multiply-adds of ``run(model on the meta device)``: "Global", and of each module by name."""
-    model = copy.deepcopy(model).eval().to("meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run(model)
-    # torch counts a multiply-add as two
-    return {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-
-
 def input_size(cfg: Config) -> tuple[int, int]:
     """Height and width in pixels that FLOPs are counted at, see the module's docstring.
 
@@ -90,8 +73,8 @@ def input_size(cfg: Config) -> tuple[int, int]:
     crops = [step.crop_size for step in pipeline if type_name(step) == "CenterCrop"]
     if len(crops) != 1:
         raise UsageError(
-            f"the test pipeline has {len(crops)} CenterCrop steps, but one must say which image "
-            "size to count a classifier at: give --size H W"
+            f"the test pipeline has {len(crops)} CenterCrop steps, so how large images are is not "
+            "known: give --size H W"
         )
     return (crops[0], crops[0])
 
@@ -117,10 +100,16 @@ def _run_detector(model: nn.Module, image: Tensor) -> None:
     elif isinstance(model, SingleStageDetector):
         model(image, mode="tensor")
     else:
+        kind = type(model).__name__
         raise UsageError(
-            f"{type(model).__name__} is neither a one-stage nor a two-stage detector: how to count "
-            "others is not defined here"
+            f"{kind} is neither a one-stage nor a two-stage detector: not counted here"
         )
+
+
+def read_config(path: Path, cfg_options: dict | None = None) -> Config:
+    """`load_config` for a command of one process."""
+    options = dict(cfg_options=cfg_options, work_dir=None, launcher="none", local_rank=0)
+    return load_config(argparse.Namespace(config=str(path), **options))
 
 
 def build(cfg: Config) -> nn.Module:
@@ -130,10 +119,14 @@ def build(cfg: Config) -> nn.Module:
 
 def count_model(model: nn.Module, scope: str, size: tuple[int, int]) -> dict[str, int]:
     """Parameters, and FLOPs of an image of a size (H, W); the model itself is left as it is."""
-    image = torch.empty(1, 3, *size, device="meta")
-    run = _run_detector if scope == "mmdet" else partial(nn.Module.__call__, mode="tensor")
-    flops = multiply_adds(model, lambda meta: run(meta, image))["Global"]
-    return dict(parameters=sum(x.numel() for x in model.parameters()), flops=flops)
+    meta, image = copy.deepcopy(model).eval().to("meta"), torch.empty(1, 3, *size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if scope == "mmdet":
+            _run_detector(meta, image)
+        else:
+            meta(image, mode="tensor")
+    parameters = sum(x.numel() for x in model.parameters())
+    return dict(parameters=parameters, flops=counter.get_total_flops() // 2)  # torch counts both
 
 
 def count(cfg: Config, size: tuple[int, int] | None = None) -> dict:
@@ -150,21 +143,21 @@ def count(cfg: Config, size: tuple[int, int] | None = None) -> dict:
 
 
 class TrafficMode(TorchDispatchMode):
-    """Bytes read and written, and calls, of every operator that moves something."""
+    """Bytes read and written, and calls, of every operator that moves something.
+
+    Views and empty allocations move nothing; of a custom operator its inputs and outputs count.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes: collections.Counter = collections.Counter()
-        self.calls: collections.Counter = collections.Counter()
+        self.bytes: Counter = Counter()
+        self.calls: Counter = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::").removeprefix("vig_mm::")
-        aliases = any(
-            x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns
-        )
-        if not (func.is_view or aliases or name in MOVES_NOTHING):
+        aliases = (x.alias_info for x in func._schema.returns if x.alias_info is not None)
+        if not (func.is_view or name in MOVES_NOTHING or any(not x.is_write for x in aliases)):
             self.bytes[name] += sum(x.nbytes for x in _tensors((args, kwargs, out)))
             self.calls[name] += 1
         return out
@@ -191,9 +184,8 @@ def training_traffic(forward: Callable[[], object], parameters: Iterable[Tensor]
     own = {storage._cdata for storage in alive}
 
     def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        alive.append(storage)
+        alive.append(x.untyped_storage())
+        kept[alive[-1]._cdata] = alive[-1].nbytes()
         return x
 
     mode = TrafficMode()
@@ -230,8 +222,8 @@ def backbone_traffic(
 def whole_traffic(cfg: Config, size: tuple[int, int]) -> dict:
     """`training_traffic` of a config's model with its losses, for one image, on the CPU."""
     torch.manual_seed(0)
-    model = build(without_padding(cfg, size)).train()
-    images, samples = make_batch(model, cfg.default_scope, size, 1)
+    model = build(common.without_padding(cfg, size)).train()
+    images, samples = common.make_batch(model, cfg.default_scope, size, 1)
     loss = partial(model, images, samples, mode="loss")
     return training_traffic(lambda: model.parse_losses(loss())[0], model.parameters())
 
@@ -240,57 +232,49 @@ def traffic_table(results: dict[str, dict]) -> str:
     columns = ["", "kept, MiB", "traffic forward, GiB", "forward + backward, GiB", "operators"]
     lines = []
     for name, found in results.items():
-        moved = (significant(found[key] / 2**30) for key in ("forward", "training"))
-        kept = significant(found["kept"] / 2**20)
+        moved = (common.significant(found[key] / 2**30) for key in ("forward", "training"))
+        kept = common.significant(found["kept"] / 2**20)
         lines.append([name, kept, *moved, str(found["operators"])])
-    return markdown(columns, lines)
+    return common.markdown(columns, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config files")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="of the image")
+    parser = common.make_parser(__doc__, page=True)
+    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG")
+    pixels = common.at_least(32)
+    parser.add_argument("--size", nargs=2, type=pixels, metavar=("H", "W"), help="of the image")
     parser.add_argument("--traffic", action="store_true", help="count memory traffic instead")
     parser.add_argument("--device", choices=("meta", "cpu"), default="meta", help="of --traffic")
     parser.add_argument("--whole", action="store_true", help="with heads and losses; --device cpu")
     parser.add_argument("--top", type=int, default=0, help="list so many operators that move most")
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the traffic there, too")
-    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
     add_config_options(parser)
     args = parser.parse_args()
-    if args.size and min(args.size) < 32:
-        parser.error(f"--size: at least 32 pixels, got {args.size[0]} {args.size[1]}")
     if args.whole and args.device != "cpu":
         parser.error("--whole needs --device cpu: what a head does depends on values")
-    results, size = {}, tuple(args.size) if args.size else None
+    results, size = {}, tuple(args.size or TRAFFIC_SIZE)
     for path in args.configs:
-        cfg = load_config(argparse.Namespace(**{**vars(args), "config": path}))
-        name = Path(path).stem
-        if not args.traffic:
-            found = count(cfg, size)
-            height, width = found["input"]
-            print(f"{name}\n  parameters  {found['parameters']:>18,}")
-            print(f"  FLOPs       {found['flops']:>18,}  at {height}x{width}")
-        elif args.whole:
-            results[name] = whole_traffic(cfg, size or TRAFFIC_SIZE)
+        cfg, name = read_config(path, args.cfg_options), path.stem
+        if args.whole:
+            results[name] = whole_traffic(cfg, size)
+        elif args.traffic:
+            results[name] = backbone_traffic(cfg, size, args.device)
         else:
-            results[name] = backbone_traffic(cfg, size or TRAFFIC_SIZE, args.device)
-    if not args.traffic:
+            found = count(cfg, args.size and size)
+            print(f"{name}\n  parameters  {found['parameters']:>18,}")
+            print(f"  FLOPs       {found['flops']:>18,}  at {{}}x{{}}".format(*found["input"]))
+    if not results:
         return
-    print(traffic_table(results))
+    print(text := traffic_table(results))
     for name, found in results.items():
         for operator, moved in list(found["by_operator"].items())[: args.top]:
-            print(f"{name}: {operator} {significant(moved / 2**30)} GiB")
+            print(f"{name}: {operator} {common.significant(moved / 2**30)} GiB")
     if args.out:
-        settings = {
-            "size": list(size or TRAFFIC_SIZE), "device": args.device, "whole": args.whole
-        }  # fmt: skip
-        write_json(args.out, settings=settings, results=results)
+        settings = {"size": list(size), "device": args.device, "whole": args.whole}
+        common.write_json(args.out, settings=settings, results=results)
         print(f"written: {args.out}")
     if args.page:
-        fill_page(args.page, TABLE, traffic_table(results))
+        common.fill_page(args.page, TABLE, text)
 
 
 if __name__ == "__main__":

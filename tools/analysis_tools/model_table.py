@@ -8,7 +8,6 @@ docs/models.md and configs/*/metafile.yml (peers left out); and the table of doc
 exports that `tools/export_onnx.py --report docs/export.json` has listed.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,13 +15,17 @@ from itertools import groupby
 from pathlib import Path
 
 import yaml
-from common import ROOT, fill, markdown, write, write_json
+from common import ROOT, fill, make_parser, markdown, write, write_json
 from get_flops import count
 from mmengine.config import Config
 
 import vig_mm
 
 COMMAND = "python tools/analysis_tools/model_table.py"
+HEAD = f"""# Written by `{COMMAND}`: do not edit. FLOPs are
+# multiply-adds of one image, see get_flops.py beside it. Accuracies are the paper's;
+# none was measured here.
+"""
 PAPER = {
     "Title": "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention",
     "URL": "https://arxiv.org/abs/2405.18425",
@@ -88,12 +91,7 @@ def metafile(models: Sequence[dict]) -> str:
             metadata = {"Training Data": data, "Architecture": architecture}
             collections.append({"Name": name, "Metadata": metadata, "Paper": dict(PAPER)})
     content = {"Collections": collections, "Models": [_index_entry(model) for model in models]}
-    head = (
-        f"# Written by `{COMMAND}`: do not edit. FLOPs are\n"
-        "# multiply-adds of one image, see get_flops.py beside it. Accuracies are the paper's;\n"
-        "# none was measured here.\n"
-    )
-    return head + yaml.safe_dump(content, sort_keys=False, width=100)
+    return HEAD + yaml.safe_dump(content, sort_keys=False, width=100)
 
 
 def _index_entry(model: dict) -> dict:
@@ -171,25 +169,15 @@ def export_table(exports: Sequence[dict]) -> str:
     columns = ["config", "exported", "parameters, M", "file, MB", "dynamic", "largest difference"]
     rows = []
     for export in sorted(exports, key=lambda export: (export["part"], export["parameters"])):
-        differences = [max(check["differences"].values()) for check in export["checks"]]
-        rows.append(
-            [
-                f"[{Path(export['config']).stem}](../{export['config']})",
-                export["part"],
-                f"{export['parameters'] / 1e6:.1f}",
-                f"{export['bytes'] / 2**20:.0f}",
-                ", ".join(export["dynamic"]),
-                f"{max(differences):.1e}",
-            ]
-        )
+        link = f"[{Path(export['config']).stem}](../{export['config']})"
+        sizes = f"{export['parameters'] / 1e6:.1f}", f"{export['bytes'] / 2**20:.0f}"
+        off = max(max(check["differences"].values()) for check in export["checks"])
+        rows.append([link, export["part"], *sizes, ", ".join(export["dynamic"]), f"{off:.1e}"])
     shapes = sorted({tuple(check["shape"]) for export in exports for check in export["checks"]})
     versions = sorted({tuple(export["versions"].items()) for export in exports})
-    return (
-        f"{markdown(columns, rows)}\n\n"
-        f"Images: {', '.join('{} x {}x{}'.format(*shape) for shape in shapes)} (batch x HxW). "
-        + "; ".join(", ".join(f"{name} {number}" for name, number in x) for x in versions)
-        + "."
-    )
+    images = ", ".join("{} x {}x{}".format(*shape) for shape in shapes)
+    used = "; ".join(", ".join(f"{name} {number}" for name, number in x) for x in versions)
+    return f"{markdown(columns, rows)}\n\nImages: {images} (batch x HxW). {used}."
 
 
 def page(text: str, models: Sequence[dict]) -> str:
@@ -198,9 +186,7 @@ def page(text: str, models: Sequence[dict]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     docs = ROOT / "docs"
     if not docs.is_dir():
         sys.exit(f"error: no folder {docs}: run this in a checkout of the repository")

@@ -10,56 +10,31 @@ batches (what `--auto-scale-lr` sets) or times its root. Memory of a GPU is the 
 
 - held: weights and buffers, averaged weights if there is an EMAHook, the optimizer's state;
 - gradients, and on several GPUs as many bytes again for the buckets in which DDP adds them up;
-- step: what a forward and a backward pass allocate besides, at their peak: activations above all.
-
-The step is measured: on the CPU, in float32, at the size of the training crop, with random images,
-for small batches (--batches); more images are taken to need as much each. It is no reading of a
-GPU: the Triton kernels and mixed precision need less; CUDA, NCCL and fragmentation come on top.
-Measurements are kept in --out and used again for the same model, optimizer, size and --batches.
+- step: what a forward and a backward pass allocate besides, at their peak: measured on the CPU, in
+  float32, at the size of the training crop, for small batches, and kept in --out. The Triton
+  kernels and mixed precision need less; CUDA, NCCL and fragmentation come on top.
 
 Hours are a range by assumption, as no GPU has been measured: in bfloat16, three times the model's
 forward FLOPs at 40 to 4 % of the GPU's peak, and the bytes that the backbone moves (get_flops.py
 --traffic), half of them at 80 % of its bandwidth to all at 20 %; the shortest if both overlap, the
-longest if they follow each other. Detectors come near the long end: seven hours, as is reported of
-Swin-T in a Mask R-CNN on eight A800s (issue 234 of VMamba), are 4 % of the peak. Data loading,
-communication and validation are not in it. `--step-seconds`, of a run's log, replaces all this.
+longest if they follow each other, which detectors come near (seven hours of Swin-T in a Mask R-CNN
+on eight A800s, issue 234 of VMamba). `--step-seconds`, of a run's log, replaces all this.
 """
 
-# ruff: noqa: E402
 import argparse
 import hashlib
 import math
 import os
 from functools import partial
-from pathlib import Path
 
-from vig_mm.checks.environment import exit_without_mmengine
-
-exit_without_mmengine()
-
+import common
 import torch
-from common import (
-    describe,
-    fill_page,
-    held_bytes,
-    limit_memory,
-    machine,
-    make_batch,
-    markdown,
-    peak_bytes,
-    problem,
-    read_json,
-    significant,
-    weight_bytes,
-    without_padding,
-    write_json,
-)
-from get_flops import backbone_traffic, build, count_model
+from get_flops import backbone_traffic, build, count_model, read_config
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vig_mm.apis.launch import load_config, run
+from vig_mm.apis.launch import run
 from vig_mm.checks.config import pipeline_of
 from vig_mm.errors import UsageError
 from vig_mm.registry import type_name
@@ -72,6 +47,7 @@ GPUS = {
     "RTX4090": (165e12, 1.01e12),
 }  # fmt: skip
 OF_PEAK, OF_BANDWIDTH, OF_BYTES = (0.4, 0.04), (0.8, 0.2), (0.5, 1.0)  # shortest, longest step
+BATCHES = [1, 2]  # to measure
 MARKERS, GIB = "plan", 2**30
 
 
@@ -83,22 +59,22 @@ def training_size(cfg: Config) -> tuple[int, int]:
     """
     steps = {type_name(step): step for step in pipeline_of(cfg, "train")}
     preprocessor = cfg.model.get("data_preprocessor", {})
-    if cfg.default_scope == "mmseg" and preprocessor.get("size"):
-        return tuple(preprocessor.size)
-    if cfg.default_scope == "mmpretrain" and "RandomResizedCrop" in steps:
-        side = steps["RandomResizedCrop"].scale
-        return (side, side) if isinstance(side, int) else tuple(side)
-    if cfg.default_scope == "mmdet":
+    if cfg.default_scope == "mmseg":
+        size = preprocessor.get("size")
+    elif cfg.default_scope == "mmpretrain":
+        size = steps.get("RandomResizedCrop", {}).get("scale")
+    else:
         # a crop of fixed size comes last, else (long side, short side) bounds the image
-        crop, resize = steps.get("RandomCrop"), steps.get("Resize")
-        scale = crop.crop_size if crop else sorted(resize.scale) if resize else None
-        if scale is not None:
-            divisor = preprocessor.get("pad_size_divisor", 1)
-            return tuple(-(-side // divisor) * divisor for side in scale)
-    raise UsageError("the training pipeline does not say how large images are: give --size H W")
+        size = steps.get("RandomCrop", {}).get("crop_size")
+        size = size or sorted(steps.get("Resize", {}).get("scale", ()))
+        divisor = preprocessor.get("pad_size_divisor", 1)
+        size = [-(-side // divisor) * divisor for side in size]
+    if not size:
+        raise UsageError("the training pipeline does not say how large images are: give --size H W")
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def measure(cfg: Config, size: tuple[int, int], batches: list[int]) -> dict:
+def measure(cfg: Config, size: tuple[int, int]) -> dict:
     """Bytes that a config's model holds, what a step of so many images allocates and computes.
 
     Returns:
@@ -106,7 +82,7 @@ def measure(cfg: Config, size: tuple[int, int], batches: list[int]) -> dict:
         pass, ``traffic``: bytes of its training step; ``step``: peak by batch, or ``missing``: why
         there is none.
     """
-    cfg = without_padding(cfg, size)
+    cfg = common.without_padding(cfg, size)
     torch.manual_seed(0)
     model = build(cfg)
     counted = count_model(model, cfg.default_scope, size)
@@ -124,27 +100,27 @@ def measure(cfg: Config, size: tuple[int, int], batches: list[int]) -> dict:
     state = [x for entry in optimizer.state.values() for x in entry.values()]
     found = {
         "size": list(size),
-        "weights": weight_bytes(model),
-        "gradients": held_bytes(trained),
-        "optimizer": held_bytes(x for x in state if torch.is_tensor(x)),
+        "weights": common.weight_bytes(model),
+        "gradients": common.held_bytes(trained),
+        "optimizer": common.held_bytes(x for x in state if torch.is_tensor(x)),
         "flops": counted["flops"],
         "step": {},
     }
     try:
         found["traffic"] = backbone_traffic(cfg, size)["training"]
     except Exception as error:  # an operator that torch's meta device does not know
-        print(f"traffic not counted: {problem(error)}")
+        print(f"traffic not counted: {common.problem(error)}")
 
     def step(images: torch.Tensor, samples: list) -> None:
         loss, _ = model.parse_losses(model(images, samples, mode="loss"))
         loss.backward()
 
-    for batch in batches:
+    for batch in BATCHES:
         try:
-            inputs = make_batch(model, cfg.default_scope, size, batch)
-            found["step"][str(batch)] = peak_bytes(partial(step, *inputs), "cpu")
+            inputs = common.make_batch(model, cfg.default_scope, size, batch)
+            found["step"][str(batch)] = common.peak_bytes(partial(step, *inputs), "cpu")
         except (MemoryError, RuntimeError) as error:
-            found["missing"] = f"batch {batch}: {problem(error)}"
+            found["missing"] = f"batch {batch}: {common.problem(error)}"
             break
     return found
 
@@ -196,13 +172,8 @@ def plan(cfg: Config, measured: dict, gpus: int, options: argparse.Namespace) ->
         for s in cfg.param_scheduler
         if type_name(s) == "LinearLR"
     )
-    entry = {
-        "gpus": gpus,
-        "batch": batch,
-        "base_batch": base,
-        "rate": {"linear": rate * total / base, "root": rate * (total / base) ** 0.5},
-        "warm_up": warm_up,
-    }
+    rates = {"linear": rate * total / base, "root": rate * (total / base) ** 0.5}
+    entry = dict(gpus=gpus, batch=batch, base_batch=base, rate=rates, warm_up=warm_up)
     if "max_epochs" in cfg.train_cfg:
         epochs = cfg.train_cfg.max_epochs
         entry |= {"epochs": epochs, "iterations": epochs * epoch}
@@ -218,8 +189,8 @@ def plan(cfg: Config, measured: dict, gpus: int, options: argparse.Namespace) ->
     }
     if memory["step"] is not None:
         memory["all"] = sum(memory.values())
-    seconds = options.step_seconds or step_seconds(measured, batch, options.gpu)
-    seconds = seconds if isinstance(seconds, tuple) else (seconds, seconds)
+    measured_step = (options.step_seconds,) * 2 if options.step_seconds else None
+    seconds = measured_step or step_seconds(measured, batch, options.gpu)
     # a schedule in iterations, for as many images as the config's own batch sees
     steps = entry.get("iterations_for_the_same_images", entry["iterations"])
     return entry | {"memory": memory, "hours": [steps * x / 3600 for x in seconds]}
@@ -236,7 +207,7 @@ def table(plans: list[dict]) -> str:
         if "iterations_for_the_same_images" in entry:
             iterations += f"; same images: {entry['iterations_for_the_same_images']:,}"
         cells = (memory.get(key) for key in ("held", "gradients", "step", "all"))
-        hours = dict.fromkeys(significant(x) for x in entry["hours"])
+        hours = dict.fromkeys(common.significant(x) for x in entry["hours"])
         lines.append(
             [
                 f"{entry['config']}, {entry['gpus']} GPU{'s' * (entry['gpus'] > 1)}",
@@ -244,81 +215,51 @@ def table(plans: list[dict]) -> str:
                 f"{rate['linear']:.3g}, {rate['root']:.3g}",
                 iterations,
                 f"{entry['warm_up']:,}",
-                *("not measured" if x is None else significant(x / GIB) for x in cells),
+                *("not measured" if x is None else common.significant(x / GIB) for x in cells),
                 " to ".join(hours),
             ]
         )
-    return markdown(columns, lines)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG")
-    parser.add_argument(
-        "--gpus", nargs="+", type=int, default=[1, 4, 8], metavar="N", help="default: 1 4 8"
-    )
-    parser.add_argument("--gpu", choices=GPUS, default="A100", help="for the hours (A100)")
-    parser.add_argument("--step-seconds", type=float, help="measured seconds of an iteration")
-    parser.add_argument("--batch", type=int, help="images of each GPU (default: the config's)")
-    parser.add_argument("--images", type=int, help="training images (default: of the data set)")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="training crop")
-    parser.add_argument(
-        "--batches", nargs="+", type=int, default=[1, 2], metavar="IMAGES",
-        help="batches to measure (default: 1 2)",
-    )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
-    parser.add_argument("--out", type=Path, default="work_dirs/plan.json", metavar="JSON")
-    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
-    args = parser.parse_args()
-    for path in args.configs:
-        if not path.is_file():
-            parser.error(f"config {str(path)!r} is not a file")
-    for name in ("batch", "images", "threads", "step_seconds"):
-        value = getattr(args, name)
-        if value is not None and not (value > 0 if name == "step_seconds" else value >= 1):
-            parser.error(f"--{name.replace('_', '-')}: must be positive, got {value}")
-    if min(*args.batches, *args.gpus, 1) < 1 or (args.size and min(args.size) < 32):
-        parser.error("--batches and --gpus: at least 1 each; --size: at least 32 pixels")
-    return args
+    return common.markdown(columns, lines)
 
 
 def main() -> None:
-    args = parse_args()
-    earlier = read_json(args.out) if args.out.is_file() else {}
+    parser = common.make_parser(__doc__, "work_dirs/plan.json", page=True)
+    number, pixels = common.at_least(1), common.at_least(32)
+    parser.add_argument("configs", nargs="+", type=common.existing, metavar="CONFIG")
+    parser.add_argument("--gpus", nargs="+", type=number, default=[1, 4, 8], help="(1 4 8)")
+    parser.add_argument("--gpu", choices=GPUS, default="A100", help="for the hours (A100)")
+    parser.add_argument("--step-seconds", type=common.at_least(1e-9, float), help="of an iteration")
+    parser.add_argument("--batch", type=number, help="images of each GPU (default: the config's)")
+    parser.add_argument("--images", type=number, help="training images (default: of the data set)")
+    parser.add_argument("--size", nargs=2, type=pixels, metavar=("H", "W"), help="training crop")
+    parser.add_argument("--threads", type=number, default=os.cpu_count(), help="default: all")
+    args = parser.parse_args()
+    earlier = common.read_json(args.out) if args.out.is_file() else {}
     about, measured, plans = earlier.get("machine"), earlier.get("measured", {}), []
     torch.set_num_threads(args.threads)
-    limit_memory()
+    common.limit_memory()
     for path in args.configs:
-        options = dict(cfg_options=None, work_dir=None, launcher="none", local_rank=0)
-        cfg = load_config(argparse.Namespace(config=str(path), **options))
-        size = tuple(args.size or training_size(cfg))
-        batches, found = sorted(set(args.batches)), measured.get(path.stem, {})
-        asked = repr((cfg.model, cfg.optim_wrapper, size, batches))
+        cfg = read_config(path)
+        size, found = tuple(args.size or training_size(cfg)), measured.get(path.stem, {})
+        asked = repr((cfg.model, cfg.optim_wrapper, size, BATCHES))
         key = hashlib.sha256(asked.encode()).hexdigest()[:16]
         if found.get("of") != key or "missing" in found:
             print(f"measuring {path.stem} at {size[0]}x{size[1]} ...", flush=True)
-            found = measured[path.stem] = {**measure(cfg, size, batches), "of": key}
-            about = machine()
+            found = measured[path.stem] = {**measure(cfg, size), "of": key}
+            about = common.machine()
         plans += [{"config": path.stem, **plan(cfg, found, n, args)} for n in args.gpus]
-        write_json(args.out, machine=about, measured=measured, plans=plans)
-    assumed = f"as measured: {args.step_seconds} s a step" if args.step_seconds else (
-        f"assumed for {args.gpu}s in bfloat16: {OF_PEAK[0]:.0%} to {OF_PEAK[1]:.0%} of the peak, "
-        f"{OF_BANDWIDTH[0]:.0%} to {OF_BANDWIDTH[1]:.0%} of the bandwidth"
-    )  # fmt: skip
-    notes = [f"{x}: {measured[x]['missing']}" for x in measured if "missing" in measured[x]]
-    text = "\n\n".join(
-        [
-            table(plans),
-            f"Memory of a GPU; steps measured on a CPU in float32 ({describe(about)}). "
-            f"Hours {assumed}; without data loading, communication and validation.",
-            *notes,
-        ]
-    )
+        common.write_json(args.out, machine=about, measured=measured, plans=plans)
+    assumed = f"assumed for {args.gpu}s in bfloat16: {OF_PEAK[0]:.0%} to {OF_PEAK[1]:.0%} of the "
+    assumed += f"peak, {OF_BANDWIDTH[0]:.0%} to {OF_BANDWIDTH[1]:.0%} of the bandwidth"
+    hours = f"as measured: {args.step_seconds} s a step" if args.step_seconds else assumed
+    text = f"{table(plans)}\n\nMemory of a GPU; steps measured on a CPU in float32 "
+    text += f"({common.describe(about)}). Hours {hours}; without data loading, communication and "
+    text += "validation."
+    for name, found in measured.items():
+        text += f"\n\n{name}: {found['missing']}" if "missing" in found else ""
     print(f"{text}\nwritten: {args.out}")
     if args.page:
-        fill_page(args.page, MARKERS, text)
+        common.fill_page(args.page, MARKERS, text)
 
 
 if __name__ == "__main__":

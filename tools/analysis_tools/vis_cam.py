@@ -1,11 +1,9 @@
 """Class activation maps: where in an image a model finds a class, and what a layer sees.
 
-Grad-CAM (arXiv 1610.02391) and HiResCAM (arXiv 2011.08891) weight a layer's output by the gradient
-of a class's score, the first with one weight a channel, the second cell by cell, which suits scores
-that are about a part of the image. The score of a class is a classifier's logit, the sum of the
-scores of a detector's detections of it, or the sum of a segmentor's logits over the pixels given to
-it. Eigen-CAM (arXiv 2008.00299), the first principal component of a layer's output, needs no class.
-Red is high.
+Grad-CAM and HiResCAM weight a layer's output by the gradient of a class's score, the first with one
+weight a channel, the second cell by cell. The score of a class is a classifier's logit, the sum of
+the scores of a detector's detections of it, or the sum of a segmentor's logits over its pixels.
+Eigen-CAM, the first principal component of a layer's output, needs no class. Red is high.
 
 A layer is a number, an output of the backbone (0 the first, -1 the last), or a dotted name such as
 backbone.layers.2.blocks.1. Default: the last output for classifiers, all outputs for the others.
@@ -17,7 +15,7 @@ Examples:
 
 # ruff: noqa: E402
 import argparse
-from collections.abc import Callable
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ exit_without_mmengine()
 import cv2
 import numpy as np
 import torch
+from common import Parser, make_parser
 from PIL import Image
 from pytorch_grad_cam import EigenCAM, GradCAM, HiResCAM
 from pytorch_grad_cam.base_cam import BaseCAM
@@ -41,12 +40,11 @@ from vig_mm.apis.inference import Predictor, read_image
 from vig_mm.apis.launch import add_config_options, load_config, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.errors import UsageError
-from vig_mm.visualization.pictures import beside, fitted
+from vig_mm.visualization.pictures import beside, fitted, save
 
 GRAD, HIRES, EIGEN = "Grad-CAM", "HiResCAM", "Eigen-CAM"
-METHODS = {"gradcam": GRAD, "hirescam": HIRES, "eigencam": EIGEN}
-OF_A_CLASS = {GRAD, HIRES}
 UNITS = {"mmpretrain": "%", "mmdet": "% at best", "mmseg": "% of the pixels"}
+STRIDES = (1, 2, 4, 8, 14, 16, 32, 64)  # of the grids that a layer's tokens are taken for
 
 
 # Model and image --------------------------------------------------------------------------------
@@ -71,30 +69,15 @@ class Subject:
     classes: list[str]
 
 
-def make_parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+def subject_parser(doc: str | None, out: str) -> Parser:
     """With the arguments that say which image, model and picture."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("image", metavar="IMAGE", help="picture file")
-    parser.add_argument("config", metavar="CONFIG", help="config file")
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT",
-        help="checkpoint file of this config, or for a classifier a public ViG file",
-    )  # fmt: skip
+    parser = make_parser(doc, out)
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of it, or a public ViG file")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU, if there is one)")
-    parser.add_argument(
-        "--out", type=Path, default=out, metavar="FILE.png", help=f"picture ({out})"
-    )
     add_config_options(parser)
     return parser
-
-
-def parse_png(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    args = parser.parse_args()
-    if args.out.suffix.lower() != ".png":
-        parser.error(f"--out must end in .png, not {args.out.name!r}")
-    return args
 
 
 def load_subject(args: argparse.Namespace) -> Subject:
@@ -104,17 +87,15 @@ def load_subject(args: argparse.Namespace) -> Subject:
         UsageError: the image, the config or the device cannot be used.
         CheckpointError: the checkpoint does not fit the config.
     """
-    image = read_image(Path(args.image))
-    cfg = load_config(args)
+    image, cfg = read_image(args.image), load_config(args)
     predictor = Predictor(cfg, prepare_checkpoint(args.checkpoint, cfg.work_dir), args.device)
     model = predictor.inferencer.model.eval()
     (batch,) = predictor.inferencer.preprocess([image])
     if predictor.scope == "mmdet":
         _, batch = batch  # mmdet keeps the image beside it
-    picture = batch["inputs"][0].permute(1, 2, 0).cpu().numpy()[..., ::-1]
+    picture = np.ascontiguousarray(batch["inputs"][0].permute(1, 2, 0).cpu().numpy()[..., ::-1])
     fed = model.data_preprocessor(batch, False)
-    (sample,) = fed["data_samples"]
-    picture, classes = np.ascontiguousarray(picture), list(predictor.meta["classes"])
+    (sample,), classes = fed["data_samples"], list(predictor.meta["classes"])
     return Subject(model, predictor.scope, picture, fed["inputs"], sample, classes)
 
 
@@ -124,9 +105,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
 class _Attached(TorchFunctionMode):
     """In it, `Tensor.detach` detaches nothing: one-stage heads detach what they predict from."""
 
-    def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         return args[0] if function is Tensor.detach else function(*args, **(kwargs or {}))
 
 
@@ -143,8 +122,8 @@ def class_scores(subject: Subject, image: Tensor, score_thr: float) -> tuple[Ten
     Raises:
         UsageError: the model does not give such scores.
     """
-    model = subject.model
-    none, eigen = image.new_zeros(len(subject.classes)), "use --methods eigencam"
+    model, count = subject.model, len(subject.classes)
+    none, eigen = image.new_zeros(count), "use --methods eigencam"
     if subject.scope == "mmpretrain":
         scores = model(image, mode="tensor")[0]
         return scores, scores.detach().softmax(dim=0)
@@ -152,13 +131,13 @@ def class_scores(subject: Subject, image: Tensor, score_thr: float) -> tuple[Ten
         # padding does not count; the image is taken whole, also where the config slides a window
         height, width = subject.picture.shape[:2]
         logits = model.encode_decode(image, [subject.sample.metainfo])[0, :, :height, :width]
-        if len(logits) != len(subject.classes):
+        if len(logits) != count:
             raise UsageError(
-                f"{type(model).__name__} gives {len(logits)} map(s) of scores for "
-                f"{len(subject.classes)} classes, not one a class: {eigen}"
+                f"{type(model).__name__} gives {len(logits)} map(s) of scores for {count} classes, "
+                f"not one a class: {eigen}"
             )
         best, labels = (x.flatten() for x in logits.max(dim=0))
-        return none.index_add(0, labels, best), labels.bincount(minlength=len(none)) / len(labels)
+        return none.index_add(0, labels, best), labels.bincount(minlength=count) / len(labels)
     from mmdet.models import SingleStageDetector
 
     sample = subject.sample.clone()
@@ -182,32 +161,32 @@ def class_scores(subject: Subject, image: Tensor, score_thr: float) -> tuple[Ten
 # Layers and maps --------------------------------------------------------------------------------
 
 
-def as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+def as_map(x: Any, size: tuple[int, int]) -> Tensor:
     """A layer's output as a map ``[B, C, h, w]``, whatever its layout.
 
     Args:
         x: ``[B, C, h, w]``, channels last ``[B, h, w, C]``, or tokens ``[B, N, C]`` in row-major
             order; a class token before them is left out.
-        size: height and width of the network's input, by which the grid is recognised, of strides
-            1 to 64 (powers of 2, and 14), rounded up or down.
+        size: height and width of the network's input, by which the grid is recognised, of
+            `STRIDES`, rounded up or down.
 
     Raises:
         UsageError: there is no such grid in it.
     """
-    strides = (1, 2, 4, 8, 14, 16, 32, 64)
-    grids = [tuple(-(-side // stride) for side in size) for stride in strides]
-    grids += [tuple(side // stride for side in size) for stride in strides]
-    if x.dim() == 4:
-        if tuple(x.shape[2:]) in grids or tuple(x.shape[1:3]) not in grids:
-            return x
-        return x.permute(0, 3, 1, 2)
-    if x.dim() == 3:
-        for extra in (0, 1):
-            for grid in grids:
-                if grid[0] * grid[1] == x.shape[1] - extra:
-                    return x[:, extra:].unflatten(1, grid).permute(0, 3, 1, 2)
+    grids = [tuple(-(-side // stride) for side in size) for stride in STRIDES]
+    grids += [tuple(side // stride for side in size) for stride in STRIDES]
+    if not isinstance(x, Tensor):
+        raise UsageError(f"its output is a {type(x).__name__}, no tensor")
+    shape = tuple(x.shape)
+    if len(shape) == 4:
+        last = shape[2:] not in grids and shape[1:3] in grids
+        return x.permute(0, 3, 1, 2) if last else x
+    for extra in (0, 1) if len(shape) == 3 else ():
+        for grid in grids:
+            if grid[0] * grid[1] == shape[1] - extra:
+                return x[:, extra:].unflatten(1, grid).permute(0, 3, 1, 2)
     raise UsageError(
-        f"its output {tuple(x.shape)} is neither a map nor tokens of a grid over an input of "
+        f"its output {shape} is neither a map nor tokens of a grid over an input of "
         f"{size[0]}x{size[1]} (HxW)"
     )
 
@@ -249,83 +228,45 @@ class Probe(nn.Module):
             UsageError: there is none; names some that come close.
         """
         modules, count = dict(self.model.named_modules()), len(self.taps)
-        try:
-            index = int(name)
-        except ValueError:
-            if name in modules and name:
-                return name.removeprefix("backbone."), modules[name]
-            parent = name
-            while parent and parent not in modules:
-                parent = parent.rpartition(".")[0]
-            known = (f"{parent}.{k}".lstrip(".") for k, _ in modules[parent].named_children())
-            raise UsageError(
-                f"the model has no layer {name!r}; there are {', '.join(known)}"
-            ) from None
-        if not -count <= index < count:
-            raise UsageError(
-                f"--layers {index}: this backbone has {count} outputs, 0 to {count - 1} "
-                f"(or -{count} to -1)"
-            )
-        return f"output {index % count}", self.taps[index]
+        if name.removeprefix("-").isdecimal():
+            if not -count <= int(name) < count:
+                raise UsageError(f"--layers {name}: there are {count} outputs, 0 to {count - 1}")
+            return f"output {int(name) % count}", self.taps[int(name)]
+        if not name or name not in modules:
+            close = ", ".join(difflib.get_close_matches(name, modules, n=5, cutoff=0.3))
+            raise UsageError(f"the model has no layer {name!r}; there are {close}, ...")
+        return name.removeprefix("backbone."), modules[name]
 
 
-def check_layers(probe: Probe, found: dict[str, nn.Module], inputs: Tensor) -> None:
-    """Run the probe once and see that the layers, by name, run and give maps.
+class _OneMap(BaseCAM):
+    """Before a method: sees that the layer ran once; 0 where the score does not depend on it."""
 
-    Raises:
-        UsageError: one does not.
-    """
-    outputs: dict[str, list] = {name: [] for name in found}
-    handles = [
-        module.register_forward_hook(lambda m, args, out, name=name: outputs[name].append(out))
-        for name, module in found.items()
-    ]
-    with torch.no_grad():
-        probe(inputs)
-    for handle in handles:
-        handle.remove()
-    for name, given in outputs.items():
-        if len(given) != 1:
-            calls = f"calls this layer {len(given)} times" if given else "does not call this layer"
-            raise UsageError(f"--layers {name}: the model {calls}; choose one inside or before it")
-        if not isinstance(given[0], Tensor):
-            kind = type(given[0]).__name__
-            raise UsageError(f"--layers {name}: its output is a {kind}, no tensor")
-        try:
-            as_map(given[0], tuple(inputs.shape[2:]))
-        except UsageError as error:
-            raise UsageError(f"--layers {name}: {error}") from error
+    def compute_cam_per_layer(self, *args) -> list[np.ndarray]:
+        seen = self.activations_and_grads
+        if (calls := len(seen.activations)) != 1:
+            does = f"calls this layer {calls} times" if calls else "does not call this layer"
+            raise UsageError(f"the model {does}; choose one inside or before it")
+        if self.uses_gradients and not seen.gradients:
+            seen.gradients = [torch.zeros_like(seen.activations[0])]
+        return super().compute_cam_per_layer(*args)
 
 
-class Reached(BaseCAM):
-    """Before a method that needs gradients: where the score does not depend on the layer, 0."""
-
-    def get_cam_image(self, *args) -> np.ndarray:
-        """``[B, C, h, w]`` -> ``[B, h, w]``; the arguments are those of `EigenMap`."""
-        *_, activations, grads, _ = args
-        if grads is None:
-            return np.zeros((len(activations), *activations.shape[2:]), np.float32)
-        return super().get_cam_image(*args)
+class GradMap(_OneMap, GradCAM):
+    """Grad-CAM (arXiv 1610.02391)."""
 
 
-class GradMap(Reached, GradCAM):
-    """Grad-CAM."""
+class HiResMap(_OneMap, HiResCAM):
+    """HiResCAM (arXiv 2011.08891)."""
 
 
-class HiResMap(Reached, HiResCAM):
-    """HiResCAM."""
-
-
-class EigenMap(EigenCAM):
-    """Eigen-CAM by the covariance of the channels, of a defined sign.
+class EigenMap(_OneMap, EigenCAM):
+    """Eigen-CAM (arXiv 2008.00299) by the covariance of the channels, of a defined sign.
 
     The package decomposes an N x N matrix, 16 GB in float32 for a detector's first stage of
     64 000 cells, and leaves to chance whether what stands out is high or low.
     """
 
-    def get_cam_image(
-        self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False
-    ) -> np.ndarray:
+    def get_cam_image(self, inputs, layer, targets, activations, grads, smooth=False) -> np.ndarray:
         """``[B, C, h, w]`` -> ``[B, h, w]``; the side that reaches farther from 0 is positive."""
         x = activations.reshape(*activations.shape[:2], -1).astype(np.float64)
         x -= x.mean(axis=2, keepdims=True)
@@ -335,11 +276,18 @@ class EigenMap(EigenCAM):
         return cam.reshape(len(x), *activations.shape[2:]).astype(np.float32)
 
 
+KINDS = {GRAD: GradMap, HIRES: HiResMap, EIGEN: EigenMap}
+METHODS = {"gradcam": GRAD, "hirescam": HIRES, "eigencam": EIGEN}
+
+
 def cam_map(method: str, probe: Probe, module: nn.Module, inputs: Tensor, label: int) -> np.ndarray:
-    """One method's map of a layer, ``[1, 3, H, W]`` -> ``[H, W]``, 0 to 1, of the class `label`."""
-    kind: type[BaseCAM] = {GRAD: GradMap, HIRES: HiResMap, EIGEN: EigenMap}[method]
+    """One method's map of a layer, ``[1, 3, H, W]`` -> ``[H, W]``, 0 to 1, of the class `label`.
+
+    Raises:
+        UsageError: the layer gives no map, or not one a run.
+    """
     size = tuple(inputs.shape[2:])
-    cam = kind(probe, [module], reshape_transform=lambda x: as_map(x, size))
+    cam = KINDS[method](probe, [module], reshape_transform=lambda x: as_map(x, size))
     try:
         # the input's gradient makes every layer's, also where all before it is frozen
         return cam(inputs.detach().requires_grad_(), [ClassifierOutputTarget(label)])[0]
@@ -361,11 +309,6 @@ def choose_class(subject: Subject, amounts: Tensor, wanted: str | None) -> tuple
         UsageError: there is no such class, or nothing of it in the image.
     """
     names = subject.classes
-
-    def some(chosen: list[str]) -> str:
-        return ", ".join(chosen[:10]) + (" ..." if len(chosen) > 10 else "")
-
-    present = [names[i] for i in amounts.argsort(descending=True).tolist() if amounts[i] > 0]
     if wanted is None:
         label = int(amounts.argmax())
     elif wanted in names:
@@ -374,16 +317,16 @@ def choose_class(subject: Subject, amounts: Tensor, wanted: str | None) -> tuple
         label = int(wanted)
     else:
         raise UsageError(
-            f"--class {wanted}: no such class; give one of {some(names)}, or a label "
-            f"0 to {len(names) - 1}"
+            f"--class {wanted}: no such class; give one of {', '.join(names[:10])}, ..., or a "
+            f"label 0 to {len(names) - 1}"
         )
     if subject.scope != "mmpretrain" and not amounts[label]:
+        present = [names[i] for i in amounts.argsort(descending=True)[:10] if amounts[i] > 0]
+        lower = ", lower --score-thr" if subject.scope == "mmdet" else ""
         raise UsageError(
-            f"the model finds {'nothing' if wanted is None else f'no {names[label]}'} in "
-            f"this image{f', but {some(present)}' if present else ''}; "
-            + ("lower --score-thr, or " if subject.scope == "mmdet" else "")
-            + ("choose another class, or " if present else "")
-            + "use --methods eigencam, which needs none"
+            f"the model finds {'nothing' if wanted is None else f'no {names[label]}'} in this "
+            f"image, but {', '.join(present) or 'nothing else'}; choose another class{lower}, or "
+            "use --methods eigencam, which needs none"
         )
     return label, f"{names[label]} {100 * amounts[label]:.0f} {UNITS[subject.scope]}"
 
@@ -406,29 +349,30 @@ def draw(
     Raises:
         UsageError: a layer or class that the model does not have, or no object of the class.
     """
-    asking = not OF_A_CLASS.isdisjoint(methods)
+    asking = set(methods) != {EIGEN}
     if wanted is not None and not asking:
         raise UsageError(f"--class {wanted} has no meaning for Eigen-CAM, which knows no classes")
     probe = Probe(subject, score_thr if asking else None)
     default = [-1] if subject.scope == "mmpretrain" else range(len(probe.taps))
     found = {name: probe.find(name) for name in layers or map(str, default)}
-    check_layers(probe, {name: module for name, (_, module) in found.items()}, subject.inputs)
     label, asked = 0, ""
     if asking:
+        with torch.no_grad():
+            probe(subject.inputs)
         label, asked = choose_class(subject, probe.amounts, wanted)
     height, width = subject.picture.shape[:2]
-    rows = []
+    shown, rows = subject.picture.astype(np.float32) / 255, []
     for method in methods:
-        panels, captions = [fitted(subject.picture)], [asked if method in OF_A_CLASS else "input"]
-        for title, module in found.values():
-            cam = cam_map(method, probe, module, subject.inputs, label)
-            over = show_cam_on_image(
-                subject.picture.astype(np.float32) / 255, cam[:height, :width], use_rgb=True,
-                colormap=cv2.COLORMAP_TURBO,
-            )  # fmt: skip
+        panels, captions = [fitted(subject.picture)], ["input" if method == EIGEN else asked]
+        for name, (title, module) in found.items():
+            try:
+                cam = cam_map(method, probe, module, subject.inputs, label)[:height, :width]
+            except UsageError as error:
+                raise UsageError(f"--layers {name}: {error}") from error
+            over = show_cam_on_image(shown, cam, use_rgb=True, colormap=cv2.COLORMAP_TURBO)
             panels.append(fitted(over))
             captions.append(f"{method}, {title}")
-            if method in OF_A_CLASS and not cam.any():
+            if method != EIGEN and not cam.any():
                 print(f"{captions[-1]}: nothing in this layer speaks for the class")
         rows.append(beside(panels, captions))
     picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
@@ -438,26 +382,22 @@ def draw(
 
 
 def main() -> None:
-    parser = make_parser(__doc__, "cam.png")
+    parser, methods = subject_parser(__doc__, "cam.png"), list(METHODS)
     parser.add_argument("--layers", nargs="+", metavar="LAYER", help="numbers or dotted names")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all"
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=methods, help="(all)")
     parser.add_argument(
         "--class", dest="wanted", metavar="NAME",
         help="class name or label for Grad-CAM and HiResCAM (default: that of the highest score, "
         "for a segmentor of the largest area)",
     )  # fmt: skip
     parser.add_argument("--score-thr", type=float, help="leave out detections below it (0.3)")
-    args = parse_png(parser)
+    args = parser.parse_args()
     subject = load_subject(args)
     if args.score_thr is not None and subject.scope != "mmdet":
         raise UsageError(f"--score-thr is for detectors, and this is a config of {subject.scope}")
     score_thr = 0.3 if args.score_thr is None else args.score_thr
-    methods = [METHODS[name] for name in args.methods]
-    picture = draw(subject, args.layers, methods, args.wanted, score_thr)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(args.out)
+    chosen = [METHODS[name] for name in args.methods]
+    save(draw(subject, args.layers, chosen, args.wanted, score_thr), args.out)
     print(f"written: {args.out}")
 
 

@@ -1,12 +1,10 @@
 """How far the gates of each layer remember: the decay that a token meets with distance.
 
 Token s reaches a later token t with the product of the forward gates after s up to t, and an
-earlier one with the product of the backward gates from t up to before s; log alpha is
-logsigmoid(gate logit) / 16 (ViG, section 3.2). Drawn, for the gates that one image gives: that
-weight against distance in tokens over all key channels of all heads (median, the middle 80 %, all;
-of each channel the mean over the image), for both directions, and the weight that the token at one
-place gives to each other one, the mean over channels. Tokens are in row-major order: one row
-further is one row of tokens away.
+earlier one with that of the backward gates from t up to before s (ViG, section 3.2). Drawn, for one
+image: that weight against distance in tokens over all key channels of all heads (median, the middle
+80 %, all; of each channel the mean over the image), for both directions, and the weight that the
+token at one place gives to each other one, the mean over channels. Tokens are in row-major order.
 
 The numbers go to a JSON beside the picture, with the half-life of each channel: the tokens over
 which its weight halves, by its mean decay a token; null where its gates are fully open.
@@ -17,31 +15,22 @@ Examples:
     --layers backbone.layers.0.blocks.0.op backbone.layers.2.blocks.4.op
 """
 
-# ruff: noqa: E402
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vig_mm.checks.environment import exit_without_mmengine
-
-exit_without_mmengine()
-
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import write_json
+from common import new_figure, save_figure, write_json
 from torch import Tensor, nn
-from vis_cam import Subject, load_subject, make_parser, parse_png
+from vis_cam import Subject, load_subject, subject_parser
 
 from vig_mm.apis.launch import run
 from vig_mm.errors import UsageError
 from vig_mm.kernels import GATE_LOGIT_NORMALIZER
 from vig_mm.nets import GatedLinearAttention2d
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.colors import LogNorm
 
 FORWARD, BACKWARD = "forward", "backward"
 PERCENTILES = (0, 10, 50, 90, 100)
@@ -130,26 +119,27 @@ def gates_of(model: nn.Module, inputs: Tensor, names: list[str] | None = None) -
     layers = {name: part for name, part in modules if isinstance(part, GatedLinearAttention2d)}
     if not layers:
         raise UsageError("the model has no gated linear attention: this needs a ViG backbone")
-    for name in names or ():
-        if name not in layers:
-            raise UsageError(f"--layers {name}: no such gated layer; there are {', '.join(layers)}")
-    grids, found, handles = {}, {}, []
-    for name in names or layers:
-
-        def keep_grid(module: nn.Module, args: tuple, name: str = name) -> None:
-            grids[name] = args[1]
-
-        def keep_gates(module: nn.Module, args: tuple, out: Tensor, name: str = name) -> None:
-            halves = (log_alpha(half[0]).cpu() for half in out.chunk(2, dim=-1))
-            found[name] = Gates(name, grids[name], layers[name].num_heads, *halves)
-
-        handles.append(layers[name].register_forward_pre_hook(keep_grid))
-        handles.append(layers[name].gk_proj.register_forward_hook(keep_gates))
+    if unknown := [name for name in names or () if name not in layers]:
+        raise UsageError(
+            f"--layers {unknown[0]}: no such gated layer; there are {', '.join(layers)}"
+        )
+    seen: dict[nn.Module, Any] = {}  # by attention its arguments, by projection its output
+    handles = []
+    for part in (layers[name] for name in names or layers):
+        handles += [
+            part.register_forward_pre_hook(lambda module, args: seen.update({module: args})),
+            part.gk_proj.register_forward_hook(lambda module, _, out: seen.update({module: out})),
+        ]
     with torch.no_grad():
         model.extract_feat(inputs)
     for handle in handles:
         handle.remove()
-    return [found[name] for name in names or layers]
+    found = []
+    for name in names or layers:
+        part = layers[name]
+        halves = (log_alpha(half[0]).cpu() for half in seen[part.gk_proj].chunk(2, dim=-1))
+        found.append(Gates(name, seen[part][1], part.num_heads, *halves))
+    return found
 
 
 def token_at(pixel: tuple[int, int], size: tuple[int, int], hw: tuple[int, int]) -> tuple[int, int]:
@@ -163,35 +153,40 @@ def plot(
 ) -> None:
     """A row for each layer: the decay of both directions, and what the token at a pixel sees."""
     size = (WIDTH, ROW_HEIGHT * len(layers) + 0.6)
-    figure, panels = plt.subplots(len(layers), 3, figsize=size, squeeze=False, layout="constrained")
+    figure, panels = new_figure(len(layers), 3, size)
     for row, gates, content in zip(panels, layers, reports, strict=True):
         for panel, direction in zip(row, (FORWARD, BACKWARD), strict=False):
             curves, at = content[direction]["weight"], content[direction]["distance"]
-            panel.fill_between(at, curves["p0"], curves["p100"], color="C0", alpha=0.15,
-                               label="all channels")  # fmt: skip
-            panel.fill_between(at, curves["p10"], curves["p90"], color="C0", alpha=0.3,
-                               label="middle 80 % of channels")  # fmt: skip
+            for low, high, alpha, label in (
+                ("p0", "p100", 0.15, "all channels"),
+                ("p10", "p90", 0.3, "middle 80 % of channels"),
+            ):
+                panel.fill_between(
+                    at, curves[low], curves[high], color="C0", alpha=alpha, label=label
+                )
             panel.plot(at, curves["p50"], color="C0", label="median channel")
             panel.axvline(gates.hw[1], color="grey", linestyle=":", label="one row of tokens")
             panel.set(xscale="log", ylim=(0, 1.03), xlim=(1, max(2, at[-1])))
-            half = content[direction]["median_half_life"]
-            half = "never halves" if half is None else f"half-life {half:.3g} tokens"
-            panel.set_title(f"{direction}: median {half}", fontsize=11)
+            panel.set_title(f"{direction}: median {_life(content[direction])}", fontsize=11)
             panel.grid(alpha=0.3)
         row[0].set_ylabel(f"{gates.name.removeprefix('backbone.')}\nweight", fontsize=11)
         _plot_map(row[2], subject, gates, pixel)
-    for panel in panels[-1, :2]:
-        panel.set_xlabel("distance (tokens)", fontsize=11)
-    panels[-1, 2].set_xlabel("x (px)", fontsize=11)
+    for panel, label in zip(panels[-1], ["distance (tokens)"] * 2 + ["x (px)"], strict=True):
+        panel.set_xlabel(label, fontsize=11)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=4, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, path, 90)
 
 
-def _plot_map(panel: plt.Axes, subject: Subject, gates: Gates, pixel: tuple[int, int]) -> None:
+def _life(content: dict) -> str:
+    life = content["median_half_life"]
+    return "never halves" if life is None else f"half-life {life:.3g} tokens"
+
+
+def _plot_map(panel: Any, subject: Subject, gates: Gates, pixel: tuple[int, int]) -> None:
     """The weights seen from the token at a pixel, under the picture's outlines."""
+    from matplotlib.colors import LogNorm
+
     height, width = subject.inputs.shape[2:]
     row, column = token_at(pixel, (height, width), gates.hw)
     seen = gates.seen_from(row * gates.hw[1] + column).mean(dim=1).reshape(gates.hw).numpy()
@@ -210,33 +205,27 @@ def _plot_map(panel: plt.Axes, subject: Subject, gates: Gates, pixel: tuple[int,
 
 
 def main() -> None:
-    parser = make_parser(__doc__, "gates.png")
-    parser.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="names of gated layers (default: all)"
-    )
+    parser = subject_parser(__doc__, "gates.png")
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="gated layers (default: all)")
     parser.add_argument(
         "--at", type=int, nargs=2, metavar=("X", "Y"),
         help="the place to look from, in pixels of the network's input (default: its centre)",
     )  # fmt: skip
-    args = parse_png(parser)
+    args = parser.parse_args()
     subject = load_subject(args)
     height, width = subject.inputs.shape[2:]
     x, y = args.at or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
-        raise UsageError(
-            f"--at {x} {y}: the network's input has x from 0 to {width - 1} and y from 0 to "
-            f"{height - 1}"
-        )
+        raise UsageError(f"--at {x} {y}: the network's input is {width} wide and {height} high")
     layers = gates_of(subject.model, subject.inputs, args.layers)
-    reports = [gates.report() for gates in layers]
+    reports, numbers = [gates.report() for gates in layers], args.out.with_suffix(".json")
     plot(subject, layers, reports, (x, y), args.out)
-    about = dict(config=Path(args.config).stem, image=Path(args.image).name)
-    write_json(args.out.with_suffix(".json"), **about, layers=reports)
+    about = dict(config=Path(args.config).stem, image=args.image.name)
+    write_json(numbers, **about, layers=reports)
     for one in reports:
-        lives = (one[direction]["median_half_life"] for direction in (FORWARD, BACKWARD))
-        lives = ["-" if life is None else f"{life:.3g}" for life in lives]
-        print(f"{one['layer']}: median half-life {lives[0]} forward, {lives[1]} backward (tokens)")
-    print(f"written: {args.out}, {args.out.with_suffix('.json')}")
+        lives = (f"{_life(one[direction])} {direction}" for direction in (FORWARD, BACKWARD))
+        print(f"{one['layer']}: median {', '.join(lives)}")
+    print(f"written: {args.out}, {numbers}")
 
 
 if __name__ == "__main__":

@@ -5,48 +5,31 @@ colours and averaged over images (Luo et al., arXiv 1701.04128), as a picture, a
 area that holds 30, 50 and 99 % of it: `side` in pixels of the square around its median, `area` of
 that square and `share` of the smallest set of pixels, both as shares of the image.
 
-The unit's channels are added with random signs, drawn anew for each image: added as they are, the
-channels of a LayerNorm give a constant, whose gradient is zero.
-
 Examples:
   python tools/analysis_tools/vis_receptive_field.py CONFIG --out erf.png
   python tools/analysis_tools/vis_receptive_field.py CONFIG CHECKPOINT --images photos --size 96 96
 """
 
-# ruff: noqa: E402
-import argparse
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from vig_mm.checks.environment import exit_without_mmengine
-
-exit_without_mmengine()
-
 import cv2
-import matplotlib
 import numpy as np
 import torch
-from common import write_json
+from common import at_least, make_parser, new_figure, save_figure, write_json
 from get_flops import build
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
-from vis_cam import parse_png
 
 from vig_mm.apis.inference import read_image
 from vig_mm.apis.launch import add_config_options, load_config, resolve_device, run
 from vig_mm.checkpoints.conversion import prepare_checkpoint
 from vig_mm.checks.weights import check_weights
+from vig_mm.datasets.files import IMAGES, files
 from vig_mm.errors import UsageError
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.colors import LogNorm
-from matplotlib.patches import Rectangle
-
 QUANTILES = (0.3, 0.5, 0.99)
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PANEL = 3.6  # inches
 DARKEST = 1e-4  # of the highest value: the colour scale's other end
 
@@ -55,6 +38,9 @@ def receptive_fields(
     backbone: nn.Module, images: Iterable[Tensor], seed: int = 0
 ) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
     """Gradient of each output's centre unit, averaged over images.
+
+    The unit's channels are added with random signs, drawn anew for each image: added as they are,
+    the channels of a LayerNorm give a constant, whose gradient is zero.
 
     Args:
         backbone: in eval mode; ``[1, 3, H, W]`` -> maps ``[1, C, h, w]``.
@@ -68,25 +54,23 @@ def receptive_fields(
         UsageError: an output is not a map.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums: dict[int, np.ndarray] = {}
-    grids, count = {}, 0
+    fields: list[list[np.ndarray]] = []  # of each image those of the outputs
     for image in images:
-        image = image.detach().requires_grad_()
+        image, found = image.detach().requires_grad_(), []
         outputs = backbone(image)
-        for i, output in enumerate(outputs):
-            if output.dim() != 4:
-                raise UsageError(
-                    f"output {i} of this backbone has shape {tuple(output.shape)}: a map "
-                    "[B, C, h, w] is needed, see the backbone's out_type or out_indices"
-                )
-            grids[i] = height, width = tuple(output.shape[2:])
-            unit = output[0, :, height // 2, width // 2]
+        if any(output.dim() != 4 for output in outputs):
+            raise UsageError(
+                f"outputs of this backbone have shapes {[tuple(x.shape) for x in outputs]}: maps "
+                "[B, C, h, w] are needed, see its out_type or out_indices"
+            )
+        for output in outputs:
+            unit = output[0, :, output.shape[2] // 2, output.shape[3] // 2]
             signs = torch.randint(2, unit.shape, generator=generator).to(unit) * 2 - 1
-            last = i == len(outputs) - 1
-            (gradient,) = torch.autograd.grad(unit @ signs, image, retain_graph=not last)
-            sums[i] = sums.get(i, 0) + gradient[0].double().abs().sum(dim=0).cpu().numpy()
-        count += 1
-    return [field / count for field in sums.values()], list(grids.values())
+            (gradient,) = torch.autograd.grad(unit @ signs, image, retain_graph=True)
+            found.append(gradient[0].double().abs().sum(dim=0).cpu().numpy())
+        fields.append(found)
+    grids = [tuple(output.shape[2:]) for output in outputs]
+    return [np.mean(field, axis=0) for field in zip(*fields, strict=True)], grids
 
 
 def extents(field: np.ndarray, centre: tuple[int, int]) -> dict[str, dict[str, float]]:
@@ -132,8 +116,10 @@ def middle(field: np.ndarray) -> tuple[int, int]:
 
 def plot(fields: list[np.ndarray], outputs: list[dict], path: Path, title: str) -> None:
     """A panel for each output: its field on a logarithmic scale, squares of 50 and 99 %."""
-    size = (PANEL * len(fields) + 1, PANEL + 1)
-    figure, panels = plt.subplots(1, len(fields), figsize=size, squeeze=False, layout="constrained")
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    figure, panels = new_figure(1, len(fields), (PANEL * len(fields) + 1, PANEL + 1))
     for panel, field, output in zip(panels.flat, fields, outputs, strict=True):
         shown = np.maximum(field / field.max(), DARKEST)
         drawn = panel.imshow(shown, cmap="magma", norm=LogNorm(DARKEST, 1))
@@ -151,9 +137,7 @@ def plot(fields: list[np.ndarray], outputs: list[dict], path: Path, title: str) 
     bar = figure.colorbar(drawn, ax=panels, shrink=0.8)
     bar.set_label("mean |gradient| / its maximum", fontsize=11)
     figure.suptitle(f"{title}; blue square: 50 %, green: 99 %", fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def load_model(cfg: Config, checkpoint: str | None, seed: int) -> nn.Module:
@@ -172,65 +156,52 @@ def load_model(cfg: Config, checkpoint: str | None, seed: int) -> nn.Module:
     return model.eval()
 
 
-def find_images(folder: Path, count: int) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"--images: there is no folder {str(folder)!r}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+def inputs(
+    folder: Path | None, size: tuple[int, int], count: int, seed: int, preprocessor: nn.Module
+) -> list[Tensor]:
+    """At most ``count`` pictures of a folder in the network's size, or as many of normal noise.
+
+    Raises:
+        UsageError: there is no picture.
+    """
+    if folder is None:  # as a normalised image is distributed
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(1, 3, *size, generator=generator) for _ in range(count)]
+    found = files(folder, IMAGES, any_case=True)
     if not found:
         raise UsageError(f"--images: no picture ({', '.join(IMAGES)}) in {str(folder)!r}")
+    images = []
     # from all over the folder, not the first class alone
-    return found[:: max(1, math.ceil(len(found) / count))][:count]
-
-
-def photographs(
-    paths: list[Path], size: tuple[int, int], preprocessor: nn.Module
-) -> Iterator[Tensor]:
-    """Pictures in the network's size, normalised as the config says."""
-    for path in paths:
-        image = cv2.resize(read_image(path), size[::-1], interpolation=cv2.INTER_AREA)
-        batch = dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)])
-        yield preprocessor(batch, False)["inputs"][:, :, : size[0], : size[1]]
+    for name in found[:: -(-len(found) // count)]:
+        image = cv2.resize(read_image(folder / name), size[::-1], interpolation=cv2.INTER_AREA)
+        batch = preprocessor(dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)]), False)
+        images.append(batch["inputs"][:, :, : size[0], : size[1]])
+    return images
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", metavar="CONFIG", help="config file, of any backbone")
+    parser, number = make_parser(__doc__, "receptive_field.png"), at_least(1)
+    parser.add_argument("config", metavar="CONFIG", help="of any backbone")
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?",
         help="its checkpoint, or a public ViG file (default: random weights)",
     )  # fmt: skip
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"),
-        help="height and width of the input in pixels (224 224)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of pictures (default: normal noise)"
-    )
-    parser.add_argument("--count", type=int, default=20, help="images at most (20)")
+    sides = dict(type=number, nargs=2, default=(224, 224), metavar=("H", "W"))
+    parser.add_argument("--size", **sides, help="of the input in pixels (224 224)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: noise)")
+    parser.add_argument("--count", type=number, default=20, help="images at most (20)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and signs (0)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU, if there is one)")
-    parser.add_argument(
-        "--out", type=Path, default="receptive_field.png", metavar="FILE.png",
-        help="picture; the numbers go to FILE.json (receptive_field.png)",
-    )  # fmt: skip
     add_config_options(parser)
-    args = parse_png(parser)
-    if args.count < 1 or min(args.size) < 1:
-        parser.error("--count and --size must be 1 or more")
+    args = parser.parse_args()
     cfg = load_config(args)
     device, size = resolve_device(args.device), tuple(args.size)
-    paths = find_images(args.images, args.count) if args.images else None
-    model = load_model(cfg, args.checkpoint, args.seed).to(device)
-    generator = torch.Generator().manual_seed(args.seed)
-    count = args.count if paths is None else len(paths)
-    if paths is None:  # as a normalised image is distributed
-        images = (torch.randn(1, 3, *size, generator=generator).to(device) for _ in range(count))
-    else:
-        images = photographs(paths, size, model.data_preprocessor)
+    model = load_model(cfg, args.checkpoint, args.seed)
+    images = inputs(args.images, size, args.count, args.seed, model.data_preprocessor)
+    model.to(device)
     try:
-        fields, grids = receptive_fields(model.backbone, images, args.seed)
+        batches = (image.to(device) for image in images)
+        fields, grids = receptive_fields(model.backbone, batches, args.seed)
     except (ValueError, AssertionError) as error:
         raise UsageError(f"the backbone refuses images of {size[0]}x{size[1]}: {error}") from error
     outputs = []
@@ -241,13 +212,12 @@ def main() -> None:
         outputs.append(dict(index=i, grid=grid, centre=centre, holds=extents(field, centre)))
         held = ", ".join(f"{k}: {v['side']} px" for k, v in outputs[-1]["holds"].items())
         print(f"output {i}: {held}")
-    name = Path(args.config).stem
+    name, numbers = Path(args.config).stem, args.out.with_suffix(".json")
     weights = Path(args.checkpoint).name if args.checkpoint else "random weights"
     plot(fields, outputs, args.out, f"{name}, {weights}")
-    report = dict(config=name, weights=weights, size=size, images=count, outputs=outputs)
-    inputs = "pictures" if paths else "normal noise"
-    write_json(args.out.with_suffix(".json"), **report, inputs=inputs)
-    print(f"written: {args.out}, {args.out.with_suffix('.json')}")
+    report = dict(config=name, weights=weights, size=size, images=len(images), outputs=outputs)
+    write_json(numbers, **report, inputs="pictures" if args.images else "normal noise")
+    print(f"written: {args.out}, {numbers}")
 
 
 if __name__ == "__main__":

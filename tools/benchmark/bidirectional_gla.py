@@ -2,21 +2,21 @@
 
     python tools/benchmark/bidirectional_gla.py --shape 1 4096 3 32 64
 
-On a CPU: the machine code against plain PyTorch, float32 and bfloat16, forward and backward pass,
-in turn; fails where it is not as many times as fast as it should be. On a GPU (the default where
-there is one): the Triton kernels in bfloat16 (`triton.testing.do_bench`, which empties the L2
-cache), forward, and forward with backward, against plain PyTorch, torch's flash attention with
+On a CPU: the machine code against plain PyTorch, in float32 and bfloat16; fails where it is not as
+many times as fast as it should be. On a GPU: the Triton kernels in bfloat16, forward, and forward
+with backward, by `triton.testing.do_bench`, against plain PyTorch, torch's flash attention with
 heads of the value width (left out where N^2 takes too long) and, with --fla, two passes of
-flash-linear-attention's chunk_gla, which tunes itself for minutes, and of its recurrence. There,
-too: the share of the bandwidth of copying that the least possible traffic is (every input read
-once, every output written once), the time in a CUDA graph at batch 1, peak memory. Errors are
+flash-linear-attention's chunk_gla and of its recurrence; and the share of the bandwidth of copying
+that the least possible traffic is, the time in a CUDA graph at batch 1, peak memory. Errors are
 relative, of output and gradients, against plain PyTorch in float32, of the first and last image.
 """
 
-import argparse
 import contextlib
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,19 +28,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "analysis_tools"))
 
-from common import (  # noqa: E402
-    Budget,
-    Run,
-    add_device,
-    describe,
-    machine,
-    markdown,
-    measure,
-    peak_bytes,
-    problem,
-    set_device,
-    write_json,
-)
+import common  # noqa: E402
+from common import Run  # noqa: E402
 
 from vig_mm.kernels import bidirectional_gla  # noqa: E402
 
@@ -81,8 +70,8 @@ def minimum_bytes(shape: Shape, training: bool) -> int:
     Forward: q, k and two gates in, v in, o out: 8 K + 4 V bytes a token and head. Backward: these
     inputs and do in, five gradients out: 16 K + 6 V. Training is both.
     """
-    per_token_head = 8 * shape.K + 4 * shape.V + (16 * shape.K + 6 * shape.V) * training
-    return per_token_head * shape.B * shape.N * shape.H
+    batch, tokens, heads, k, v = shape
+    return batch * tokens * heads * (8 * k + 4 * v + training * (16 * k + 6 * v))
 
 
 def fla_operator(chunk_gla: Callable) -> Operator:
@@ -141,9 +130,9 @@ def time_kernels(runs: dict[str, Run]) -> dict[str, dict]:
         try:
             times = do_bench(run, quantiles=[0.5, 0.0, 1.0])
             found[name] = dict(zip(("median", "min", "max"), (x / 1e3 for x in times), strict=True))
-            found[name]["peak_bytes"] = peak_bytes(run, "cuda")
+            found[name]["peak_bytes"] = common.peak_bytes(run, "cuda")
         except Exception as error:
-            found[name] = {"missing": problem(error)}
+            found[name] = {"missing": common.problem(error)}
             torch.cuda.synchronize()  # raises where the device itself is lost
     return found
 
@@ -159,26 +148,25 @@ def copy_bandwidth() -> float:
 
 def measure_gpu(shape: Shape, rivals: dict[str, Operator], bandwidth: float) -> dict:
     """One row: ours and its rivals in both modes, errors, share of the bandwidth, graph time."""
+    from triton.testing import do_bench_cudagraph
+
     inputs, grad = make_inputs(shape, torch.bfloat16, "cuda")
     row: dict = {"shape": shape._asdict(), "error": errors(rivals["ours"], inputs, grad)}
     if 4 * shape.B * shape.H * shape.N**2 * shape.V > MAX_ATTENTION_FLOPS:
         rivals = {name: x for name, x in rivals.items() if name != "sdpa"}
-    for mode in ("forward", "forward+backward"):
-        training = mode != "forward"
-        runs: dict[str, Run] = {
-            name: partial(with_gradients, x, inputs, grad)
-            if training
-            else partial(inference, x, *inputs)
-            for name, x in rivals.items()
-        }
+    passes: dict[str, dict[str, Run]] = {
+        "forward": {name: partial(inference, x, *inputs) for name, x in rivals.items()},
+        "forward+backward": {
+            name: partial(with_gradients, x, inputs, grad) for name, x in rivals.items()
+        },
+    }
+    for mode, runs in passes.items():
         row[mode] = time_kernels(runs)
-        seconds = row[mode]["ours"].get("median")
-        if seconds:
-            row[mode]["ours"]["of_copy"] = minimum_bytes(shape, training) / seconds / bandwidth
-        if shape.B == 1 and seconds:
-            from triton.testing import do_bench_cudagraph
-
-            row[mode]["ours"]["graph"] = do_bench_cudagraph(runs["ours"]) / 1e3
+        if seconds := row[mode]["ours"].get("median"):
+            least = minimum_bytes(shape, mode != "forward")
+            row[mode]["ours"]["of_copy"] = least / seconds / bandwidth
+            if shape.B == 1:
+                row[mode]["ours"]["graph"] = do_bench_cudagraph(runs["ours"]) / 1e3
     return row
 
 
@@ -194,34 +182,36 @@ def measure_cpu(shape: Shape, dtype: torch.dtype, seconds: float) -> dict:
             name: partial(inference, function, *tensors, backend)
             for name, backend in (("ours", "cpu"), ("plain", "chunked"))
         }
-        row[mode] = measure(runs, seconds, "cpu")
+        row[mode] = common.measure(runs, seconds, "cpu")
     return row
+
+
+COLUMNS = ["shape and pass", "ours, ms", "others' time over ours", "% of copy", "graph ms", "MiB"]
 
 
 def cells(row: dict) -> list[list[str]]:
     """A line a mode: milliseconds of ours, those of the rivals over ours."""
-    lines, shape = [], Shape(**row["shape"])
-    for mode in ("forward", "backward", "forward+backward"):
-        ours = row.get(mode, {}).get("ours")
-        if ours is None:
+    lines = []
+    for mode, times in row.items():
+        if not isinstance(times, dict) or "ours" not in times:
             continue
+        label, ours = (
+            f"{Shape(**row['shape'])} {row.get('dtype', 'bfloat16')} {mode}",
+            times["ours"],
+        )
         if "median" not in ours:
-            lines.append([f"{shape} {mode}", ours["missing"], "", "", "", ""])
+            lines.append([label, ours["missing"], "", "", "", ""])
             continue
-        rivals = {name: x for name, x in row[mode].items() if name != "ours"}
         ratios = (
             f"{name} {x['min'] / ours['min']:.2f}" if "min" in x else f"{name}: {x['missing']}"
-            for name, x in rivals.items()
+            for name, x in times.items()
+            if name != "ours"
         )
         share = f"{100 * ours['of_copy']:.0f}" if "of_copy" in ours else ""
         graph = f"{1e3 * ours['graph']:.3f}" if "graph" in ours else ""
         peak = f"{ours['peak_bytes'] / 2**20:.1f}"
-        label = f"{shape} {row.get('dtype', 'bfloat16')} {mode}"
         lines.append([label, f"{1e3 * ours['min']:.3f}", ", ".join(ratios), share, graph, peak])
     return lines
-
-
-COLUMNS = ["shape and pass", "ours, ms", "others' time over ours", "% of copy", "graph ms", "MiB"]
 
 
 def is_right(row: dict) -> bool:
@@ -233,18 +223,21 @@ def is_right(row: dict) -> bool:
     return right and all("median" in x["ours"] for x in row.values() if "ours" in x)
 
 
-def compile_share(shapes: list[Shape], index: int, count: int) -> None:
-    """Run every n-th shape once: Triton keeps on disk what it compiles."""
-    for shape in shapes[index::count]:
-        with contextlib.suppress(Exception):  # reported where it is measured
-            inputs, grad = make_inputs(shape, torch.bfloat16, "cuda")
-            with_gradients(partial(bidirectional_gla, backend="triton"), inputs, grad)
+def run_once(shape: Shape) -> None:
+    with contextlib.suppress(Exception):  # reported where it is measured
+        inputs, grad = make_inputs(shape, torch.bfloat16, "cuda")
+        with_gradients(partial(bidirectional_gla, backend="triton"), inputs, grad)
+
+
+def compile_all(shapes: list[Shape]) -> None:
+    """In several processes: Triton keeps on disk what it compiles."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context) as pool:
+        list(pool.map(run_once, shapes))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.make_parser(__doc__)
     parser.add_argument(
         "--shape", type=int, nargs=5, action="append", metavar=tuple("BNHKV"),
         help="instead of those of the models; may be given several times",
@@ -252,17 +245,12 @@ def main() -> int:
     parser.add_argument("--fla", action="store_true", help="GPU: flash-linear-attention, too")
     parser.add_argument("--seconds", type=float, default=1.0, help="CPU: for a timing (1)")
     parser.add_argument("--minutes", type=float, help="start no shape after this time")
-    parser.add_argument("--compile", type=int, nargs=2, metavar=("I", "N"),
-                        help="GPU: only compile, the part I of N")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="JSON", help="work_dirs/benchmark/...")
-    add_device(parser)
+    common.add_device(parser)
     args = parser.parse_args()
-    set_device(parser, args)
-    gpu, budget, places = args.device == "cuda", Budget(args.minutes), all_shapes()
+    common.set_device(parser, args)
+    gpu, budget, places = args.device == "cuda", common.Budget(args.minutes), all_shapes()
     shapes = [Shape(*x) for x in args.shape or ()] or (list(places) if gpu else cpu_shapes())
-    if args.compile:
-        compile_share(shapes, *args.compile)
-        return 0
     rivals: dict[str, Operator] = {
         "ours": partial(bidirectional_gla, backend="triton"),
         "plain": partial(bidirectional_gla, backend="chunked"),
@@ -275,25 +263,26 @@ def main() -> int:
             parser.error("--fla needs flash-linear-attention (the package fla), not installed here")
         rivals["fla"] = fla_operator(chunk_gla)
         rivals["fla recurrent"] = fla_operator(fused_recurrent_gla)
-    bandwidth, results = copy_bandwidth() if gpu else 0.0, []
-    out = args.out or Path(f"work_dirs/benchmark/bidirectional_gla_{'gpu' if gpu else 'cpu'}.json")
+    out = args.out or Path(f"work_dirs/benchmark/bidirectional_gla_{args.device}.json")
+    about, results, bandwidth = common.machine(args.device), [], 0.0
+    if gpu:
+        compile_all(shapes)
+        bandwidth = copy_bandwidth()
     for shape in shapes:
         if budget.over():
             print("time is up", flush=True)
             break
-        for dtype in [torch.bfloat16] if gpu else [torch.float32, torch.bfloat16]:
-            row = (
-                measure_gpu(shape, rivals, bandwidth)
-                if gpu
-                else measure_cpu(shape, dtype, args.seconds)
-            )
+        rows = (
+            [measure_gpu(shape, rivals, bandwidth)]
+            if gpu
+            else [measure_cpu(shape, x, args.seconds) for x in (torch.float32, torch.bfloat16)]
+        )
+        for row in rows:
             results.append({**row, "where": places.get(shape, [])})
-            about = machine(args.device)
-            write_json(out, machine=about, copy_bandwidth=bandwidth, results=results)
-            for line in cells(row):
-                print(" | ".join(line), flush=True)
-    table = markdown(COLUMNS, [line for row in results for line in cells(row)])
-    print(f"{describe(machine(args.device))}\n{table}\nwritten: {out}")
+            print(*(" | ".join(line) for line in cells(row)), sep="\n", flush=True)
+        common.write_json(out, machine=about, copy_bandwidth=bandwidth, results=results)
+    table = common.markdown(COLUMNS, [line for row in results for line in cells(row)])
+    print(f"{common.describe(about)}\n{table}\nwritten: {out}")
     wrong = [str(Shape(**row["shape"])) for row in results if not is_right(row)]
     print("all right" if not wrong else f"WRONG, OR TOO SLOW: {', '.join(wrong)}")
     return int(bool(wrong))

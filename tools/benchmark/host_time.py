@@ -1,6 +1,6 @@
 """Host time of a block's training step: what the CPU does until all is launched.
 
-    python tools/benchmark/host_time.py [OTHER CHECKOUT] [--rounds 20]
+    python tools/benchmark/host_time.py [OTHER CHECKOUT] [--rounds 5]
 
 Triton launches into a driver that does nothing (tests/test_kernels/stand_in_gpu.py), and torch's
 own operators run on the CPU, on few tokens: they cost about what a launch does, or more. This
@@ -16,18 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, HW, CHANNELS, HEADS = 1, (5, 14), 32, 2  # two chunks
-STEPS = 20
+STEPS = 100
 MODES = ("float32", "bfloat16 autocast")
 
 
-def serve(driver: Path) -> None:
-    """Time STEPS steps for each line on stdin, and print milliseconds of both passes by mode."""
+def time_steps(driver: Path) -> dict[str, list[float]]:
+    """Milliseconds of both passes by mode."""
     import torch
     from stand_in_gpu import install_driver
 
@@ -35,11 +35,8 @@ def serve(driver: Path) -> None:
 
     install_driver(driver)
     torch.manual_seed(0)
-    model = vig_mm.ViG(
-        embed_dims=CHANNELS, depth=2, num_heads=HEADS, mixer_act=True, drop_path_rate=0.1,
-        backend="triton",
-    )  # fmt: skip
-    block = model.train().blocks[1]
+    settings = dict(depth=2, mixer_act=True, drop_path_rate=0.1, backend="triton")
+    block = vig_mm.ViG(embed_dims=CHANNELS, num_heads=HEADS, **settings).train().blocks[1]
     x = torch.randn(BATCH, HW[0] * HW[1], CHANNELS, requires_grad=True)
     grad = torch.randn_like(x)
 
@@ -51,14 +48,12 @@ def serve(driver: Path) -> None:
         out.backward(grad)
         return middle - start, time.process_time() - middle
 
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        found = {}
-        for mode, dtype in zip(MODES, (None, torch.bfloat16), strict=True):
-            accept_cpu_tensors(lambda dtype=dtype: step(dtype))
-            passes = [step(dtype) for _ in range(STEPS)]
-            found[mode] = [1e3 * min(times) for times in zip(*passes, strict=True)]
-        print(json.dumps(found), flush=True)
+    found = {}
+    for mode, dtype in zip(MODES, (None, torch.bfloat16), strict=True):
+        accept_cpu_tensors(lambda dtype=dtype: step(dtype))
+        passes = [step(dtype) for _ in range(STEPS)]
+        found[mode] = [1e3 * min(times) for times in zip(*passes, strict=True)]
+    return found
 
 
 def accept_cpu_tensors(step: Callable[[], Any]) -> None:
@@ -76,62 +71,44 @@ def accept_cpu_tensors(step: Callable[[], Any]) -> None:
                 raise
 
 
-@contextlib.contextmanager
-def served(checkout: Path, folder: Path) -> Iterator[subprocess.Popen]:
-    """A process that runs `serve` with the package of a checkout."""
-    tree = folder / checkout.name
-    (tree / "vig_mm").mkdir(parents=True)
-    for source in (*(checkout / "vig_mm").iterdir(), checkout / "kernels"):
-        (tree / "vig_mm" / source.name).symlink_to(source)
-    environment = {**os.environ, "PYTHONPATH": str(tree), "TRITON_INTERPRET": "0",
-                   "OMP_NUM_THREADS": "1"}  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(folder)],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        process.wait()
-
-
-def ask(process: subprocess.Popen) -> dict[str, list[float]]:
-    process.stdin.write("\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        sys.exit("a process ended early, see above")
-    return json.loads(line)
+def time_checkout(checkout: Path, folder: Path) -> dict[str, list[float]]:
+    """`time_steps` in a process with the package of a checkout."""
+    tree = folder / "-".join(checkout.parts[1:]) / "vig_mm"
+    if not tree.exists():
+        tree.mkdir(parents=True)
+        for source in (*(checkout / "vig_mm").iterdir(), checkout / "kernels"):
+            (tree / source.name).symlink_to(source)
+    environment = {**os.environ, "PYTHONPATH": str(tree.parent)}
+    environment |= {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--driver", str(folder)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("other", nargs="?", type=Path, help="another checkout to compare with")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--driver", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests/test_kernels"))
-    if args.serve:
-        serve(args.serve)
+    if args.driver:
+        print(json.dumps(time_steps(args.driver)))
         return
     from stand_in_gpu import build_driver
 
     checkouts = [ROOT, *([args.other.resolve()] if args.other else [])]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         build_driver(Path(folder))
-        processes = [stack.enter_context(served(path, Path(folder))) for path in checkouts]
-        for process in processes:
-            process.stdout.readline()
-        rounds = [[ask(process) for process in processes] for _ in range(args.rounds)]
+        rounds = [[time_checkout(x, Path(folder)) for x in checkouts] for _ in range(args.rounds)]
     for mode in MODES:
-        sums = []
-        for i, path in enumerate(checkouts):
-            forward, backward = (min(r[i][mode][k] for r in rounds) for k in (0, 1))
-            sums.append(forward + backward)
+        least = [
+            [min(r[i][mode][k] for r in rounds) for k in (0, 1)] for i in range(len(checkouts))
+        ]
+        for path, (forward, backward) in zip(checkouts, least, strict=True):
             print(f"{mode:18} {forward:.3f} + {backward:.3f} ms  {path.name}")
         if args.other:
-            print(f"{mode:18} {sums[0] / sums[1]:.2f} of the other's")
+            print(f"{mode:18} {sum(least[0]) / sum(least[1]):.2f} of the other's")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ writes, each once. The count sees neither memory nor latency nor the rates of th
 variants, and a GPU decides.
 """
 
-import argparse
+import math
 import os
 import re
 import subprocess
@@ -22,14 +22,12 @@ from typing import Any, NamedTuple
 os.environ["TRITON_INTERPRET"] = "0"
 import torch  # noqa: E402
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "analysis_tools"))
-from common import fill_page, machine, markdown, write_json  # noqa: E402, I001
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "analysis_tools")]
+from common import fill_page, machine, make_parser, markdown, write_json  # noqa: E402
 from kernel_launches import Launch, compile_launch, record, specialize  # noqa: E402
-from shapes import COCO, MODELS, Shape, model_shapes  # noqa: E402
+from shapes import COCO, MODELS, Shape, all_shapes  # noqa: E402
 
-IMAGES = (((224, 224), 128), (COCO, 2), ((1024, 1024), 128))  # with their batch sizes
+USES = (((224, 224), 128, MODELS), (COCO, 2, MODELS), ((1024, 1024), 128, MODELS))
 # tensors that a launch reads and writes, and which are not counted as moved once
 TWICE = {"scan_kernel": ("states",)}
 SELDOM = {"output_kernel": ("factors",), "exact_gradient_kernel": None}  # only the exception reads
@@ -65,7 +63,7 @@ class Code(NamedTuple):
 class _Block(NamedTuple):
     size: int
     exceptional: bool
-    after: list[int]
+    after: set[int]  # numbers of the blocks that may follow
 
 
 def read(compiled: Any) -> Code:
@@ -81,120 +79,95 @@ def read(compiled: Any) -> Code:
             command = [str(tools / tool), *options, file.name]
             return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-        blocks = _blocks(run("nvdisasm", "-c", "-g"))
+        counts = _count(_blocks(run("nvdisasm", "-c", "-g")))
         usage = run("cuobjdump", "-res-usage")
-
-    def used(name: str) -> int:
-        return int(re.search(rf"{name}:(\d+)", usage)[1])
-
-    fixed, body, others, exception = _count(blocks)
-    return Code(
-        fixed, body, others, exception, used("REG"), used("STACK"), compiled.metadata.shared
-    )
+    registers, stack = (int(re.search(rf"{x}:(\d+)", usage)[1]) for x in ("REG", "STACK"))
+    return Code(*counts, registers, stack, compiled.metadata.shared)
 
 
 def _blocks(text: str) -> list[_Block]:
-    """Basic blocks; block 0 is the entry, and ``after`` holds the numbers of the next ones."""
+    """Basic blocks; block 0 is the entry."""
     found: list[tuple[int, bool, list[str], bool]] = []  # size, exceptional, targets, falls through
     starts: dict[str, int] = {}
-    size, exceptional, source = 0, 0, ""
+    sources: list[str] = []  # of the instructions of the block that is being read
+    source = ""
 
     def close(targets: list[str], falls: bool) -> None:
-        nonlocal size, exceptional
         # ptxas moves a few instructions out of the exception's blocks
-        found.append((size, exceptional > _SHARE * size, targets, falls))
-        size, exceptional = 0, 0
+        exceptional = sources.count(EXCEPTION) > _SHARE * len(sources)
+        found.append((len(sources), exceptional, targets, falls))
+        sources.clear()
 
     for line in text.splitlines():
         if match := _LABEL.match(line):
-            if size:
+            if sources:
                 close([], True)
             starts[match[1]] = len(found)
         elif match := _SOURCE.match(line):
             source = Path(match[1]).name
-        elif match := _CODE.match(line):
-            predicate, op, rest = match[1], match[2].split(".")[0], match[3]
-            if op == "NOP":
-                continue
-            size += 1
-            exceptional += source == EXCEPTION
+        elif (match := _CODE.match(line)) and (op := match[2].split(".")[0]) != "NOP":
+            sources.append(source)
             if op == "BRA":
                 # a uniform predicate stands among the operands
-                always = predicate is None and not re.match(r"\s*!?UP\d", rest)
-                close(_TARGET.findall(rest)[-1:], not always)
+                always = match[1] is None and not re.match(r"\s*!?UP\d", match[3])
+                close(_TARGET.findall(match[3])[-1:], not always)
             elif op in ("EXIT", "RET"):
-                close([], predicate is not None)
-    if size:
+                close([], match[1] is not None)
+    if sources:
         close([], False)
     blocks = []
-    for i, (count, flag, targets, falls) in enumerate(found):
-        after = [starts[t] for t in targets if starts.get(t, len(found)) < len(found)]
-        if falls and i + 1 < len(found):
-            after.append(i + 1)
-        blocks.append(_Block(count, flag, after))
+    for i, (size, flag, targets, falls) in enumerate(found):
+        after = {starts[target] for target in targets if target in starts}
+        after |= {i + 1} if falls else set()
+        blocks.append(_Block(size, flag, {x for x in after if x < len(found)}))
     return blocks
 
 
-def _dominators(blocks: list[_Block]) -> dict[int, set[int]]:
-    """Of every block that can be reached: which blocks all ways to it lead through."""
-    reached, stack = {0}, [0]
+def _reached(edges: list[set[int]], start: int, without: int | None = None) -> set[int]:
+    """The nodes that ways from ``start`` lead to, itself included, which avoid one node."""
+    found = {start} - {without}
+    stack = list(found)
     while stack:
-        for b in blocks[stack.pop()].after:
-            if b not in reached:
-                reached.add(b)
-                stack.append(b)
-    before: dict[int, list[int]] = {b: [] for b in reached}
-    for b in reached:
-        for c in blocks[b].after:
-            before[c].append(b)
-    dominators = {b: set(reached) for b in reached}
-    dominators[0] = {0}
-    changed = True
-    while changed:
-        changed = False
-        for b in sorted(reached - {0}):
-            new = {b} | set.intersection(*(dominators[p] for p in before[b]))
-            if new != dominators[b]:
-                dominators[b], changed = new, True
-    return dominators
+        new = edges[stack.pop()] - found - {without}
+        found |= new
+        stack += new
+    return found
 
 
 def _count(blocks: list[_Block]) -> tuple[int, int, list[int], int]:
-    dominators = _dominators(blocks)
-    reached = set(dominators)
+    """The first four fields of `Code`."""
+    after = [block.after for block in blocks]
+    reached = _reached(after, 0)
+    before = [{p for p in reached if b in after[p]} for b in range(len(blocks))]
+    dominators: dict[int, set[int]] = {b: set() for b in reached}  # all ways to b lead through them
+    for d in reached:
+        for b in reached - _reached(after, 0, without=d):
+            dominators[b].add(d)
     # what every run passes: it leads to an end; and the ways back that close a loop
-    ends = {b for b in reached if not blocks[b].after}
-    backs = [(b, c) for b in reached for c in blocks[b].after if c in dominators[b]]
-    anchors = set().union(*(dominators[b] for b in ends), {0})
+    kept = set().union({0}, *(dominators[b] for b in reached if not after[b]))
+    backs = [(b, c) for b in reached for c in after[b] if c in dominators[b]]
     loops: dict[int, set[int]] = {}
     for tail, head in backs:
-        loop, stack = {head}, [tail]
-        while stack:
-            b = stack.pop()
-            if b not in loop:
-                loop.add(b)
-                stack += [p for p in reached if b in blocks[p].after]
-        loops[head] = loops.get(head, set()) | loop
+        loops[head] = loops.get(head, set()) | {head} | _reached(before, tail, without=head)
     outer = {
         head: loop
         for head, loop in loops.items()
         if not any(head in other for h, other in loops.items() if h != head)
     }
-    kept = set(anchors)
     for tail, head in backs:
         always = dominators[tail] & outer.get(head, set())
         if always and not any(blocks[b].exceptional for b in always):
             kept |= dominators[tail]
-    doors = {d for b in reached if blocks[b].exceptional for d in dominators[b] if d not in kept}
+    doors = {d for b in reached if blocks[b].exceptional for d in dominators[b] - kept}
     exception = {b for b in reached if dominators[b] & doors}
 
     def size(part: set[int]) -> int:
-        return sum(blocks[b].size for b in part - exception)
+        return sum(blocks[b].size for b in part)
 
     ordered = [outer[head] for head in sorted(outer) if head not in exception]
-    bodies = [size(loop) for loop in ordered]
-    fixed = size(reached - set().union(set(), *ordered))
-    return fixed, bodies[-1] if bodies else 0, bodies[:-1], sum(blocks[b].size for b in exception)
+    bodies = [size(loop - exception) for loop in ordered]
+    body = bodies.pop() if bodies else 0
+    return size(reached.difference(exception, *ordered)), body, bodies, size(exception)
 
 
 # Costs ------------------------------------------------------------------------------------------
@@ -221,13 +194,11 @@ def compiled_code(launch: Launch, target: int, cache: dict[str, Code]) -> Code:
 
 def trips(launch: Launch) -> int:
     """Trips of the kernel's main loop, of all programs together."""
-    x = launch.named
-    programs = launch.grid[0]
-    if launch.kernel.__name__.startswith("blend"):
-        return programs * -(-x["N"] // x["R"])
-    if launch.kernel.__name__ in ("segment_kernel", "scan_kernel"):
-        return programs * 2 * launch.grid[2] * x["NT"]
-    return programs * x["NT"]
+    x, name = launch.named, launch.kernel.__name__
+    if name.startswith("blend"):
+        return launch.grid[0] * -(-x["N"] // x["R"])
+    passes = 2 * launch.grid[2] if name in ("segment_kernel", "scan_kernel") else 1
+    return launch.grid[0] * passes * x["NT"]
 
 
 def moved(launch: Launch) -> int:
@@ -246,15 +217,10 @@ def moved(launch: Launch) -> int:
 
 
 def cost(launch: Launch, token_heads: int, target: int, cache: dict[str, Code]) -> Cost:
-    code = compiled_code(launch, target, cache)
-    programs = 1
-    for size in launch.grid:
-        programs *= size
-    warps = launch.options["num_warps"]
-    issued = warps * (programs * code.fixed + trips(launch) * code.body)
-    return Cost(
-        launch.kernel.__name__, issued / token_heads, moved(launch) / token_heads, code, warps
-    )
+    code, warps = compiled_code(launch, target, cache), launch.options["num_warps"]
+    issued = warps * (math.prod(launch.grid) * code.fixed + trips(launch) * code.body)
+    name = launch.kernel.__name__
+    return Cost(name, issued / token_heads, moved(launch) / token_heads, code, warps)
 
 
 def costs(
@@ -268,32 +234,18 @@ def costs(
     }
 
 
-def total(found: list[Cost]) -> dict[str, float | int]:
+def as_json(found: dict[str, list[Cost]]) -> dict[str, dict]:
+    """Of each pass the sums and maxima over its launches, and instructions of each kernel."""
     return {
-        "launches": len(found),
-        "instructions": round(sum(x.instructions for x in found), 1),
-        "bytes": round(sum(x.bytes for x in found), 1),
-        "registers": max(x.code.registers for x in found),
-        "spilled": max(x.code.stack for x in found),
-        "shared": max(x.code.shared for x in found),
-    }
-
-
-def all_shapes() -> dict[Shape, list[str]]:
-    shapes: dict[Shape, list[str]] = {}
-    for image, batch in IMAGES:
-        for model in MODELS:
-            for stage, shape in enumerate(model_shapes(model, image, batch), 1):
-                place = f"{model} {image[0]}x{image[1]}"
-                shapes.setdefault(shape, []).append(
-                    f"{place} stage {stage}" if len(MODELS[model].heads) > 1 else place
-                )
-    return shapes
-
-
-def as_json(found: dict[str, list[Cost]]) -> dict[str, Any]:
-    return {
-        name: {**total(launches), "kernels": {x.kernel: round(x.instructions, 1) for x in launches}}
+        name: {
+            "launches": len(launches),
+            "instructions": round(sum(x.instructions for x in launches), 1),
+            "bytes": round(sum(x.bytes for x in launches), 1),
+            "registers": max(x.code.registers for x in launches),
+            "spilled": max(x.code.stack for x in launches),
+            "shared": max(x.code.shared for x in launches),
+            "kernels": {x.kernel: round(x.instructions, 1) for x in launches},
+        }
         for name, launches in found.items()
     }
 
@@ -313,16 +265,14 @@ def table(results: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "work_dirs/kernel_cost.json", page=True)
     parser.add_argument("--target", type=int, default=90, help="compute capability, 90 for sm_90")
-    parser.add_argument("--out", type=Path, default="work_dirs/kernel_cost.json", metavar="JSON")
-    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
     args = parser.parse_args()
     import triton
 
     cache: dict[str, Code] = {}
     results: list[dict] = []
-    for shape, places in all_shapes().items():
+    for shape, places in all_shapes(USES).items():
         found = as_json(costs(shape, torch.bfloat16, args.target, cache))
         results.append({"shape": shape._asdict(), "where": places, **found})
         print(shape, *(f"{x['instructions']:.0f}" for x in found.values()), flush=True)

@@ -7,6 +7,7 @@ prints what a block of each of ViG-H-T's stages launches, Triton's kernels and t
 """
 
 import argparse
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,14 +20,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PACKAGE = "vig_mm.kernels"
+WITH_KERNELS = ("feed_forward.triton", "gla.triton", "norm_conv.triton")
+WITH_KERNELS += ("locality_gate.triton_projection",)
 NO_LAUNCH = ("detach", "alias", "_unsafe_view", "lift_fresh", "set_")
 SETTINGS = ("num_warps", "num_stages", "maxnreg")
-TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int32: "*i32",
-}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES |= {torch.int32: "*i32"}
 
 
 class Launch(NamedTuple):
@@ -103,13 +102,10 @@ def record_block(
         batch, hw: of the tokens.
         dtype: of autocast, None without.
     """
-    # all that have kernels
-    import vig_mm.kernels.feed_forward.triton
-    import vig_mm.kernels.gla.triton
-    import vig_mm.kernels.locality_gate.triton_projection
-    import vig_mm.kernels.norm_conv.triton  # noqa: F401
     from vig_mm.nets import attention, ffn
 
+    for name in WITH_KERNELS:
+        importlib.import_module(f"{PACKAGE}.{name}")
     channels = next(block.parameters()).shape[0]
     x = torch.empty(batch, hw[0] * hw[1], channels, dtype=next(block.parameters()).dtype,
                     device="meta", requires_grad=True)  # fmt: skip
@@ -142,30 +138,24 @@ def record(
     from vig_mm.kernels.gla.triton import launch
     from vig_mm.kernels.locality_gate import triton as locality_gate
 
-    passes: dict[str, list[Launch]] = {
-        name: [] for name in ("forward", "backward", "gate forward", "gate backward")
-    }
-    current: list[Launch] = []
-    with recorded(current):
-        qkv = torch.empty(
-            batch, tokens, heads * (2 * width + v_width), dtype=dtype, device="meta"
-        ).split([heads * width, heads * width, heads * v_width], dim=-1)
-        q, k, v = (x.unflatten(-1, (heads, -1)) for x in qkv)
-        logits = torch.empty(batch, tokens, 2 * heads * width, dtype=dtype, device="meta")
-        gates = [x.unflatten(-1, (heads, -1)) for x in logits.chunk(2, dim=-1)]
-        o = torch.empty(batch, tokens, heads, v_width, dtype=dtype, device="meta")
-        weight = torch.empty(v_width, device="meta")  # float32, also under autocast
-        gate_inputs = (o, torch.empty_like(o), torch.empty_like(o), weight, weight, 1e-6, True)
-        calls = (
-            lambda: launch.triton_forward(q, k, v, *gates),
-            lambda: launch.triton_backward(o, q, k, v, *gates),
-            lambda: locality_gate.gate_forward(*gate_inputs),
-            lambda: locality_gate.gate_backward(o, *gate_inputs),
-        )
-        for found, call in zip(passes.values(), calls, strict=True):
+    def empty(channels: int) -> torch.Tensor:
+        return torch.empty(batch, tokens, heads * channels, dtype=dtype, device="meta")
+
+    qkv = empty(2 * width + v_width).split([heads * w for w in (width, width, v_width)], dim=-1)
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in qkv)
+    gates = [x.unflatten(-1, (heads, -1)) for x in empty(2 * width).chunk(2, dim=-1)]
+    o, local, gate = (empty(v_width).unflatten(-1, (heads, -1)) for _ in range(3))
+    weight = torch.empty(v_width, device="meta")  # float32, also under autocast
+    gate_inputs = (o, local, gate, weight, weight, 1e-6, True)
+    passes: dict[str, list[Launch]] = {}
+    for name, call in {
+        "forward": lambda: launch.triton_forward(q, k, v, *gates),
+        "backward": lambda: launch.triton_backward(o, q, k, v, *gates),
+        "gate forward": lambda: locality_gate.gate_forward(*gate_inputs),
+        "gate backward": lambda: locality_gate.gate_backward(o, *gate_inputs),
+    }.items():
+        with recorded(passes.setdefault(name, [])):
             call()
-            found += current
-            current.clear()
     return passes
 
 

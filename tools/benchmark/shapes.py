@@ -1,8 +1,7 @@
 """The operator's shapes in all six models, from their heads, head widths and strides."""
 
 import math
-import os
-import signal
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -34,21 +33,17 @@ MODELS = {
     "ViG-H-S": Model((3, 6, 12, 24), _HIER_STRIDES, (16, 32)),
     "ViG-H-B": Model((4, 8, 16, 32), _HIER_STRIDES, (16, 32)),
 }
+Use = tuple[tuple[int, int], int, Iterable[str]]  # image (height, width), batch, models
 COCO = (800, 1333)
-# Images (height, width), batch size, models: what is worth most first. Whatever is cut off by a
-# time limit then is what matters least.
-_ORDER = (
+# What is worth most first: whatever a time limit cuts off then is what matters least.
+USES: tuple[Use, ...] = (
     ((224, 224), 128, ("ViG-H-T", "ViG-T")),
     (COCO, 1, ("ViG-H-T",)),
     ((1024, 1024), 1, ("ViG-T",)),
     ((2048, 2048), 1, ("ViG-T",)),
-    ((1024, 1024), 32, tuple(MODELS)),
-    ((224, 224), 128, tuple(MODELS)),
-    (COCO, 1, tuple(MODELS)),
-    ((224, 224), 1, tuple(MODELS)),
-    ((1024, 1024), 1, tuple(MODELS)),
-    ((2048, 2048), 1, tuple(MODELS)),
-    ((512, 512), 1, tuple(MODELS)),
+    ((1024, 1024), 32, MODELS),
+    ((224, 224), 128, MODELS),
+    *((image, 1, MODELS) for image in (COCO, *((x, x) for x in (224, 1024, 2048, 512)))),
 )
 
 
@@ -59,31 +54,13 @@ def model_shapes(model: str, image: tuple[int, int], batch: int) -> list[Shape]:
     return [Shape(batch, n, h, *widths) for n, h in zip(tokens, heads, strict=True)]
 
 
-def all_shapes() -> dict[Shape, list[str]]:
-    """Every shape once, what is worth most first, with where it occurs."""
-    shapes: dict[Shape, list[str]] = {}
-    for image, batch, models in _ORDER:
+def all_shapes(uses: Iterable[Use] = USES) -> dict[Shape, list[str]]:
+    """Every shape once, in order, with where it occurs."""
+    places: dict[Shape, dict[str, None]] = {}
+    for image, batch, models in uses:
         for model in models:
             for stage, shape in enumerate(model_shapes(model, image, batch), 1):
-                where = f"{model} {image[1]}x{image[0]}"
-                if len(MODELS[model].heads) > 1:
-                    where += f" stage {stage}"
-                places = shapes.setdefault(shape, [])
-                if where not in places:
-                    places.append(where)
-    return shapes
-
-
-def pytest_configure() -> None:
-    """As a plugin, `pytest -p shapes`: a shell's background processes ignore interrupts, after
-    which pytest says what failed so far."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(config, items: list) -> None:
-    """Of the tests every n-th, by TEST_SHARD=0/8, so that n processes share them."""
-    index, count = map(int, os.environ.get("TEST_SHARD", "0/1").split("/"))
-    others = items[:]
-    del others[index::count]
-    config.hook.pytest_deselected(items=others)
-    items[:] = items[index::count]
+                where = f"{model} {image[0]}x{image[1]}"
+                where += f" stage {stage}" if len(MODELS[model].heads) > 1 else ""
+                places.setdefault(shape, {})[where] = None
+    return {shape: list(found) for shape, found in places.items()}

@@ -1,8 +1,8 @@
 """tools/analysis_tools/vis_*.py: where a hand-made model looks is known."""
 
-import dataclasses
 import json
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -24,26 +24,30 @@ from pytorch_grad_cam import GradCAM
 
 from vig_mm.errors import UsageError
 from vig_mm.kernels.gla.naive import reference_bidirectional_gla
-from vig_mm.models import HierViG, ViG, ViGAdapter
+from vig_mm.models import HierViG
+
+sys.path.insert(0, str(ROOT / "tools/analysis_tools"))
+
+import vis_cam as cam
+import vis_gates
+import vis_receptive_field as erf
 
 pytestmark = pytest.mark.usefixtures("default_scope")
 CONFIG = ROOT / "configs/mmpretrain/vig-h-mini_digits.py"
 SIDE = 64
 
 
-@pytest.fixture
-def inside(load_tool):
-    return lambda name: load_tool(f"analysis_tools/vis_{name}")
+def built(scope: str, model: dict) -> nn.Module:
+    torch.manual_seed(0)
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        return registry.build(ConfigDict(model)).eval()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A checkpoint of the digits classifier (random weights), and a picture."""
     folder = tmp_path_factory.mktemp("inside")
-    torch.manual_seed(0)
-    cfg = Config.fromfile(CONFIG)
-    with MODELS.switch_scope_and_registry("mmpretrain") as registry:
-        model = registry.build(cfg.model)
+    model = built("mmpretrain", Config.fromfile(CONFIG).model)
     model.init_weights()
     meta = dict(dataset_meta=dict(classes=[f"class{i}" for i in range(10)]))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / "weights.pth")
@@ -60,22 +64,12 @@ def differ(path) -> bool:
 # Class activation maps ---------------------------------------------------------------------------
 
 
-class Corner(nn.Module):
-    """A classifier in mm's manner; class 1 sees red in the upper left quarter, class 0 nothing."""
-
-    def __init__(self, layout: str) -> None:
-        super().__init__()
-        self.backbone = CornerBackbone(layout)
-
-    def forward(self, x, mode):
-        assert mode == "tensor" and not self.training
-        (x,) = self.backbone(x)
-        red = x[:, 0]  # [B, 8, 8]
-        corner = red[:, :4, :4].mean(dim=(1, 2))
-        return torch.stack((0 * corner, corner), dim=1)
-
-
 class CornerBackbone(nn.Module):
+    """The colours of each 8x8 pixels; its layer `last` may give tokens or channels last.
+
+    With the layout "two outputs" the second is one that no head takes.
+    """
+
     def __init__(self, layout: str = "map") -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 8, stride=8, bias=False)
@@ -90,47 +84,51 @@ class CornerBackbone(nn.Module):
             return (self.last(x.flatten(2).mT).mT.unflatten(2, (8, 8)),)
         if self.layout == "channels last":
             return (self.last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),)
-        return (self.last(x),)
+        return (self.last(x), x + 1) if self.layout == "two outputs" else (self.last(x),)
 
 
-def corner_subject(tool, layout="map", scope="mmpretrain"):
+class Corner(nn.Module):
+    """A classifier in mm's manner; class 1 sees red in the upper left quarter, class 0 nothing."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.backbone = CornerBackbone(layout)
+
+    def forward(self, x, mode):
+        assert mode == "tensor" and not self.training
+        corner = self.backbone(x)[0][:, 0, :4, :4].mean(dim=(1, 2))
+        return torch.stack((0 * corner, corner), dim=1)
+
+
+def corner_subject(layout: str = "map") -> cam.Subject:
     """Red in the upper left corner, green in the lower right one."""
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)
     picture[:24, :24, 0] = picture[40:, 40:, 1] = 255
     inputs = torch.from_numpy(picture / 255).float().permute(2, 0, 1)[None]
-    model, classes = Corner(layout).eval(), ["nothing", "corner"]
-    return tool.Subject(model, scope, picture, inputs, sample=None, classes=classes)
+    classes = ["nothing", "corner"]
+    return cam.Subject(Corner(layout).eval(), "mmpretrain", picture, inputs, None, classes)
 
 
 @pytest.mark.parametrize("layout", ["map", "tokens", "channels last"])
-@pytest.mark.parametrize("method, name", [("Grad-CAM", "backbone.last"), ("HiResCAM", "-1")])
-def test_the_corner_that_counts_lights_up(inside, layout, method, name):
-    cam = inside("cam")
-    subject = corner_subject(cam, layout)
-    probe = cam.Probe(subject, 0)
+@pytest.mark.parametrize(
+    "method, name", [(cam.GRAD, "backbone.last"), (cam.HIRES, "-1"), (cam.EIGEN, "0")]
+)
+def test_the_corner_that_counts_lights_up(layout, method, name):
+    subject = corner_subject(layout)
+    if method == cam.EIGEN:  # what stands out, high or low
+        subject.inputs[:, :, 24:] = 0
+        subject.inputs *= -1 if layout == "tokens" else 1
+    probe = cam.Probe(subject, None if method == cam.EIGEN else 0)
     found = cam.cam_map(method, probe, probe.find(name)[1], subject.inputs, 1)
-    assert found.shape == (SIDE, SIDE)
-    assert found[:20, :20].min() > 0.9
+    assert found.shape == (SIDE, SIDE) and found[:20, :20].min() > 0.9
     assert found[32:].max() < 0.05 and found[:, 32:].max() < 0.05
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_eigen_cam_lights_up_what_stands_out(inside, sign):
-    cam = inside("cam")
-    subject = corner_subject(cam, scope="mmdet")  # needs no class
-    subject.inputs[:, :, 24:] = 0
-    probe = cam.Probe(subject, None)
-    found = cam.cam_map(cam.EIGEN, probe, probe.taps[0], sign * subject.inputs, 0)
-    assert found[:20, :20].min() > 0.9
-    assert found[32:].max() < 0.05 and found[:, 32:].max() < 0.05
-
-
-def test_cam_picture(inside, trained, tmp_path, run_tool):
+def test_cam_picture(trained, tmp_path, run_tool):
     args = [trained / "noise.png", CONFIG, trained / "weights.pth", "--class", "class3"]
     layers = ["0", "backbone.norm3", "backbone.layers.2.blocks.1"]
-    run_tool(
-        "analysis_tools/vis_cam", *args, "--layers", *layers, "--out", "a/cam.png", cwd=tmp_path
-    )
+    files = ("--layers", *layers, "--out", "a/cam.png")
+    run_tool("analysis_tools/vis_cam", *args, *files, cwd=tmp_path)
     with Image.open(tmp_path / "a/cam.png") as picture:
         assert picture.width > 4 * 320 and picture.height > 3 * 320  # image and layers; methods
     assert differ(tmp_path / "a/cam.png")
@@ -139,38 +137,15 @@ def test_cam_picture(inside, trained, tmp_path, run_tool):
 # Of detectors and segmentors: real heads that know red from green
 
 
-def built(scope: str, model: dict) -> nn.Module:
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        return registry.build(ConfigDict(model)).eval()
-
-
 def planted_detector() -> nn.Module:
     """RetinaNet without a neck: an object in each cell, of class 0 where it is red, 1 if green."""
-    model = built(
-        "mmdet",
-        dict(
-            type="RetinaNet",
-            backbone=dict(type=CornerBackbone),
-            neck=None,
-            bbox_head=dict(
-                type="RetinaHead",
-                num_classes=2,
-                in_channels=3,
-                feat_channels=3,
-                stacked_convs=0,
-                anchor_generator=dict(
-                    type="AnchorGenerator",
-                    scales=[1],
-                    ratios=[1.0],
-                    strides=[8],
-                    center_offset=0.5,
-                ),
-            ),
-            test_cfg=dict(
-                nms_pre=100, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=99
-            ),
-        ),
-    )
+    anchors = dict(scales=[1], ratios=[1.0], strides=[8], center_offset=0.5)
+    head = dict(num_classes=2, in_channels=3, feat_channels=3, stacked_convs=0)
+    head["anchor_generator"] = dict(type="AnchorGenerator", **anchors)
+    few = dict(nms_pre=100, score_thr=0.05, max_per_img=99)
+    few["nms"] = dict(type="nms", iou_threshold=0.5)
+    parts = dict(neck=None, bbox_head=dict(type="RetinaHead", **head), test_cfg=few)
+    model = built("mmdet", dict(type="RetinaNet", backbone=dict(type=CornerBackbone), **parts))
     head = model.bbox_head
     nn.init.zeros_(head.retina_cls.weight)
     nn.init.zeros_(head.retina_reg.weight)
@@ -183,16 +158,10 @@ def planted_detector() -> nn.Module:
 def planted_segmentor() -> nn.Module:
     """One 1x1 convolution: class 0 is red, class 1 green, class 2 all else."""
     head = dict(type="FCNHead", num_convs=0, kernel_size=1, concat_input=False, dropout_ratio=0)
-    sizes = dict(in_channels=3, channels=3, in_index=0, num_classes=3)
-    model = built(
-        "mmseg",
-        dict(
-            type="EncoderDecoder",
-            backbone=dict(type=CornerBackbone),
-            decode_head=dict(head, **sizes),
-            test_cfg=dict(mode="slide", crop_size=(32, 32), stride=(16, 16)),
-        ),
-    )
+    head |= dict(in_channels=3, channels=3, in_index=0, num_classes=3)
+    parts = dict(backbone=dict(type=CornerBackbone), decode_head=head)
+    parts["test_cfg"] = dict(mode="slide", crop_size=(32, 32), stride=(16, 16))
+    model = built("mmseg", dict(type="EncoderDecoder", **parts))
     conv = model.decode_head.conv_seg
     with torch.no_grad():
         conv.weight.copy_(torch.diag(torch.tensor([4.0, 4, 0]))[:, :, None, None])
@@ -200,185 +169,130 @@ def planted_segmentor() -> nn.Module:
     return model
 
 
-def planted(inside, kind: str, inputs: torch.Tensor | None = None):
-    """The planted model of a kind, with a red corner above and a green one below."""
+def subject_of(scope: str, model: nn.Module, classes: list[str]) -> cam.Subject:
+    """With a red corner above and a green one below."""
     from mmdet.structures import DetDataSample
 
     size = (SIDE, SIDE)
     sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
-    subject = corner_subject(inside("cam"), scope=kind)
-    return dataclasses.replace(
-        subject,
-        model={"mmdet": planted_detector, "mmseg": planted_segmentor}[kind](),
-        inputs=subject.inputs if inputs is None else inputs,
-        sample=sample,
-        classes=["red", "green"] if kind == "mmdet" else ["red", "green", "nothing"],
-    )
+    return replace(corner_subject(), scope=scope, model=model, sample=sample, classes=classes)
 
 
-@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
-@pytest.mark.parametrize("kind", ["mmdet", "mmseg"])
-def test_objects_of_the_wanted_class_light_up(inside, kind, method):
-    cam, subject = inside("cam"), planted(inside, kind)
+def planted(scope: str) -> cam.Subject:
+    if scope == "mmdet":
+        return subject_of(scope, planted_detector(), ["red", "green"])
+    return subject_of(scope, planted_segmentor(), ["red", "green", "nothing"])
+
+
+@pytest.mark.parametrize("method", [cam.GRAD, cam.HIRES])
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+def test_objects_of_the_wanted_class_light_up(scope, method):
+    subject = planted(scope)
     probe = cam.Probe(subject, 0.3)
     red, green = (cam.cam_map(method, probe, probe.taps[0], subject.inputs, c) for c in (0, 1))
     assert red[:20, :20].min() > 0.6 and max(red[32:].max(), red[:, 32:].max()) < 0.05
     assert green[44:, 44:].min() > 0.6 and max(green[:32].max(), green[:, :32].max()) < 0.05
 
 
-def test_score_of_a_detectors_class_is_the_sum_over_its_detections(inside):
+@torch.no_grad()
+def test_scores_are_sums_over_detections_or_pixels():
     """Nine cells are red, and nine green, one of these half so, which is scored 0.5."""
-    subject = planted(inside, "mmdet")
+    subject, sure = planted("mmdet"), 1 / (1 + np.exp(-2))
     subject.inputs[:, :, 40:48, 40:48] /= 2
-    for score_thr, green in ((0.3, 8 / (1 + np.exp(-2)) + 0.5), (0.6, 8 / (1 + np.exp(-2)))):
-        with torch.no_grad():
-            scores, amounts = inside("cam").class_scores(subject, subject.inputs, score_thr)
-        assert scores.tolist() == pytest.approx([9 / (1 + np.exp(-2)), green])
-        assert amounts.tolist() == pytest.approx([1 / (1 + np.exp(-2))] * 2)
+    for score_thr, green in ((0.3, 8 * sure + 0.5), (0.6, 8 * sure)):
+        scores, amounts = cam.class_scores(subject, subject.inputs, score_thr)
+        assert scores.tolist() == pytest.approx([9 * sure, green])
+        assert amounts.tolist() == pytest.approx([sure, sure])
 
-
-def test_score_of_a_segmentors_class_is_the_sum_over_its_pixels(inside):
-    """Padding does not count, and a sliding window is not used."""
-    subject = planted(inside, "mmseg")
-    subject = dataclasses.replace(subject, picture=subject.picture[:40])
-    with torch.no_grad():
-        scores, amounts = inside("cam").class_scores(subject, subject.inputs, 0.3)
-        logits = subject.model.encode_decode(subject.inputs, [subject.sample.metainfo])[0, :, :40]
-    labels = logits.argmax(dim=0)
+    subject = planted("mmseg")  # padding does not count, and a sliding window is not used
+    subject = replace(subject, picture=subject.picture[:40])
+    scores, amounts = cam.class_scores(subject, subject.inputs, 0.3)
+    logits = subject.model.encode_decode(subject.inputs, [subject.sample.metainfo])[0, :, :40]
     for label in (0, 1, 2):
-        here = labels == label
+        here = logits.argmax(dim=0) == label
         assert float(scores[label]) == pytest.approx(float(logits[label][here].sum()), rel=1e-5)
         assert float(amounts[label]) == pytest.approx(float(here.float().mean()))
     assert 0.2 < amounts[0] < 0.24 and amounts[1] == 0
 
 
-def drawn(inside, kind: str):
-    """A ViG with random weights in one of our configs.
+@pytest.mark.parametrize("method", [cam.GRAD, cam.HIRES])
+def test_a_layer_that_the_score_does_not_depend_on(method):
+    subject = corner_subject("two outputs")
+    probe = cam.Probe(subject, 0.0)
+    first, second = (cam.cam_map(method, probe, tap, subject.inputs, 1) for tap in probe.taps)
+    assert first.any() and not second.any()
+
+
+def two_stage() -> cam.Subject:
+    """A ViG with random weights in Mask R-CNN.
 
     What is detected does not change with the scores: all boxes are, with and without an object.
     """
-    from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    scope = "mmseg" if kind == "segmentor" else "mmdet"
-    configs = dict(mmseg="vig-h-mini_upernet_digits", mmdet="mask-rcnn_vig-h-mini_fpn_digits")
-    model = Config.fromfile(ROOT / f"configs/{scope}/{configs[scope]}.py").model
-    everything = dict(score_thr=0, nms=dict(type="nms", iou_threshold=1.0), max_per_img=9999)
-    if kind == "two-stage":
-        model.test_cfg.rcnn.update(everything)
-    elif kind == "one-stage":
-        head = dict(num_classes=10, in_channels=64, feat_channels=16, stacked_convs=1)
-        anchors = dict(model.rpn_head.anchor_generator, strides=[8, 16, 32])
-        model = ConfigDict(
-            type="RetinaNet",
-            backbone=model.backbone,
-            neck=dict(model.neck, start_level=1, num_outs=3),  # without the first output
-            bbox_head=dict(type="RetinaHead", anchor_generator=anchors, **head),
-            test_cfg=dict(everything, nms_pre=9999),
-        )
-    torch.manual_seed(0)
-    model = built(scope, model)
-    for parameter in model.parameters():
+    model = Config.fromfile(ROOT / "configs/mmdet/mask-rcnn_vig-h-mini_fpn_digits.py").model
+    model.test_cfg.rcnn.update(score_thr=0, nms=dict(type="nms", iou_threshold=1.0))
+    model.test_cfg.rcnn.update(max_per_img=9999)
+    subject = subject_of("mmdet", built("mmdet", model), [str(i) for i in range(10)])
+    for parameter in subject.model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    if kind == "segmentor":
-        bias = model.decode_head.conv_seg.bias.data
-        bias.sub_(1000)[2] += 1000  # every pixel is of class 2
-    size = (SIDE, SIDE)
-    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
     boxes = [[0.0, 0, 30, 30], [20, 10, 60, 50], [5, 30, 64, 64]]
-    sample.proposals = InstanceData(bboxes=torch.tensor(boxes))
-    subject = corner_subject(inside("cam"), scope=scope)
-    image = torch.randn(1, 3, *size)
-    classes = [str(i) for i in range(11 if scope == "mmseg" else 10)]
-    return dataclasses.replace(subject, model=model, inputs=image, sample=sample, classes=classes)
+    subject.sample.proposals = InstanceData(bboxes=torch.tensor(boxes))
+    return replace(subject, inputs=torch.randn(1, 3, SIDE, SIDE))
 
 
-@pytest.mark.parametrize("kind", ["two-stage", "one-stage", "segmentor"])
-def test_grad_cam_weights_are_what_the_score_gains(inside, monkeypatch, kind):
+def test_grad_cam_weights_are_what_the_score_gains(monkeypatch):
     """A channel's weight is the slope of the score as that channel is raised everywhere."""
-    cam, subject, label = inside("cam"), drawn(inside, kind), 2
-    probe, step = cam.Probe(subject, 0.0), 0.01
-    tap = probe.taps[1]
-    weigh, weights, maps = GradCAM.get_cam_weights, [], []
+    subject, label, step = two_stage(), 2, 0.01
+    probe = cam.Probe(subject, 0.0)
+    tap, weigh, found, maps = probe.taps[1], GradCAM.get_cam_weights, [], []
     monkeypatch.setattr(
-        GradCAM, "get_cam_weights", lambda *args: weights.append(weigh(*args)) or weights[0]
+        GradCAM, "get_cam_weights", lambda *args: found.append(weigh(*args)) or found[0]
     )
-    found = cam.cam_map(cam.GRAD, probe, tap, subject.inputs, label)
+    drawn = cam.cam_map(cam.GRAD, probe, tap, subject.inputs, label)
+    weights = found[0][0]
 
     raised = torch.zeros(1, 64, 1, 1)
     tap.register_forward_hook(lambda module, args, output: maps.append(output) or output + raised)
-    channels = np.abs(weights[0][0]).argsort()[[-1, -4, -16, 0]]  # of large weights and a small one
-    slopes = []
-    with torch.no_grad():
-        for channel in channels:
-            scores = []
-            for by in (step, -step):
-                raised.zero_()[0, channel] = by
-                scores.append(float(probe(subject.inputs)[0, label]))
-            slopes.append((scores[0] - scores[1]) / (2 * step))
-    height, width = maps[0].shape[2:]
-    weights = weights[0][0]
-    slopes = np.array(slopes) / (height * width)
+
+    @torch.no_grad()
+    def score(channel: int, by: float) -> float:
+        raised.zero_()[0, channel] = by
+        return float(probe(subject.inputs)[0, label])
+
+    channels = np.abs(weights).argsort()[[-1, -4, -16, 0]]  # of large weights and a small one
+    slopes = np.array([score(c, step) - score(c, -step) for c in channels]) / (2 * step)
+    slopes /= maps[0].shape[2:].numel()
     np.testing.assert_allclose(slopes, weights[channels], atol=0.02 * np.abs(weights).max())
     assert np.abs(slopes).max() > 0.2 * np.abs(weights).max()
 
     expected = np.maximum((weights[:, None, None] * maps[0][0].numpy()).sum(axis=0), 0)
     expected = cv2.resize(expected / expected.max(), (SIDE, SIDE))
     assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-3)
+    np.testing.assert_allclose(drawn, expected / expected.max(), atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
-def test_a_layer_that_the_score_does_not_depend_on(inside, method):
-    """The neck leaves the first output out."""
-    cam, subject = inside("cam"), drawn(inside, "one-stage")
-    probe = cam.Probe(subject, 0.0)
-    first, second = (cam.cam_map(method, probe, tap, subject.inputs, 2) for tap in probe.taps[:2])
-    assert not first.any() and second.any()
-
-
-@pytest.mark.parametrize("kind", ["mmdet", "mmseg"])
-def test_maps_of_a_class_need_something_of_it(inside, kind):
-    cam = inside("cam")
-    nothing = planted(inside, kind, torch.zeros(1, 3, SIDE, SIDE))
-    only_red = planted(inside, kind)
+def test_what_cannot_be_asked():
+    """Above all maps of a class that there is nothing of."""
+    subject, only_red, cut = planted("mmseg"), planted("mmdet"), planted("mmdet")
+    nothing, black = (replace(x, inputs=0 * x.inputs) for x in (only_red, subject))
     only_red.inputs[:, 1] = 0
-    with pytest.raises(UsageError, match="finds no green in this image, but .*eigencam"):
-        cam.draw(only_red, None, [cam.GRAD], "green")
-    with pytest.raises(UsageError, match="finds no red in this image.*eigencam"):
-        cam.draw(nothing, None, [cam.HIRES], "0")
-    if kind == "mmdet":
-        with pytest.raises(UsageError, match="finds nothing in this image; lower --score-thr"):
-            cam.draw(nothing, None, [cam.GRAD], None)
+    cut.model.bbox_head.predict = torch.no_grad()(cut.model.bbox_head.predict)
+    for asked, method, wanted, message in (
+        (replace(subject, classes=["soil", "road"]), cam.GRAD, None, "gives 3 map.* for 2 classes"),
+        (subject, cam.EIGEN, "red", "--class red has no meaning for Eigen-CAM"),
+        (cut, cam.GRAD, None, "RetinaNet cuts its scores off"),
+        (only_red, cam.GRAD, "green", "finds no green in this image, but red.*eigencam"),
+        (nothing, cam.GRAD, None, "finds nothing in this image.*lower --score-thr"),
+        (black, cam.HIRES, "0", "finds no red in this image, but nothing.*eigencam"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            cam.draw(asked, None, [method], wanted)
+    subject = two_stage()
+    del subject.sample.proposals
+    with pytest.raises(UsageError, match="calls this layer [45] times"):
+        cam.draw(subject, ["rpn_head.rpn_cls"], [cam.GRAD], "2", score_thr=0)
     assert cam.draw(nothing, None, [cam.EIGEN], None).width > 2 * 320
-
-
-def test_what_cannot_be_asked(inside):
-    cam, subject = inside("cam"), planted(inside, "mmseg")
-    with pytest.raises(UsageError, match="gives 3 map.* for 2 classes"):
-        cam.draw(dataclasses.replace(subject, classes=["soil", "road"]), None, [cam.GRAD], None)
-    with pytest.raises(UsageError, match="--class red has no meaning for Eigen-CAM"):
-        cam.draw(subject, None, [cam.EIGEN], "red")
-    subject = planted(inside, "mmdet")
-    predict = subject.model.bbox_head.predict
-    subject.model.bbox_head.predict = torch.no_grad()(predict)
-    with pytest.raises(UsageError, match="RetinaNet cuts its scores off"):
-        cam.draw(subject, None, [cam.GRAD], None)
-    subject = drawn(inside, "one-stage")
-    with pytest.raises(UsageError, match="calls this layer 3 times"):
-        cam.draw(subject, ["bbox_head.retina_cls"], [cam.GRAD], "2", score_thr=0)
-
-
-@pytest.mark.parametrize("tool", ["cam", "gates"])
-def test_no_image_no_picture(trained, tmp_path, run_tool, tool):
-    with pytest.raises(UsageError, match="'none.png' is not there"):
-        run_tool(
-            f"analysis_tools/vis_{tool}", "none.png", CONFIG, trained / "weights.pth", cwd=tmp_path
-        )
-    with pytest.raises(UsageError, match="not a picture"):
-        run_tool(
-            f"analysis_tools/vis_{tool}", CONFIG, CONFIG, trained / "weights.pth", cwd=tmp_path
-        )
 
 
 # Receptive fields --------------------------------------------------------------------------------
@@ -393,125 +307,64 @@ class OneConv(nn.Module):
         return (self.conv(x),)
 
 
-def noise(side=SIDE, count=3):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, 3, side, side, generator=generator) for _ in range(count)]
-
-
-def test_one_convolution_sees_three_by_three(inside):
-    erf = inside("receptive_field")
+def test_one_convolution_sees_three_by_three():
     torch.manual_seed(0)
-    (field,), (grid,) = erf.receptive_fields(OneConv(), noise(17))
+    (field,), (grid,) = erf.receptive_fields(OneConv(), torch.randn(3, 1, 3, 17, 17))
     assert grid == (17, 17)
     seen = np.zeros((17, 17), bool)
     seen[7:10, 7:10] = True
     assert ((field > 0) == seen).all()
-    centre = erf.middle(field)
-    assert centre == (8, 8)
+    assert (centre := erf.middle(field)) == (8, 8)
     held = erf.extents(field, centre)
     assert held["99%"] == dict(side=3, area=9 / 289, share=9 / 289)
     assert held["30%"]["share"] < held["50%"]["share"] < held["99%"]["share"]
 
 
-def test_extents_of_a_known_field(inside):
+def test_extents_of_a_known_field():
     """Even over 20x20 pixels; squares are cut at the border."""
-    erf = inside("receptive_field")
     held = erf.extents(np.ones((20, 20)), (0, 0))
-    assert held["50%"]["share"] == 0.5
+    assert held["50%"] == dict(share=0.5, area=225 / 400, side=20)  # 29 would be more than there is
     assert held["30%"]["area"] == 121 / 400  # 11 x 11 pixels; 10 x 10 are too few
-    assert held["50%"]["area"] == 225 / 400
-    assert held["50%"]["side"] == 20  # 29 would be more than there is
     assert erf.extents(np.ones((20, 20)), (10, 10))["50%"]["side"] == 15
     assert held["99%"]["area"] == 1
 
 
-def test_open_gates_see_the_image_and_closed_ones_a_stretch(inside):
-    """Weights alone decide here: one block, whose convolution passes its own token only."""
-    erf = inside("receptive_field")
+def test_every_output_has_a_field():
     torch.manual_seed(0)
-    model = ViG(embed_dims=16, depth=1, num_heads=2, img_size=256).eval()
-    model.init_weights()
-    mixer = model.blocks[0].attn
-    with torch.no_grad():
-        mixer.in_proj[0].weight.zero_()
-        mixer.in_proj[0].weight[:, :, 1, 1] = 1
-        mixer.gk_proj[0].weight.zero_()
-    spans = {}
-    for name, logit in (("open", 1e4), ("closed", -1e4)):
-        nn.init.constant_(mixer.gk_proj[1].bias, logit)
-        (field,), (grid,) = erf.receptive_fields(model, noise(256, 2))
-        assert grid == (16, 16)
-        patches = field.reshape(16, 16, 16, 16).sum(axis=(1, 3))
-        spans[name] = patches > 1e-9 * patches.max()
-    assert spans["open"].all()
-    # the stem's windows overlap: they read the end of the patches above and to the left
-    expected = np.zeros((16, 16), bool)
-    expected[7:9, 7:9] = True
-    assert (spans["closed"] == expected).all()
-
-
-@pytest.mark.parametrize("backbone", [HierViG, ViGAdapter], ids=lambda x: x.__name__)
-def test_backbones_in_eval_mode_have_gradients(inside, backbone):
-    erf = inside("receptive_field")
-    sizes = dict(depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)) if backbone is HierViG else {}
-    if backbone is ViGAdapter:
-        pytest.importorskip("mmcv._ext")
-        sizes = dict(depth=4, num_heads=2, deform_heads=2)
-    torch.manual_seed(0)
-    model = backbone(embed_dims=16, **sizes).eval()
-    model.init_weights()
-    fields, grids = erf.receptive_fields(model, noise(SIDE, 1))
-    assert grids == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    model = HierViG(embed_dims=16, depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1)).eval()
+    images = torch.randn(1, 1, 3, SIDE, SIDE)
+    fields, grids = erf.receptive_fields(model, images)
+    assert grids == [(16, 16), (8, 8)]
     assert all(field.any() and np.isfinite(field).all() for field in fields)
+    with pytest.raises(UsageError, match="out_type or out_indices"):
+        erf.receptive_fields(lambda x: (x.flatten(2),), images)
 
 
 def test_receptive_field_files(trained, tmp_path, run_tool):
-    args = [CONFIG, trained / "weights.pth", "--images", trained, "--size", 64, 96, "--count", 2]
-    run_tool("analysis_tools/vis_receptive_field", *args, "--out", "erf.png", cwd=tmp_path)
-    assert differ(tmp_path / "erf.png")
-    report = json.loads((tmp_path / "erf.json").read_text())
+    def run(*args):
+        run_tool("analysis_tools/vis_receptive_field", CONFIG, *args, cwd=tmp_path)
+        return json.loads((tmp_path / "receptive_field.json").read_text())
+
+    pictures = ("--images", trained, "--size", 64, 96, "--count", 2)
+    report = run(trained / "weights.pth", *pictures)
+    assert differ(tmp_path / "receptive_field.png")
     assert report["images"] == 1 and report["inputs"] == "pictures"
     (output,) = report["outputs"]
     assert output["grid"] == [2, 3]
     assert 0 < output["holds"]["30%"]["share"] < output["holds"]["99%"]["share"] <= 1
     # random weights are those of the seed
-    drawn = []
-    for seed in (0, 0, 1):
-        small = ["--size", 64, 64, "--count", 1, "--seed", seed]
-        run_tool("analysis_tools/vis_receptive_field", CONFIG, *small, cwd=tmp_path)
-        drawn.append(json.loads((tmp_path / "receptive_field.json").read_text()))
-    assert drawn[0] == drawn[1] != drawn[2]
+    small = ("--size", 64, 64, "--count", 1, "--seed")
+    assert run(*small, 0) == run(*small, 0) != run(*small, 1)
 
 
 # Gates -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def made_gates(inside):
-    """Gates of 12 tokens, 2 heads of 2 channels, some nearly closed; and their logits."""
-    tool = inside("gates")
-    logits = 20 * torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0)).double()
-    return tool.Gates("x", (3, 4), 2, *map(tool.log_alpha, logits)), logits
-
-
-def test_weights_are_the_products_of_gates(made_gates):
-    gates, logits = made_gates
-    alpha_f, alpha_b = torch.sigmoid(logits) ** (1 / 16)
-    seen = gates.seen_from(5)
-    for s in range(12):
-        product = alpha_f[s + 1 : 6].prod(dim=0) if s <= 5 else alpha_b[5:s].prod(dim=0)
-        torch.testing.assert_close(seen[s], product)
-    for distance in (0, 1, 4, 11):
-        n = 12 - distance
-        forward = torch.stack([alpha_f[s + 1 : s + 1 + distance].prod(dim=0) for s in range(n)])
-        backward = torch.stack([alpha_b[t : t + distance].prod(dim=0) for t in range(n)])
-        torch.testing.assert_close(gates.reach("forward", distance), forward)
-        torch.testing.assert_close(gates.reach("backward", distance), backward)
-
-
-def test_weights_are_those_of_the_operator(made_gates):
+def test_weights_are_those_of_the_operator():
     """One value in one token, queries and keys 1: the operator's output is the weights."""
-    gates, logits = made_gates
+    # of 12 tokens, 2 heads of 2 channels, some nearly closed
+    logits = 20 * torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0)).double()
+    gates = vis_gates.Gates("x", (3, 4), 2, *map(vis_gates.log_alpha, logits))
     ones = torch.ones(1, 12, 4, 1, dtype=torch.float64)
     z_f, z_b = (z[None, :, :, None] for z in logits)
     for s in (0, 4, 11):
@@ -521,21 +374,23 @@ def test_weights_are_those_of_the_operator(made_gates):
         for t in range(12):
             expected = gates.seen_from(t)[s] * (2 if s == t else 1)
             torch.testing.assert_close(out[t], expected)
+    for distance in (0, 1, 4, 11):
+        forward, backward = (gates.reach(x, distance) for x in ("forward", "backward"))
+        for s in range(12 - distance):
+            torch.testing.assert_close(forward[s], gates.seen_from(s + distance)[s])
+            torch.testing.assert_close(backward[s], gates.seen_from(s)[s + distance])
 
 
-def test_half_life(inside):
-    tool = inside("gates")
+def test_half_life():
     logits = torch.tensor([0.0, 1e4]).repeat(40, 1)
-    gates = tool.Gates("x", (5, 8), 1, tool.log_alpha(logits), tool.log_alpha(-logits))
+    gates = vis_gates.Gates("x", (5, 8), 1, *map(vis_gates.log_alpha, (logits, -logits)))
     torch.testing.assert_close(gates.reach("forward", 16)[:, 0], torch.full((24,), 0.5).double())
     content = gates.report()["forward"]  # 16 ln 2 / ln 2; the other never closes
     assert content["half_life"] == [[16.0, None]]
     json.dumps(content, allow_nan=False)
 
 
-def test_gates_are_those_of_the_layer(inside):
-    tool = inside("gates")
-    torch.manual_seed(0)
+def test_gates_are_those_of_the_layer():
     model = HierViG(embed_dims=16, depths=(1, 1), num_heads=(1, 2), out_indices=1).eval()
     model.extract_feat = model.forward
     for block in (stage.blocks[0] for stage in model.layers):
@@ -543,19 +398,17 @@ def test_gates_are_those_of_the_layer(inside):
         nn.init.zeros_(block.op.gk_proj[0].weight)
         half = block.op.gk_proj[1].bias.shape[0] // 2
         block.op.gk_proj[1].bias.data = torch.cat((torch.arange(half), torch.full((half,), -1e4)))
-    first, second = tool.gates_of(model, torch.randn(1, 3, 32, 48))
+    first, second = vis_gates.gates_of(model, torch.randn(1, 3, 32, 48))
     assert (first.hw, second.hw, second.heads) == ((8, 12), (4, 6), 2)
     expected = torch.sigmoid(torch.arange(16.0).double()).log() / 16
     torch.testing.assert_close(second.forward, expected.expand(24, 16))
     assert second.name == "layers.1.blocks.0.op"
     assert second.seen_from(0)[1:].max() < 1e-200 and second.seen_from(23).min() > 0
-
-
-@pytest.mark.parametrize(
-    ("pixel", "token"), [((0, 0), (0, 0)), ((47, 31), (7, 11)), ((4, 3), (0, 1)), ((3, 4), (1, 0))]
-)
-def test_place_is_x_and_y(inside, pixel, token):
-    assert inside("gates").token_at(pixel, (32, 48), (8, 12)) == token
+    with pytest.raises(UsageError, match="needs a ViG"):
+        vis_gates.gates_of(OneConv(), torch.zeros(1, 3, 8, 8))
+    places = {(0, 0): (0, 0), (47, 31): (7, 11), (4, 3): (0, 1), (3, 4): (1, 0)}
+    for pixel, token in places.items():  # x and y to row and column
+        assert vis_gates.token_at(pixel, (32, 48), (8, 12)) == token
 
 
 def test_gates_files(trained, tmp_path, run_tool):
@@ -565,40 +418,27 @@ def test_gates_files(trained, tmp_path, run_tool):
     assert differ(tmp_path / "gates.png")
     layers = json.loads((tmp_path / "gates.json").read_text())["layers"]
     assert [layer["grid"] for layer in layers] == [[16, 16], [8, 8], [4, 4], [4, 4], [2, 2]]
-    for layer in layers:
-        for direction in ("forward", "backward"):
-            weight = np.array(list(layer[direction]["weight"].values()))  # percentiles ascend
-            assert (weight[:, 0] == 1).all() and (np.diff(weight, axis=0) >= 0).all()
-            assert (np.diff(weight, axis=1) < 0).all()  # no gate of a new model is fully open
+    for weights in (layer[way]["weight"] for layer in layers for way in ("forward", "backward")):
+        weight = np.array(list(weights.values()))  # percentiles ascend
+        assert (weight[:, 0] == 1).all() and (np.diff(weight, axis=0) >= 0).all()
+        assert (np.diff(weight, axis=1) < 0).all()  # no gate of a new model is fully open
 
 
-def test_gates_needs_a_vig(inside):
-    with pytest.raises(UsageError, match="needs a ViG"):
-        inside("gates").gates_of(OneConv(), torch.zeros(1, 3, 8, 8))
-
-
-@pytest.mark.parametrize("tool", ["cam", "receptive_field", "gates"])
-def test_pictures_are_png(inside, monkeypatch, capsys, tool):
-    files = ["x.png", "c.py", "w.pth"] if tool != "receptive_field" else ["c.py"]
-    monkeypatch.setattr(sys, "argv", [tool, *files, "--out", "x.jpg"])
-    with pytest.raises(SystemExit):
-        inside(tool).main()
-    assert "must end in .png" in capsys.readouterr().err
+# Bad input ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("tool", "extra", "message"),
     [
-        ("cam", "--layers 7", "1 outputs, 0 to 0"),
-        ("cam", "--layers backbone.layers.9", "no layer .*there are backbone.layers.0"),
+        ("cam", "--layers 7", "there are 1 outputs, 0 to 0"),
+        ("cam", "--layers backbone.layers.9", "no layer .*there are .*backbone.layers.0"),
         ("cam", "--layers backbone.layers", "does not call"),
         ("cam", "--layers head.fc", "neither a map nor tokens"),
         ("cam", "--class cat", "no such class; give one of class0"),
         ("cam", "--device cuda:99", "--device cuda:99"),
         ("cam", "--score-thr 0.5", "--score-thr is for detectors"),
-        ("receptive_field", "--images nowhere", "no folder"),
         ("receptive_field", "--images .", "no picture"),
-        ("gates", "--at 64 0", "x from 0 to 63"),
+        ("gates", "--at 64 0", "the network's input is 64 wide and 64 high"),
         ("gates", "--layers backbone.norm3", "no such gated layer; there are backbone.layers.0"),
     ],
 )
@@ -607,3 +447,13 @@ def test_bad_input_is_one_clear_error(trained, tmp_path, run_tool, tool, extra, 
     args = args if tool == "receptive_field" else [trained / "noise.png", *args]
     with pytest.raises(UsageError, match=message):
         run_tool(f"analysis_tools/vis_{tool}", *args, *extra.split(), cwd=tmp_path)
+
+
+def test_bad_files(trained, tmp_path, run_tool, capsys):
+    for image, message in (("none.png", "'none.png' is not there"), (CONFIG, "not a picture")):
+        args = (image, CONFIG, trained / "weights.pth")
+        with pytest.raises(UsageError, match=message):
+            run_tool("analysis_tools/vis_gates", *args, cwd=tmp_path)
+    with pytest.raises(SystemExit):
+        run_tool("analysis_tools/vis_receptive_field", "c.py", "--out", "x.jpg", cwd=tmp_path)
+    assert "a file that ends in .png, got x.jpg" in capsys.readouterr().err

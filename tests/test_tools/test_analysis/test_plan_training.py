@@ -32,18 +32,11 @@ def tool(analysis_tool):
     return analysis_tool("plan_training")
 
 
-@pytest.mark.parametrize(
-    ("path", "size"),
-    [
-        (COCO, (800, 1344)),
-        (COCO.with_name("mask-rcnn_vig-t_simple-pyramid_lsj-100e_coco.py"), (1024, 1024)),
-        (ADE, (512, 512)),
-        (IMAGENET, (224, 224)),
-    ],
-    ids=lambda x: x.stem if isinstance(x, Path) else None,
-)
-def test_training_size(tool, path: Path, size: tuple[int, int]) -> None:
-    assert tool.training_size(Config.fromfile(path)) == size
+def test_training_size(tool) -> None:
+    pyramid = COCO.with_name("mask-rcnn_vig-t_simple-pyramid_lsj-100e_coco.py")
+    sizes = {COCO: (800, 1344), pyramid: (1024, 1024), ADE: (512, 512), IMAGENET: (224, 224)}
+    for path, size in sizes.items():
+        assert tool.training_size(Config.fromfile(path)) == size
 
 
 def plan(tool, path, gpus=8, **options):
@@ -88,70 +81,64 @@ def test_hours(tool) -> None:
     assert plan(tool, ADE, 64)["hours"][0] == pytest.approx(plan(tool, ADE, 8)["hours"][0] / 8)
 
 
-def test_more_images_than_measured(tool) -> None:
+def test_more_images_than_measured_and_bad_input(tool) -> None:
     assert tool.step_bytes({"1": 2000, "2": 3500}, 8) == 3500 + 6 * 1500
     assert tool.step_bytes({"2": 3000}, 4) == 6000  # as if nothing were fixed
     assert tool.step_bytes({}, 4) is None
-
-
-def test_bad_input(tool) -> None:
     with pytest.raises(UsageError, match="give --images"):
         plan(tool, MINI)
     with pytest.raises(UsageError, match="give --size H W"):
         tool.training_size(Config(dict(default_scope="mmdet", model={}, train_pipeline=[])))
 
 
-def test_measures_and_fills_a_page(tool, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(tool, "limit_memory", lambda: None)
-    page, out = tmp_path / "page.md", tmp_path / "plan.json"
-    page.write_text("# Plan\n<!-- plan:begin -->\nold\n<!-- plan:end -->\nrest\n")
+@pytest.fixture
+def call(tool, tmp_path, monkeypatch):
+    """Calls the command for one small config; returns what it wrote."""
+    monkeypatch.setattr("common.limit_memory", lambda: None)
+    config, out, page = (tmp_path / name for name in ("plain.py", "plan.json", "page.md"))
     # under plain autograd, as activations then are most of what is held
-    config = tmp_path / "plain.py"
     config.write_text(f'_base_ = "{MINI}"\nmodel = dict(backbone=dict(backend="torch"))\n')
-    command = [config, "--gpus", 1, 4, "--images", 1000, "--out", out, "--page", page]
-    command += ["--threads", torch.get_num_threads()]
-    monkeypatch.setattr(sys, "argv", ["plan_training.py", *map(str, command)])
-    tool.main()
+    page.write_text("# Plan\n<!-- plan:begin -->\nold\n<!-- plan:end -->\nrest\n")
 
-    found = json.loads(out.read_text())["measured"][config.stem]
+    def run(*options) -> dict:
+        command = [config, "--gpus", 1, 4, "--images", 1000, "--out", out, "--page", page]
+        command += ["--threads", torch.get_num_threads(), *options]
+        monkeypatch.setattr(sys, "argv", ["plan_training.py", *map(str, command)])
+        tool.main()
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_measures_and_fills_a_page(call, tmp_path) -> None:
+    found = call()["measured"]["plain"]
     parameters = found["gradients"] / 4
     assert found["weights"] >= found["gradients"]  # buffers
     assert found["optimizer"] == pytest.approx(8 * parameters, rel=1e-2)  # two moments, and steps
     # activations are in proportion to the images
     assert found["step"]["2"] == pytest.approx(2 * found["step"]["1"], rel=0.1)
-    text = page.read_text()
+    text = (tmp_path / "page.md").read_text()
     assert "old" not in text and text.endswith("rest\n") and "32 x 4 = 128" in text
     assert "32 x 1 = 32" in text and "assumed for A100s" in text and " to " in text
 
-    # a second plan measures nothing
-    monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--batch", "8"])
-    capsys.readouterr()
-    tool.main()
-    assert "8 x 4 = 32" in capsys.readouterr().out
 
-    # another model in a config of the same name, or other batches, are measured
-    asked = []
-    monkeypatch.setattr(tool, "measure", lambda cfg, size, batches: asked.append(batches) or found)
+def test_measures_what_is_new_or_failed(tool, call, tmp_path, monkeypatch, capsys) -> None:
+    asked, config = [], tmp_path / "plain.py"
+    found = {**MEASURED, "missing": "out of memory"}
+    monkeypatch.setattr(tool, "measure", lambda cfg, size: asked.append(size) or dict(found))
+    call()
+    assert "plain: out of memory" in capsys.readouterr().out
+    found.pop("missing")
+    call()
+    call("--batch", "8")
+    assert len(asked) == 2 and "8 x 4 = 32" in capsys.readouterr().out
     config.write_text(config.read_text().replace('"torch"', '"torch", drop_path_rate=0.3'))
-    tool.main()
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--batches", "2"])
-    tool.main()
-    tool.main()
-    assert asked == [[1, 2], [2]]
+    call()
+    call("--size", 96, 96)
+    assert len(asked) == 4 and asked[-1] == (96, 96)
 
-    # what failed is measured again
-    data = json.loads(out.read_text())
-    data["measured"][config.stem]["missing"] = "out of memory"
-    out.write_text(json.dumps(data))
-    monkeypatch.setattr(tool, "measure", lambda *_: found)
-    tool.main()
-    assert "missing" not in json.loads(out.read_text())["measured"][config.stem]
 
-    out.write_text("{")
+def test_a_file_of_something_else(call, tmp_path) -> None:
+    (tmp_path / "plan.json").write_text("{")
     with pytest.raises(SystemExit, match="is not what this command writes"):
-        tool.main()
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--step-seconds", "0"])
-    with pytest.raises(SystemExit):
-        tool.main()
-    assert "--step-seconds: must be positive" in capsys.readouterr().err
+        call()

@@ -14,16 +14,8 @@ pytest.importorskip("mmcv")
 pytest.importorskip("mmpretrain")
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = (
-    "pip install .",
-    "mim install .",
-    "mim list",
-    "mim search vig_mm",
-    "mim train vig_mm",
-    "mim test vig_mm",
-    "mim run vig_mm",
-    "mim download vig_mm",
-)
+COMMANDS = ["pip install .", "mim install .", "mim list"]
+COMMANDS += [f"mim {x} vig_mm" for x in ("search", "train", "test", "run", "download")]
 
 
 def run_script(folder: Path, *arguments: str, path: Path) -> subprocess.CompletedProcess:
@@ -46,11 +38,9 @@ def test_every_command_works_on_a_regular_install(tmp_path: Path) -> None:
     built_before = traces_of_a_build()
     done = run_script(tmp_path, path=Path(sys.executable).parent)
     assert done.returncode == 0, done.stdout + done.stderr
-    checks = [line for line in done.stdout.splitlines() if line.startswith("ok: ")]
     for command in COMMANDS:
-        assert any(line.startswith(f"ok: {command}") for line in checks), (command, checks)
-    assert not list(tmp_path.iterdir())
-    assert traces_of_a_build() == built_before
+        assert f"\nok: {command}" in f"\n{done.stdout}", (command, done.stdout)
+    assert not list(tmp_path.iterdir()) and traces_of_a_build() == built_before
 
 
 def test_bad_call_is_one_message(tmp_path: Path) -> None:
