@@ -6,82 +6,88 @@ import re
 import select
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("mmengine")
 
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner, loops
+from torch.utils.data import DataLoader
+
+import vig_mm.registry  # noqa: F401
 from vig_mm.engine.hooks import ProgressBarHook
 
-# 4 epochs of 20 iterations (or 80 iterations), then a test of 30.
-RUN = textwrap.dedent("""
-    import sys, torch
-    from mmengine.model import BaseModel
-    from mmengine.runner import Runner
-    import vig_mm.registry
 
-    class Model(BaseModel):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-        def forward(self, inputs, mode):
-            y = self.layer(inputs)
-            return dict(loss=0 * y.mean() + 2.5) if mode == "loss" else [y]
+class Model(BaseModel):
+    """Its loss is 2.5; `last`: it dies after so many predictions."""
 
-    class Metric:
-        dataset_meta = None
-        def process(self, **kwargs): pass
-        def evaluate(self, size): return {}
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.left = last
 
-    def loader(n):
-        data = [torch.ones(1)] * n
-        return torch.utils.data.DataLoader(data, collate_fn=lambda x: {"inputs": x[0]})
+    def forward(self, inputs: torch.Tensor, mode: str) -> dict | list:
+        y = self.layer(inputs)
+        if mode == "loss":
+            return dict(loss=0 * y.mean() + 2.5)
+        if self.left == 0:
+            raise RuntimeError
+        self.left -= 1
+        return [y]
 
-    train, test, work_dir, fd = sys.argv[1:]
-    cfg = dict(by_epoch=False, max_iters=80)
-    if train == "epochs":
-        cfg = dict(by_epoch=True, max_epochs=4)
+
+def loader(length: int) -> DataLoader:
+    return DataLoader([torch.ones(1)] * length, collate_fn=lambda x: {"inputs": x[0]})
+
+
+EPOCHS, ITERATIONS = dict(by_epoch=True, max_epochs=4), dict(by_epoch=False, max_iters=80)
+
+
+def train_and_test(work_dir: str | Path, train_cfg: dict, fd: int, last: int = 30) -> None:
+    """80 iterations of training, 20 an epoch, then a test of 30."""
+    scores_nothing = SimpleNamespace(
+        dataset_meta=None, process=lambda **_: None, evaluate=lambda size: {}
+    )
     runner = Runner(
-        Model(), work_dir=work_dir, train_dataloader=loader(20), train_cfg=cfg,
+        Model(last),
+        work_dir=str(work_dir),
+        train_dataloader=loader(20),
+        train_cfg=train_cfg,
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
-        test_dataloader=loader(30), test_cfg=dict(), test_evaluator=Metric(),
-        default_hooks=dict(progress=dict(type="vig_mm.ProgressBarHook", fd=int(fd))),
+        test_dataloader=loader(30),
+        test_cfg=dict(),
+        test_evaluator=scores_nothing,
+        default_hooks=dict(progress=dict(type="vig_mm.ProgressBarHook", fd=fd)),
+        experiment_name=str(work_dir),
     )
     runner.train()
-    if test == "test":
-        runner.test()
-    if test == "dies":
-        raise RuntimeError
-""")
+    runner.test()
 
 
-def command(tmp_path: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-c", RUN, *arguments[:2], str(tmp_path), arguments[2]]
+@pytest.mark.parametrize("train_cfg", [EPOCHS, ITERATIONS], ids=["epochs", "iterations"])
+def test_lines_where_there_is_no_terminal(train_cfg: dict, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loops.time, "sleep", lambda seconds: None)  # two seconds at every pass
+    with open(tmp_path / "drawn.txt", "w") as file:
+        train_and_test(tmp_path, train_cfg, file.fileno())
+    lines = (tmp_path / "drawn.txt").read_text().splitlines()
+    training = [line for line in lines if "testing" not in line]
+    first, last = ("epoch 1/4", "epoch 4/4") if train_cfg is EPOCHS else ("training", "training")
+    assert training[0] == f"  {first}, 1/80, loss 2.500"
+    assert re.fullmatch(rf"  {first}, \d+/80, loss 2\.500, \d+:\d\d to go", training[1])
+    assert training[-1] == f"  {last}, 80/80, loss 2.500, 0:00 to go"
+    testing = lines[len(training) :]
+    assert testing[-1] == "  testing, 30/30, 0:00 to go"
+    assert 10 <= len(training) <= 11 and 10 <= len(testing) <= 11
+    (log,) = tmp_path.glob("*/*.log")
+    assert "(train)" in log.read_text()  # mmengine's own is as ever
 
 
-@pytest.mark.parametrize("train", ["epochs", "iterations"])
-def test_lines_where_there_is_no_terminal(tmp_path: Path, train: str) -> None:
-    result = subprocess.run(
-        command(tmp_path, train, "test", "2"), capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("  ")]
-    where = "epoch 1/4" if train == "epochs" else "training"
-    assert lines[0] == f"  {where}, 1/80, loss 2.500"
-    assert re.fullmatch(rf"  {where}, \d+/80, loss 2\.500, \d+:\d\d to go", lines[1])
-    last = "epoch 4/4" if train == "epochs" else "training"
-    train_lines = [line for line in lines if "testing" not in line]
-    assert re.fullmatch(rf"  {last}, 80/80, loss 2\.500, 0:00 to go", train_lines[-1])
-    assert 10 <= len(train_lines) <= 11
-    test_lines = [line for line in lines if "testing" in line]
-    assert 10 <= len(test_lines) <= 11 and test_lines[-1] == "  testing, 30/30, 0:00 to go"
-    assert "Epoch(train)" in result.stdout or "Iter(train)" in result.stdout
-
-
-def on_terminal(arguments: list[str]) -> tuple[int, str]:
+def on_terminal(*arguments: str | Path) -> tuple[int, str]:
     """Exit status, and what a process draws on a terminal that is its descriptor 3 alone."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -102,20 +108,20 @@ def on_terminal(arguments: list[str]) -> tuple[int, str]:
 
 
 def test_bar_on_a_terminal(tmp_path: Path) -> None:
-    status, drawn = on_terminal(command(tmp_path, "epochs", "test", "3"))
-    assert status == 0
+    """Of a run that dies in its test: the cursor is back."""
+    status, drawn = on_terminal(sys.executable, "-W", "ignore", __file__, tmp_path)
+    assert status == 1
     assert "epoch 4/4" in drawn and "100%" in drawn and "loss 2.500" in drawn and "to go" in drawn
     assert "testing" in drawn
     assert drawn.count("\n") <= 6  # drawn over itself, not line by line
     assert "Epoch(train)" not in drawn
-
-
-def test_cursor_is_back_after_an_error(tmp_path: Path) -> None:
-    status, drawn = on_terminal(command(tmp_path, "epochs", "dies", "3"))
-    assert status == 1
     assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l") >= 0
 
 
 def test_descriptor_that_is_not_open() -> None:
     with pytest.raises(ValueError, match="file descriptor 987 is not open"):
         ProgressBarHook(fd=987)
+
+
+if __name__ == "__main__":
+    train_and_test(sys.argv[1], EPOCHS, fd=3, last=15)
