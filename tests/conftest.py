@@ -2,7 +2,9 @@
 
 import atexit
 import gc
+import logging
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -28,6 +30,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     threads = max(len(os.sched_getaffinity(0)) // workers, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What mmengine's logger says."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_instance("vig_mm-test", logger_name="vig_mm-test")
+    logger.addHandler(caplog.handler)
+    MMLogger.get_instance("vig_mm-test")  # the current one from now on
+    with caplog.at_level(logging.INFO):
+        yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def pytest_collection_finish() -> None:

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import random
-import subprocess
+import runpy
 import sys
 import threading
 from functools import partial
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from golden import public_state
-from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 
 import vig_mm
@@ -37,15 +36,11 @@ def public(request):
     return request.param, {k: x.float() for k, x in public_state(request.param).items()}
 
 
-@pytest.fixture
-def log(caplog):
-    logger = MMLogger.get_instance("vig_mm-test", logger_name="vig_mm-test")
-    logger.propagate = True
-    logger.addHandler(caplog.handler)
-    MMLogger.get_instance("vig_mm-test")
-    with caplog.at_level(logging.INFO):
-        yield caplog
-    logger.removeHandler(caplog.handler)
+def tiny_file(path, model, key="model"):
+    """The public state dict of a tiny model, as it is written to a file."""
+    state = {k: x.float() for k, x in public_state(model).items()}
+    torch.save({key: state}, path)
+    return state
 
 
 def pretrained(name, path, **kwargs):
@@ -91,9 +86,8 @@ def test_round_trip_of_names(public):
 
 
 def test_dense_outputs_start_fresh_and_it_is_said(tmp_path, log):
-    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
-    torch.save({"model": state}, tmp_path / "vig_h_t.pth")
-    backbone = pretrained("vig_h_tiny", tmp_path / "vig_h_t.pth", out_indices=(0, 3))
+    state = tiny_file(tmp_path / "x.pth", "vig_h_tiny")
+    backbone = pretrained("vig_h_tiny", tmp_path / "x.pth", out_indices=(0, 3))
     assert torch.equal(backbone.norm0.weight, torch.ones(96))
     assert torch.equal(backbone.norm3.weight, state["classifier.norm.weight"])
     assert "output norms that start fresh: norm0.weight, norm0.bias" in log.text
@@ -102,8 +96,7 @@ def test_dense_outputs_start_fresh_and_it_is_said(tmp_path, log):
 
 def test_truncated_backbone_takes_a_longer_file(tmp_path):
     """Stages after the last output are not built; the file may have them."""
-    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
+    state = tiny_file(tmp_path / "x.pth", "vig_h_tiny")
     backbone = pretrained("vig_h_tiny", tmp_path / "x.pth", out_indices=(0, 1))
     key = "layers.1.blocks.1.op.qkv_proj.weight"
     assert torch.equal(backbone.state_dict()[key], state[key])
@@ -121,8 +114,7 @@ def test_missing_weights_are_named(tmp_path, log):
 
 
 def test_pos_embed_is_resized(tmp_path, log):
-    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
+    state = tiny_file(tmp_path / "x.pth", "vig_tiny")
     backbone = pretrained("vig_tiny", tmp_path / "x.pth", img_size=512)
     expected = torch.nn.functional.interpolate(
         state["pos_embed"].view(1, 14, 14, 192).permute(0, 3, 1, 2), size=(32, 32), mode="bicubic"
@@ -154,8 +146,7 @@ def test_prefix(tmp_path):
     ],
 )
 def test_another_model_is_refused(name, source, words, tmp_path):
-    state = {k: x.half() for k, x in public_state(source).items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
+    tiny_file(tmp_path / "x.pth", source)
     with pytest.raises(CheckpointError) as caught:
         pretrained(name, tmp_path / "x.pth")
     assert all(word in str(caught.value) for word in [*words, "x.pth"]), str(caught.value)
@@ -195,13 +186,13 @@ def test_an_optimizer_is_no_place_for_weights():
     assert str(caught.value).endswith("There are tensors in checkpoint['ema']")
 
 
-UNFIT = {
-    "nan": (torch.tensor([1.0, float("nan")]), "1 of its weights hold NaN or infinity: weight"),
-    "infinity": (torch.tensor([1.0, float("inf")]), "hold NaN or infinity: weight"),
+UNFIT = {  # besides those of tests/test_checks/test_unfit_weights.py
+    "infinity": (
+        torch.tensor([1.0, float("inf")]),
+        "1 of its weights hold NaN or infinity: weight",
+    ),
     "too large": (torch.full((2,), 1e300, dtype=torch.float64), "hold NaN or infinity: weight"),
-    "int8": (torch.ones(2, dtype=torch.int8), r"weight \(torch.int8\)"),
     "complex": (torch.ones(2, dtype=torch.complex64), r"weight \(torch.complex64\)"),
-    "meta": (torch.ones(2, device="meta"), r"weight \(meta, no values\)"),
     "sparse": (torch.ones(2).to_sparse(), r"weight \(torch.sparse_coo\)"),
 }
 
@@ -215,24 +206,13 @@ def test_weights_must_be_finite_numbers(kind):
         check_numbers(state, dict(norm.named_parameters()), "x.pth")
 
 
-def test_buffers_and_other_precisions_are_fine():
-    norm = torch.nn.BatchNorm1d(2)
-    norm.running_var.fill_(float("inf"))
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        state = {**norm.state_dict(), "weight": torch.ones(2, dtype=dtype)}
-        check_numbers(state, dict(norm.named_parameters()), "x.pth")
-
-
-@pytest.mark.parametrize("kind", ["nan", "int8"])
-def test_backbone_takes_finite_numbers_only(kind, tmp_path):
+def test_backbone_takes_numbers_only(tmp_path):
     """The grid of positions, too, which is resized before it is loaded."""
     state = vig_mm.ViG(depth=1).state_dict()
-    broken = {"nan": lambda x: x * float("nan"), "int8": lambda x: x.to(torch.int8)}[kind]
-    torch.save({**state, "pos_embed": broken(state["pos_embed"])}, tmp_path / "x.pth")
-    init = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"))
-    backbone = vig_mm.ViG(depth=1, img_size=64, init_cfg=init)
+    state["pos_embed"] = state["pos_embed"].to(torch.int8)
+    torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="x.pth' cannot be used: 1 of its .*: pos_embed"):
-        backbone.init_weights()
+        pretrained("vig_tiny", tmp_path / "x.pth", depth=1, img_size=64)
 
 
 class _Payload:
@@ -298,7 +278,7 @@ def test_broken_bytes_are_one_kind_of_error(zipped, tmp_path):
     whole = path.read_bytes()
     chance = random.Random(0)
     refused = 0
-    for _ in range(200):
+    for _ in range(100):
         data = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
@@ -307,7 +287,7 @@ def test_broken_bytes_are_one_kind_of_error(zipped, tmp_path):
             assert isinstance(read_checkpoint(path), dict)
         except CheckpointError:
             refused += 1
-    assert refused > 100
+    assert refused > 50
 
 
 def test_prepare_checkpoint(public, tmp_path):
@@ -374,32 +354,32 @@ def test_an_address_that_leads_nowhere(served):
         read_checkpoint("petrel://bucket/x.pth")
 
 
-def run_convert(*args):
-    return subprocess.run(
-        [sys.executable, CONVERT, *map(str, args)], capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def convert(monkeypatch):
+    """`convert(SRC, DST)`: tools/convert_checkpoint.py."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", [str(CONVERT), *map(str, args)])
+        runpy.run_path(str(CONVERT), run_name="__main__")
+
+    return call
 
 
-def test_convert_tool_there_and_back(tmp_path):
-    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
+def test_convert_tool_there_and_back(convert, tmp_path):
     src, mm, back = (tmp_path / name for name in ("src.pth", "mm.pth", "back.pth"))
-    torch.save({"model": state}, src)
-    result = run_convert(src, mm)
-    assert result.returncode == 0, result.stderr
+    state = tiny_file(src, "vig_h_tiny")
+    convert(src, mm)
     assert set(torch.load(mm)["state_dict"]) == set(to_classifier(state))
-    assert run_convert(mm, back).returncode == 0
+    convert(mm, back)
     restored = torch.load(back)["model"]
     assert set(restored) == set(state)
     assert all(torch.equal(restored[k], state[k]) for k in state)
 
 
-def test_convert_tool_refuses(tmp_path):
-    torch.save(
-        {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
-        tmp_path / "detector.pth",
-    )
+def test_convert_tool_refuses(convert, tmp_path):
+    state = {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "detector.pth")
     for src, word in (("missing.pth", "missing.pth"), ("detector.pth", "neck.b")):
-        result = run_convert(tmp_path / src, tmp_path / "out.pth")
-        assert result.returncode != 0
-        assert word in result.stderr and "Traceback" not in result.stderr
+        with pytest.raises(SystemExit, match=f"^error: .*{word}"):
+            convert(tmp_path / src, tmp_path / "out.pth")
         assert not (tmp_path / "out.pth").exists()

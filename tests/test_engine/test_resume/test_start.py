@@ -1,13 +1,11 @@
 """Which checkpoint `--resume` takes, and what tools/train.py puts into a config."""
 
-import logging
 import shutil
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import MMLogger
 from mmengine.runner import IterBasedTrainLoop
 from toy import toy
 
@@ -33,16 +31,6 @@ def work(trained, tmp_path):
     """A copy of it: `last_checkpoint` names a file in the other folder."""
     shutil.copytree(trained, tmp_path / "work")
     return tmp_path / "work"
-
-
-@pytest.fixture
-def log(caplog):
-    logger = MMLogger.get_instance("resume-test", logger_name="resume-test")
-    logger.addHandler(caplog.handler)
-    MMLogger.get_instance("resume-test")
-    with caplog.at_level(logging.INFO):
-        yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def truncate(path):
