@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
     # Triton decides when it is imported, and mmseg imports it
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton"):
-        from interpreter import patch_the_language_once
+        from quick_interpreter import patch_the_language_once
 
         patch_the_language_once()
 

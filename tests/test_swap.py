@@ -15,8 +15,8 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mmpretrain")
 
-from iteration import train_and_predict
 from mmengine.hub import get_config
+from one_iteration import train_and_predict
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = re.findall(
