@@ -16,13 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 REASON = r"torch 2\.5\.1\+cu124 is too old: .*CVE-2025-32434.*pip install 'torch>=2\.6'"
 
 
-def test_this_torch_is_taken() -> None:
-    check_torch()
-
-
 def test_tools_and_checkpoints_refuse_torch_before_2_6(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    check_torch()  # this one is taken
     file = tmp_path / "weights.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}}, file)
     monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
