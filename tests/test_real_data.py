@@ -71,20 +71,16 @@ def test_evaluator_returns_the_published_scores(kind, monkeypatch):
             labels=torch.tensor([category[x["category_id"]] for x in found], dtype=torch.long),
             scores=torch.tensor([x["score"] for x in found], dtype=torch.float64),
         )
-        if kind == "bbox":
-            boxes = np.array([x["bbox"] for x in found], dtype=np.float64).reshape(-1, 4)
-            boxes[:, 2:] += boxes[:, :2]  # as a detector gives them: corners
-            instances["bboxes"] = torch.from_numpy(boxes)
-        else:
+        if kind == "segm":
             instances["masks"] = [x["segmentation"] for x in found]
-            boxes = [mask_utils.toBbox(x) for x in instances["masks"]]
-            boxes = torch.from_numpy(np.array(boxes, dtype=np.float64).reshape(-1, 4))
-            instances["bboxes"] = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)
-        info = truth.imgs[image_id]
-        sample = dict(
-            img_id=image_id, ori_shape=(info["height"], info["width"]), pred_instances=instances
-        )
-        metric.process({}, [sample])
+        boxes = [
+            x["bbox"] if kind == "bbox" else mask_utils.toBbox(x["segmentation"]) for x in found
+        ]
+        boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # as a detector gives them: corners
+        instances["bboxes"] = torch.from_numpy(boxes)
+        size = (truth.imgs[image_id]["height"], truth.imgs[image_id]["width"])
+        metric.process({}, [dict(img_id=image_id, ori_shape=size, pred_instances=instances)])
     reported = metric.evaluate(size=len(truth.imgs))
     assert len(evaluations) == 1
     np.testing.assert_allclose(evaluations[0].stats, PUBLISHED[kind], rtol=0, atol=1e-6)
