@@ -8,9 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("mmengine")
-
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 

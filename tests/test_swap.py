@@ -8,15 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from mmengine.hub import get_config
 from one_iteration import train_and_predict
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = re.findall(

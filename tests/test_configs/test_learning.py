@@ -10,13 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-pytest.importorskip("timm")
-
 from config_files import MINI, PEERS, ROOT, ZOO, load, stem
 from mmengine.config import Config
 from mmengine.registry import MODELS

@@ -3,15 +3,9 @@
 import re
 from pathlib import Path
 
+import config_files
 import numpy as np
 import pytest
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
-import config_files
 from config_files import differences, load, stem
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope

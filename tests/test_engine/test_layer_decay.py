@@ -5,18 +5,12 @@ The decay rate is 1/2 throughout, so that every scale is a power of two and exac
 
 from pathlib import Path
 
-import pytest
-from torch import nn
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 import known_cases
+import pytest
 from mmengine.config import Config
 from mmengine.optim import LinearLR, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LR, WEIGHT_DECAY = 1e-3, 0.05

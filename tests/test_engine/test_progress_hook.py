@@ -11,9 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("mmengine")
-
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, loops

@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-
-pytest.importorskip("mmcv")
-pytest.importorskip("timm")
-
 from timm.models import adapt_input_conv
 
 from vig_mm.models import HierViG, ViG, ViGAdapter

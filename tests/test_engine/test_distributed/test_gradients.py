@@ -15,25 +15,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from launches import free_port
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
-
-import vig_mm.ops  # noqa: F401 (before mmcv.ops, also in the processes started here)
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from batches import batch
 from known_cases import CONFIGS, ROOT
+from launches import free_port
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from vig_mm import HierViG, ViG, ViGAdapter
 

@@ -5,12 +5,6 @@ import time
 
 import pytest
 import torch
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from known_cases import CONFIGS
 from tool_runs import small_config
 from trainings import Training, curve, last, lines, train_py, training_state
