@@ -73,52 +73,34 @@ def rate(lr_per_512: float) -> dict:
     }
 
 
-def drop_path(rate: float) -> dict:
-    return {"model.backbone.drop_path_rate": rate}
-
-
-def channels(*parts: str, of: int | list[int]) -> dict:
-    return {f"model.{part}": of for part in parts}
-
-
-def upernet(width: int, decay_rate: float) -> dict:
-    return {
-        "optim_wrapper.optimizer.lr": 6e-5,
-        "optim_wrapper.paramwise_cfg.decay_rate": decay_rate,
-        "model.decode_head.in_channels": [width] * 4,
-        "model.auxiliary_head.in_channels": width,
-    }
-
-
+# widths are right where the parts fit together, see test_learning.py
+NECK, HEAD = {"model.neck.in_channels": ...}, {"model.head.in_channels": ...}
+UPERNET = {"model.decode_head.in_channels": ..., "model.auxiliary_head.in_channels": ...}
+MULTI_LEVEL = {"model.neck.embed_dim": ...}
 ADAPTER = {"optim_wrapper.optimizer.lr": 1e-4, "optim_wrapper.optimizer.weight_decay": 0.05}
-HIER_B = [128, 256, 512, 1024]
-SIZES = [  # names of small and base models -> what they change in the tiny one, beside `arch`
-    (r"vig-h-s_(fpn|upernet)", drop_path(0.3)),
-    (r"vig-h-b_fpn", drop_path(0.6) | channels("neck.in_channels", of=HIER_B)),
-    (
-        r"vig-h-b_upernet",
-        drop_path(0.6)
-        | channels("decode_head.in_channels", of=HIER_B)
-        | channels("auxiliary_head.in_channels", of=512),
-    ),
-    (r"vig-s-adapter_fpn", drop_path(0.2) | ADAPTER | channels("neck.in_channels", of=[384] * 4)),
-    (r"vig-b-adapter_fpn", drop_path(0.3) | ADAPTER | channels("neck.in_channels", of=[768] * 4)),
-    (r"vig-s_simple-pyramid", drop_path(0.2) | channels("neck.in_channels", of=384)),
-    (r"vig-b_simple-pyramid", drop_path(0.3) | channels("neck.in_channels", of=768)),
-    (r"vig-s-adapter_upernet", drop_path(0.2) | upernet(384, 0.85)),
-    (r"vig-b-adapter_upernet", drop_path(0.3) | upernet(768, 0.80)),
-    (r"vig-s_upernet", drop_path(0.2) | upernet(384, 0.85) | channels("neck.embed_dim", of=384)),
-    (r"vig-b_upernet", drop_path(0.3) | upernet(768, 0.80) | channels("neck.embed_dim", of=768)),
-    (r"vig-h-s_.*in1k", drop_path(0.3) | rate(5e-4)),
-    (r"vig-h-b_.*in1k", drop_path(0.6) | rate(5e-4) | channels("head.in_channels", of=1024)),
-    (
-        r"vig-s_.*in1k",
-        drop_path(0.2)
-        | rate(5e-4)
-        | channels("head.in_channels", of=384)
-        | {"optim_wrapper.optimizer.weight_decay": 0.1},
-    ),
-    (r"vig-b_.*in1k", drop_path(0.5) | channels("head.in_channels", of=768)),
+
+
+def plain_upernet(decay_rate: float) -> dict:
+    paramwise = {"optim_wrapper.paramwise_cfg.decay_rate": decay_rate}
+    return UPERNET | paramwise | {"optim_wrapper.optimizer.lr": 6e-5}
+
+
+SIZES = [  # small and base models -> drop path, and what else they change in the tiny one
+    (r"vig-h-s_(fpn|upernet)", 0.3, {}),
+    (r"vig-h-b_fpn", 0.6, NECK),
+    (r"vig-h-b_upernet", 0.6, UPERNET),
+    (r"vig-s-adapter_fpn", 0.2, NECK | ADAPTER),
+    (r"vig-b-adapter_fpn", 0.3, NECK | ADAPTER),
+    (r"vig-s_simple-pyramid", 0.2, NECK),
+    (r"vig-b_simple-pyramid", 0.3, NECK),
+    (r"vig-s-adapter_upernet", 0.2, plain_upernet(0.85)),
+    (r"vig-b-adapter_upernet", 0.3, plain_upernet(0.80)),
+    (r"vig-s_upernet", 0.2, plain_upernet(0.85) | MULTI_LEVEL),
+    (r"vig-b_upernet", 0.3, plain_upernet(0.80) | MULTI_LEVEL),
+    (r"vig-h-s_.*in1k", 0.3, rate(5e-4)),
+    (r"vig-h-b_.*in1k", 0.6, rate(5e-4) | HEAD),
+    (r"vig-s_.*in1k", 0.2, rate(5e-4) | HEAD | {"optim_wrapper.optimizer.weight_decay": 0.1}),
+    (r"vig-b_.*in1k", 0.5, HEAD),
 ]
 
 
@@ -129,10 +111,10 @@ def derived_from(name: str) -> tuple[str, dict] | None:
         if renamed != name and (ROOT / renamed).exists():
             return renamed, changes
     if found := re.search(r"vig-(h-)?([sb])[-_]", name):
-        changes = next(changes for pattern, changes in SIZES if re.search(pattern, name))
-        arch = {"s": "small", "b": "base"}[found[2]]
+        drop, more = next(changes for pattern, *changes in SIZES if re.search(pattern, name))
+        backbone = dict(arch={"s": "small", "b": "base"}[found[2]], drop_path_rate=drop)
         tiny = re.sub(r"vig-(h-)?[sb]", r"vig-\1t", name)
-        return tiny, changes | {"model.backbone.arch": arch}
+        return tiny, more | entries(backbone, "model.backbone")
     return None
 
 
@@ -186,12 +168,18 @@ IMAGENET = {  # rand-m9-mstd0.5-inc1, mixup, CutMix, label smoothing, averaged w
 }
 WINDOWS = entries(dict(mode="slide", crop_size=(512, 512), stride=(341, 341)), "model.test_cfg")
 SCALES = {"train_pipeline.2.scale": (2048, 512), "train_pipeline.2.ratio_range": (0.5, 2.0)}
+ONE_SCALE = {
+    "param_scheduler.1.milestones": [8, 11],
+    "train_pipeline.2.scale": (1333, 800),
+    "test_pipeline.1.scale": (1333, 800),
+}
 MORE = {
     VIG_T: IMAGENET,
-    VIG_H_T: AMP | IMAGENET,
-    COCO: {"train_pipeline.2.scale": (1333, 800), "test_pipeline.1.scale": (1333, 800)},
-    COCO_ADAPTER: {"train_pipeline.2.scale": (1333, 800), "test_pipeline.1.scale": (1333, 800)},
+    VIG_H_T: AMP | IMAGENET | rate(8e-4),
+    COCO: ONE_SCALE,
+    COCO_ADAPTER: ONE_SCALE,
     COCO_PYRAMID: {
+        "param_scheduler.1.milestones": [89, 96],
         "train_pipeline.2.scale": (1024, 1024),
         "train_pipeline.2.ratio_range": (0.1, 2.0),
         "train_pipeline.3.crop_size": (1024, 1024),
