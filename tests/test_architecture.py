@@ -126,8 +126,3 @@ def test_what_kernels_networks_and_models_need():
             assert not needed & libraries, name
         elif name.startswith(("vig_mm.engine.optimizers", "vig_mm.registry")):
             assert not needed & libraries, name
-
-
-def test_the_engine_is_in_folders():
-    flat = [path.name for path in (ROOT / "vig_mm" / "engine").glob("*.py")]
-    assert len(flat) <= 1 + 3, flat  # and __init__.py

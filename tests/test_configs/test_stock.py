@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,23 @@ def read(path: Path) -> Config | None:
     return cfg
 
 
-def without_files(model: Any) -> Any:
-    """A model's config without the names of weights that a user puts there by hand."""
-    if isinstance(model, dict):
-        return {k: without_files(v) for k, v in model.items() if k != "checkpoint" or "://" in v}
-    if isinstance(model, list | tuple):
-        return [without_files(one) for one in model]
-    return model
+def pruned(part: Any, drop: Callable[[str, Any], bool]) -> Any:
+    """A model's config without the entries of which ``drop(key, value)`` holds."""
+    if isinstance(part, dict):
+        return {key: pruned(x, drop) for key, x in part.items() if not drop(key, x)}
+    if isinstance(part, list | tuple):
+        return [pruned(one, drop) for one in part]
+    return part
+
+
+def by_hand(key: str, value: Any) -> bool:
+    """Weights that a user puts there."""
+    return key == "checkpoint" and "://" not in value
+
+
+def stored(key: str, value: Any) -> bool:
+    """Weights of any kind."""
+    return key == "init_cfg" or (key == "pretrained" and isinstance(value, str))
 
 
 def refuses(one: Finding) -> bool:
@@ -108,7 +119,7 @@ def problems(cfg: Config, train) -> list[str]:
     ask(prepare_distributed, cfg)
     for check in (check_optimizer, check_recipe, check_options):
         ask(check, cfg)
-    ask(check_initial_weights, without_files(cfg.model))
+    ask(check_initial_weights, pruned(cfg.model, by_hand))
     try:
         found = DataCheck(cfg, SPLITS).findings
         said += [f"{one.kind}: {one.text}" for one in found if refuses(one)]
@@ -156,19 +167,9 @@ CHANNELS = [
 @pytest.mark.parametrize("family", CHANNELS)
 def test_maps_of_stock_models_fit(family):
     cfg = next(cfg for cfg in map(read, STOCK[family]) if cfg is not None)
-    cfg.model = without_weights(cfg.model)
+    cfg.model = pruned(cfg.model, stored)
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry, torch.device("meta"):
         check_channels(registry.build(cfg.model), cfg.model)
-
-
-def without_weights(model: Any) -> Any:
-    """A model's config that loads nothing."""
-    if isinstance(model, dict):
-        kept = {k: without_weights(v) for k, v in model.items() if k != "init_cfg"}
-        return kept | ({"pretrained": None} if isinstance(kept.get("pretrained"), str) else {})
-    if isinstance(model, list | tuple):
-        return [without_weights(one) for one in model]
-    return model
 
 
 def test_there_are_stock_configs():

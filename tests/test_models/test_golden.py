@@ -9,15 +9,6 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
 from vig_mm.checkpoints.conversion import to_classifier
 
-PARAMETERS = {
-    "vig_tiny": 5834536,
-    "vig_small": 22615144,
-    "vig_base": 89022184,
-    "vig_h_tiny": 28600680,
-    "vig_h_small": 50051688,
-    "vig_h_base": 88904360,
-}
-
 
 def build_classifier(name: str) -> torch.nn.Module:
     file = "vig-h-t_8xb128_in1k.py" if "_h_" in name else "vig-t_8xb128_in1k.py"
@@ -32,7 +23,6 @@ def build_classifier(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_stages(name):
     model = build_classifier(name)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     model.double().load_state_dict(to_classifier(public_state(name)), strict=True)
     stages = []
     for stage in getattr(model.backbone, "layers", []):
