@@ -4,7 +4,6 @@ No data is there and no model is built: what is asked is that no check ends in a
 refuses what the libraries run. Data that is not there is the one thing that the checks may say.
 """
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -30,7 +29,6 @@ from vig_mm.engine.loops.resume import make_resumable
 from vig_mm.errors import UsageError
 
 LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
-ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "val", "test")
 ABSENT = ("missing", "not-coco")  # kinds of findings where no data is there
 
@@ -54,15 +52,6 @@ def stock() -> dict[str, list[Path]]:
 
 
 STOCK = stock()
-
-
-@pytest.fixture(scope="module")
-def train():
-    """tools/train.py"""
-    spec = importlib.util.spec_from_file_location("tools_train", ROOT / "tools/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(path: Path) -> Config | None:
@@ -137,7 +126,8 @@ def problems(cfg: Config, train) -> list[str]:
 
 
 @pytest.mark.parametrize("family", STOCK)
-def test_checks_accept_stock_configs(family, train, tmp_path, monkeypatch):
+def test_checks_accept_stock_configs(family, load_tool, tmp_path, monkeypatch):
+    train = load_tool("train")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "PYTHONWARNINGS", "ignore")
     wrong = {}
