@@ -1,9 +1,10 @@
-"""mmengine's checkpoints load with torch's protection on, and nothing else does."""
+"""mmengine's checkpoints load with torch's protection on, nothing else does, and no old torch."""
 
 import os
 import pickle
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 
-from vig_mm.serialization import allow_mmengine_types
+from vig_mm.apis.launch import run
+from vig_mm.checkpoints.reading import read_checkpoint
+from vig_mm.errors import RequirementError
+from vig_mm.serialization import allow_mmengine_types, check_torch
 
 
 class Runs:
@@ -100,3 +104,21 @@ def test_anything_else_is_refused(call, tmp_path, monkeypatch):
         with pytest.raises(pickle.UnpicklingError):
             load("evil.pth")
     assert not (tmp_path / "written").exists()
+
+
+def test_tools_and_checkpoints_refuse_torch_before_2_6(monkeypatch, tmp_path):
+    requirements = Path(__file__).resolve().parents[1] / "requirements"
+    assert "torch>=2.6\n" in (requirements / "core.txt").read_text()
+    check_torch()  # this one is taken
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, file)
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
+    reason = r"torch 2\.5\.1\+cu124 is too old: .*CVE-2025-32434.*pip install 'torch>=2\.6'"
+    with pytest.raises(RequirementError, match=reason):
+        read_checkpoint(file)
+    started = []
+    with pytest.raises(SystemExit, match=reason):
+        run(lambda: started.append(1))
+    assert not started
+    monkeypatch.setattr(torch, "__version__", "2.10.0a0+git123")
+    check_torch()

@@ -1,6 +1,6 @@
 """Every model of the configs learns and predicts; the larger sizes of one are only put together.
 
-Configs that share their model with another one are compared with it: test_zoo.py, test_peers.py.
+Configs that share their model with another one are compared with it: test_zoo.py.
 """
 
 import re

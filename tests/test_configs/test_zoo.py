@@ -1,7 +1,8 @@
-"""Every published config: the recipe of each tiny model, and in what the others differ from it.
+"""The recipe of each tiny model, and in what the other published configs differ from it.
 
 That the models learn: test_learning.py. The recipes are those of the design's tables and of the
-papers; a config that inherits one may change what is written here and nothing else.
+papers; a config that inherits one may change what is written here and nothing else. Other
+libraries' backbones in our recipes, the peers, change the backbone and nothing else.
 """
 
 import re
@@ -11,7 +12,7 @@ import pytest
 import torch
 from config_files import MINI, PEERS, ROOT, ZOO, differences, entries, load, stem
 from mmengine.config import Config
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 
@@ -260,6 +261,48 @@ def test_pipelines_build_and_tta_is_there(name):
     if name == ADE:
         scales = [step.scale[1] / 512 for step in cfg.tta_pipeline[1].transforms[0]]
         assert scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+
+
+BACKBONES = [name for name in PEERS if "px_test" not in name]
+FIXED_SIZE = [name for name in BACKBONES if "1024x1024" in name]
+PIPELINES = ("train_pipeline", "test_pipeline", "tta_pipeline", "model.data_preprocessor.")
+PIPELINES += tuple(f"{split}_dataloader.dataset.pipeline" for split in ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("task", ["mmdet", "mmseg", "mmpretrain"])
+def test_every_family_is_among_the_peers(task):
+    for family in ("convnext", "swin-", "swinv2", "hornet", "gcvit", "maxvit", "volo"):
+        (_,) = (name for name in BACKBONES if name.startswith(task) and family in name)
+
+
+@pytest.mark.parametrize("name", BACKBONES, ids=stem)
+def test_only_the_backbone_of_a_peer_differs(name):
+    ours = dict(mmdet=COCO, mmseg=ADE, mmpretrain=VIG_T if "deit" in name else VIG_H_T)
+    found = differences(ours[name.partition("/")[0]], name)
+    of_ours = "vig-h-t" in name  # at a fixed size
+    allowed = ("model.", "optim_wrapper.paramwise_cfg.custom_keys.", "sync_bn")
+    allowed = ("model.backbone.",) if of_ours else allowed
+    if name in FIXED_SIZE:
+        allowed += PIPELINES
+    assert found and all(key.startswith(allowed) for key in found), found
+    heads = {key for key in found if key.startswith("model.") and "_head." in key}
+    assert all(key.endswith(".in_channels") for key in heads)
+    if not of_ours and not re.search("volo-d1_8xb128|deit", name):  # whole classifiers of timm's
+        assert "model.backbone.drop_path_rate" not in found
+
+
+@pytest.mark.parametrize("name", FIXED_SIZE, ids=stem)
+def test_every_image_is_1024x1024(name):
+    cfg = load(name)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        preprocess = MODELS.build(cfg.model.data_preprocessor)
+        for image in ((300, 500), (700, 400)):
+            for pipeline in (cfg.train_pipeline, cfg.test_pipeline):
+                steps = Compose([step for step in pipeline if not step.type.startswith("Load")])
+                given = dict(img=np.zeros((*image, 3), np.uint8), img_shape=image, ori_shape=image)
+                data = preprocess(pseudo_collate([steps(dict(given, img_id=0, img_path=""))]))
+                assert data["inputs"].shape == (1, 3, 1024, 1024)
+    assert all(max(resize["scale"]) <= 1024 for resize in cfg.tta_pipeline[1].transforms[0])
 
 
 def learning_rates(name: str, epoch_length: int) -> list[float]:
