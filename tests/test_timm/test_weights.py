@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from golden import MODELS, check_outputs, public_state
+from golden import MODELS, SHAPES, check_outputs, public_state
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from safetensors.torch import save_file
@@ -28,17 +28,10 @@ def timm_name(model: str) -> str:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_golden_outputs(model: str) -> None:
-    net = timm.create_model(timm_name(model)).eval()
-    net.load_state_dict(public_state(model))  # as it is, strictly
-    if "tiny" not in model:
-        return  # the networks themselves are compared in tests/test_models/test_golden.py
-
-    def outputs(image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        features, stages = net.forward_intermediates(image, output_fmt="NLC")
-        return net.forward_head(features), stages if "_h_" in model else []
-
-    check_outputs(model, net, outputs, {torch.float32: 3e-5})
+def test_names_and_shapes_are_the_public_ones(model: str) -> None:
+    with torch.device("meta"):
+        state = {key: torch.empty(shape) for key, shape in SHAPES[model].items()}
+        timm.create_model(timm_name(model)).load_state_dict(state)  # as it is, strictly
 
 
 def test_cfgs_name_the_published_files() -> None:
@@ -68,6 +61,17 @@ def public(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     reference = timm.create_model(TINY[request.param]).eval()
     reference.load_state_dict(state)
     return dict(name=TINY[request.param], file=str(file), state=state, reference=reference)
+
+
+def test_golden_outputs(public: dict) -> None:
+    """In float32; the networks are compared in float64 in tests/test_models/test_golden.py."""
+    hier, reference = public["name"].startswith("hier"), public["reference"]
+
+    def outputs(image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        features, stages = reference.forward_intermediates(image, output_fmt="NLC")
+        return reference.forward_head(features), stages if hier else []
+
+    check_outputs("vig_h_tiny" if hier else "vig_tiny", reference, outputs, {torch.float32: 3e-5})
 
 
 def assert_same(model: torch.nn.Module, reference: torch.nn.Module) -> None:
