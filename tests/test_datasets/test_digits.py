@@ -269,18 +269,6 @@ def test_a_killed_run_leaves_no_set(tmp_path):
     assert make_digits(tmp_path / "set", **ONE) is True
 
 
-def test_progress_counts_every_image(tmp_path):
-    calls = []
-    arguments = {**ONE, "ade": (2, 1), "ade_size": (32, 32)}
-    make_digits(tmp_path / "set", **arguments, progress=lambda *call: calls.append(call))
-    assert calls == [
-        ("ade/train", 1, 2),
-        ("ade/train", 2, 2),
-        ("ade/val", 1, 1),
-        *[("imagenet/train", i, 10) for i in range(1, 11)],
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

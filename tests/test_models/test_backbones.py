@@ -1,7 +1,8 @@
 """What a user of a backbone relies on: outputs, norms, freezing, checkpointing, errors.
 
 Any size, batches and images that are refused: tests/test_fuzz/test_backbones_fuzzed.py; half
-precision: tests/test_precision; depths of the layers: tests/test_engine/test_layer_decay.py.
+precision: tests/test_precision; depths of the layers: tests/test_engine/test_layer_decay.py; with
+and without gradients, in blocks of tokens or at once: test_golden.py and test_recompute.py.
 """
 
 import pytest
@@ -75,17 +76,6 @@ def test_frozen_stages(family, frozen, parts):
     assert {name for name, g in grads.items() if g is None} == names
 
 
-@pytest.mark.parametrize("family, size", [("ViG", (576, 528)), ("HierViG", (144, 160))])
-def test_inference_in_blocks_equals_training_at_once(family, size):
-    """Without gradients tokens are worked on in blocks of 1024: here more than one."""
-    backbone = build(family).eval()
-    x = torch.randn(1, 3, *size)
-    with torch.no_grad():
-        blocks = backbone(x)
-    for out, whole in zip(blocks, backbone(x), strict=True):
-        torch.testing.assert_close(out, whole.detach())
-
-
 @pytest.mark.parametrize(("rows", "width"), [(600, 7), (1200, 7), (1200, 640)])
 def test_linear_layers_as_convolutions(rows, width):
     """Few rows, a number that 16 divides not and one that it does; small and large."""
@@ -125,20 +115,6 @@ def test_initialisation(family):
     assert all(abs(weight.std() - 0.02) < 1e-3 for weight in small)
     stem = backbone.patch_embed.proj[0] if family == "ViG" else backbone.patch_embed[0]
     assert stem.bias.abs().min() > 0
-
-
-def test_position_embedding_follows_the_image():
-    """The grid it was trained on is used as it is, any other is interpolated."""
-    backbone = build("ViG", img_size=64)
-    assert backbone.pos_embed.shape == (1, 16, 32)
-    other = build("ViG", img_size=(64, 96))
-    other.load_state_dict(backbone.state_dict())
-    assert other.pos_embed.shape == (1, 24, 32)
-    backbone.eval()
-    x = torch.randn(1, 3, 64, 64)
-    before = backbone(x)[0]
-    backbone.pos_embed.data.zero_()
-    assert not torch.allclose(backbone(x)[0], before)
 
 
 @pytest.mark.parametrize(
