@@ -117,7 +117,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, tmp / "tree", ignore=ignore)
     build("sdist", tmp / "tree")
     (sdist,) = tmp.glob("*.tar.gz")
-    shutil.unpack_archive(sdist, tmp)
+    shutil.unpack_archive(sdist, tmp, filter="data")
     build("wheel", tmp / sdist.name.removesuffix(".tar.gz"))
     (wheel,) = tmp.glob("*.whl")
     shutil.unpack_archive(wheel, tmp / "unpacked", "zip")
