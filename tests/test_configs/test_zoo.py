@@ -320,6 +320,7 @@ def learning_rates(name: str, epoch_length: int) -> list[float]:
     rates = []
     for iteration in range(1, cfg.train_cfg.max_epochs * epoch_length + 1):
         rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         for scheduler in schedulers:
             if not scheduler.by_epoch or iteration % epoch_length == 0:
                 scheduler.step()
