@@ -42,12 +42,11 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What mmengine's logger says."""
     from mmengine.logging import MMLogger
 
-    logger = MMLogger.get_instance("vig_mm-test", logger_name="vig_mm-test")
+    logger = MMLogger.get_instance("vig_mm-test")  # the newest is the current one
     logger.addHandler(caplog.handler)
-    MMLogger.get_instance("vig_mm-test")  # the current one from now on
     with caplog.at_level(logging.INFO):
         yield caplog
-    logger.removeHandler(caplog.handler)
+    MMLogger._instance_dict.pop("vig_mm-test")
 
 
 @pytest.fixture

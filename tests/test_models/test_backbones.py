@@ -119,7 +119,12 @@ def test_initialisation(family):
 
 @pytest.mark.parametrize(
     "family, cut",
-    [("ViG", {}), ("HierViG", {}), ("ViGAdapter", dict(depth=1, num_interactions=1))],
+    [
+        ("ViG", dict(depth=1)),
+        ("HierViG", dict(depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1))),
+        ("ViGAdapter", dict(depth=1, num_interactions=1)),
+    ],
+    ids=["ViG", "HierViG", "ViGAdapter"],
 )
 def test_compile_fullgraph(family, cut):
     """Inference; a compiled training step is in test_recompute.py."""

@@ -16,7 +16,7 @@ HW = (30, 41)  # more tokens than a block has on a CPU
 FAMILIES = ("ViG", "ViG with SiLU", "ViG-H")
 BACKBONES = {
     "ViG": dict(depth=2, mixer_act=True, out_indices=(0, 1), drop_path_rate=0.0),
-    "HierViG": dict(depths=(1, 1, 1, 1), drop_path_rate=0.0),
+    "HierViG": dict(depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1), drop_path_rate=0.0),
 }
 
 
