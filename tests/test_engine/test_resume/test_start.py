@@ -37,8 +37,8 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
 
 
-BROKEN = {"bytes": b"\xff\xfe", "zeros": b"\0" * 20, "x": b"x" * 5000}
-POINTERS = {"none": None, "empty": b"", "moved": b"/somewhere/else/iter_4.pth\n", **BROKEN}
+BROKEN = {"empty": b"", "bytes": b"\xff\xfe", "zeros": b"\0" * 20, "x": b"x" * 5000}
+POINTERS = {"none": None, "moved": b"/somewhere/else/iter_4.pth\n", **BROKEN}
 
 
 def test_named(work, trained):
