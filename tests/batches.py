@@ -57,6 +57,7 @@ def batch(cfg: Config, size: tuple[int, int]) -> dict:
     model = cfg.model
     if cfg.default_scope == "mmdet":
         head = model.roi_head.bbox_head if "roi_head" in model else model.bbox_head
+        head = head[0] if isinstance(head, list) else head  # of a cascade
         return detection_batch(head.num_classes, size)
     if cfg.default_scope == "mmseg":
         return segmentation_batch(model.decode_head.num_classes, size)

@@ -6,11 +6,12 @@ Made by running the public definitions in float64; see tests/data/README.md.
 import json
 import math
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DATA = Path(__file__).parent / "data"
 SHAPES = json.loads((DATA / "state_dict_shapes.json").read_text())
@@ -48,3 +49,38 @@ def backbone_config(model: str) -> dict:
     if "_h_" in model:
         return dict(type="vig_mm.HierViG", arch=arch, out_indices=(3,))
     return dict(type="vig_mm.ViG", arch=arch)
+
+
+def check_outputs(
+    model: str,
+    net: nn.Module,
+    outputs: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]],
+    bounds: dict[torch.dtype, float],
+) -> None:
+    """Hold a network against the golden outputs, cast to each dtype of ``bounds``.
+
+    Args:
+        outputs: image -> logits ``[1, classes]``, and of a hierarchical model the tokens
+            ``[1, N, C]`` of each stage.
+        bounds: largest relative errors.
+    """
+    golden = np.load(DATA / f"{model}.npz")
+    for dtype, bound in bounds.items():
+        net.to(dtype)
+        for height, width in SIZES:
+            resized = "_h_" not in model and (height, width) != (224, 224)
+            if resized and not torch.__version__.startswith("2.11."):
+                # its position embedding is resized in float32, which torch rounds as its version
+                bound = max(bound, 1e-6)
+            with torch.no_grad():
+                logits, stages = outputs(image((height, width)).to(dtype))
+            assert len(stages) == (4 if "_h_" in model else 0)
+            found = {"logits": logits[0]}
+            for i, tokens in enumerate(stages):
+                channels, h, w = golden[f"stage{i}_shape_{height}x{width}"]
+                assert tokens.shape == (1, h * w, channels)
+                found[f"stage{i}"] = tokens.mean(dim=1)[0]
+            for what, x in found.items():
+                expected = torch.from_numpy(golden[f"{what}_{height}x{width}"])
+                error = (x.double() - expected).norm() / expected.norm()
+                assert error <= bound, f"{what} at {height}x{width} in {dtype}: {error:.1e}"

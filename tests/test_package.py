@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import venv
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,62 +36,57 @@ sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
 """
 
 
-def run_python(code: str) -> str:
-    """The standard output of `code` run where torch is the only package installed."""
-    return subprocess.run(
-        [sys.executable, "-c", BLOCK_ALL_BUT_TORCH + code],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+TRY_ALL = """
+import vig_mm
+assert vig_mm.__version__ and "torch" not in sys.modules
+assert vig_mm.__file__.startswith(sys.argv[1]), vig_mm.__file__
+
+import torch
+if hasattr(torch.compiler, "is_exporting"):  # torch 2.6 has it not
+    del torch.compiler.is_exporting
+from vig_mm.kernels import bidirectional_gla
+q = torch.ones(1, 5, 2, 4)
+print("operator", tuple(bidirectional_gla(q, q, q[..., :3], q, q).shape))
+
+from vig_mm.nets import HierViG, ViG
+for net in HierViG(depths=(1, 1, 1, 1), num_heads=(3, 6, 12, 24)), ViG(depth=1):
+    maps = net(torch.randn(1, 3, 64, 96))
+    sum(x.square().mean() for x in maps).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    print([tuple(x.shape[1:]) for x in maps])
+
+assert {"ViG", "HierViG"} <= set(dir(vig_mm))
+for lacking in "vig_mm.HierViG", "__import__('vig_mm.timm')":
+    try:
+        eval(lacking)
+    except ImportError as error:
+        print(error)
+
+import runpy
+runpy.run_module("vig_mm.kernels", run_name="__main__")
+"""
 
 
-def test_import_is_light() -> None:
-    run_python("import vig_mm; assert vig_mm.__version__; assert 'torch' not in sys.modules")
-
-
-def test_operator_needs_torch_alone() -> None:
-    out = run_python(
-        "import torch\n"
-        "from vig_mm.kernels import bidirectional_gla\n"
-        "q = torch.ones(1, 5, 2, 4)\n"
-        "print(tuple(bidirectional_gla(q, q, q[..., :3], q, q).shape))\n"
+def check_with_torch_alone(root: Path) -> None:
+    """Where torch is the only package installed: operator, networks, and what is said of more."""
+    # the set-up has this checkout's vig_mm loaded at every start
+    forget = "for name in [n for n in sys.modules if n.partition('.')[0] == 'vig_mm']:\n"
+    forget += "    del sys.modules[name]\nsys.path.insert(0, sys.argv[1])\n"
+    code = BLOCK_ALL_BUT_TORCH + forget + TRY_ALL
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], cwd=root, capture_output=True, text=True
     )
-    assert out.strip() == "(1, 5, 2, 3)"
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert "operator (1, 5, 2, 3)" in out
+    assert "[(96, 16, 24), (192, 8, 12), (384, 4, 6), (768, 2, 3)]\n[(192, 4, 6)]" in out
+    assert re.search(r"vig_mm\.HierViG needs mm\w+, .*pip install 'vig-mm\[mm\]'", out), out
+    assert "vig_mm.timm needs timm, which is not installed: run `pip install 'vig-mm[timm]'`" in out
+    assert "triton        not installed" in out and "bidirectional_gla" in out
 
 
-def test_networks_need_torch_alone() -> None:
-    """Forward and backward of both families."""
-    out = run_python(
-        "import torch\n"
-        "from vig_mm.nets import HierViG, ViG\n"
-        "for net in HierViG(depths=(1, 1, 1, 1), num_heads=(3, 6, 12, 24)), ViG(depth=1):\n"
-        "    maps = net(torch.randn(1, 3, 64, 96))\n"
-        "    sum(x.square().mean() for x in maps).backward()\n"
-        "    assert all(p.grad is not None for p in net.parameters())\n"
-        "    print([tuple(x.shape[1:]) for x in maps])\n"
-    )
-    expected = "[(96, 16, 24), (192, 8, 12), (384, 4, 6), (768, 2, 3)]\n[(192, 4, 6)]"
-    assert out.strip() == expected
-
-
-def test_what_runs_here_is_said_with_torch_alone() -> None:
-    out = run_python("import runpy; runpy.run_module('vig_mm.kernels', run_name='__main__')")
-    assert "triton        not installed" in out
-    assert "bidirectional_gla" in out
-
-
-def test_backbone_without_mmengine_is_one_clear_error() -> None:
-    out = run_python(
-        "import vig_mm\n"
-        "assert {'ViG', 'HierViG'} <= set(dir(vig_mm))\n"
-        "try:\n"
-        "    vig_mm.HierViG\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    assert re.match(r"vig_mm\.HierViG needs mm\w+, .*pip install 'vig-mm\[mm\]'", out), out
+def test_checkout_with_torch_alone() -> None:
+    check_with_torch_alone(ROOT)
 
 
 def test_backbones_are_attributes() -> None:
@@ -107,54 +101,36 @@ def test_backbones_are_attributes() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that is built from the source distribution of a copy of this tree."""
+    """What is in the wheel that the source distribution of a copy of this tree gives."""
     tmp = tmp_path_factory.mktemp("wheel")
     outside = {".git", ".venv", ".venv-onedl", "data", "work_dirs", "build", "dist"}
-    shutil.copytree(
-        ROOT,
-        tmp / "tree",
-        ignore=lambda folder, names: {
-            name
-            for name in names
-            if (Path(folder) == ROOT and name in outside)
-            or name == "__pycache__"
-            or name.endswith(".egg-info")
-        },
-    )
-    build = "from setuptools import build_meta; build_meta.build_sdist('sdist')"
-    subprocess.run([sys.executable, "-c", build], cwd=tmp / "tree", check=True, capture_output=True)
-    (sdist,) = (tmp / "tree" / "sdist").iterdir()
-    pip = "pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir".split()
-    subprocess.run([sys.executable, "-m", *pip, str(tmp), str(sdist)], check=True)
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        at_the_top = outside if Path(folder) == ROOT else set()
+        built = {name for name in names if name == "__pycache__" or name.endswith(".egg-info")}
+        return built | at_the_top
+
+    def build(what: str, folder: Path) -> None:
+        code = f"from setuptools import build_meta; build_meta.build_{what}({str(tmp)!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+
+    shutil.copytree(ROOT, tmp / "tree", ignore=ignore)
+    build("sdist", tmp / "tree")
+    (sdist,) = tmp.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, tmp, filter="data")
+    build("wheel", tmp / sdist.name.removesuffix(".tar.gz"))
     (wheel,) = tmp.glob("*.whl")
-    return wheel
+    shutil.unpack_archive(wheel, tmp / "unpacked", "zip")
+    return tmp / "unpacked"
 
 
 @pytest.fixture(scope="module")
 def wheel_names(wheel: Path) -> set[str]:
-    with zipfile.ZipFile(wheel) as archive:
-        return set(archive.namelist())
+    return {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
 
 
-def test_wheel_runs_a_model_with_torch_alone(wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    out = run_python(
-        "import torch\n"
-        # the set-up has this checkout's vig_mm loaded at every start
-        "for name in [n for n in sys.modules if n.partition('.')[0] == 'vig_mm']:\n"
-        "    del sys.modules[name]\n"
-        f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import vig_mm, vig_mm.nets as nets\n"
-        f"assert vig_mm.__file__.startswith({str(tmp_path)!r}), vig_mm.__file__\n"
-        "print([tuple(y.shape) for y in nets.HierViG()(torch.zeros(1, 3, 64, 64))])\n"
-        "try:\n"
-        "    import vig_mm.timm\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    assert "(1, 768, 2, 2)" in out
-    assert "vig_mm.timm needs timm, which is not installed: run `pip install 'vig-mm[timm]'`" in out
+def test_wheel_with_torch_alone(wheel: Path) -> None:
+    check_with_torch_alone(wheel)
 
 
 def test_version_is_one() -> None:
@@ -176,11 +152,8 @@ def test_workflows_run_what_is_here() -> None:
 
 
 def files_under(folder: str, pattern: str = "*") -> set[str]:
-    return {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / folder).rglob(pattern)
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    found = (path for path in (ROOT / folder).rglob(pattern) if "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in found if path.is_file()}
 
 
 def test_wheel_maps_kernels(wheel_names: set[str]) -> None:
@@ -201,11 +174,8 @@ def test_wheel_carries_what_mim_reads(wheel_names: set[str]) -> None:
 
 def index_models() -> list[dict]:
     imported = yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
-    return [
-        model
-        for metafile in imported
-        for model in yaml.safe_load((ROOT / metafile).read_text())["Models"]
-    ]
+    metafiles = [yaml.safe_load((ROOT / metafile).read_text()) for metafile in imported]
+    return [model for metafile in metafiles for model in metafile["Models"]]
 
 
 def test_index_loads_as_mim_loads_it() -> None:
@@ -252,12 +222,8 @@ def test_every_requirement_is_pinned(line: str, packages: str, constraints: str)
 
 def test_hooks_have_the_pinned_ruff() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
-    needed = {
-        package
-        for hook in config["repos"][0]["hooks"]
-        for package in hook["additional_dependencies"]
-        if package.startswith("ruff")
-    }
+    packages = [hook["additional_dependencies"] for hook in config["repos"][0]["hooks"]]
+    needed = {package for package in sum(packages, []) if package.startswith("ruff")}
     for constraints in ("constraints.txt", "constraints-onedl.txt"):
         assert needed <= set((ROOT / "requirements" / constraints).read_text().splitlines())
     assert len(needed) == 1
@@ -303,33 +269,31 @@ def test_setup_names_what_is_missing(tmp_path: Path) -> None:
         assert named in result.stderr
 
 
-@pytest.mark.parametrize(("line", "other"), [("upstream", "onedl-mmcv"), ("onedl", "mmcv")])
-def test_setup_does_not_mix_the_lines(tmp_path: Path, line: str, other: str) -> None:
-    venv = tmp_path / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    (site,) = venv.glob("lib/python*/site-packages")
-    info = site / f"{other.replace('-', '_')}-2.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {other}\nVersion: 2.0\n")
-    result = run_setup("--line", line, "--venv", str(venv))
-    assert result.returncode == 1
-    assert f"holds packages of the other line: {other}\n" in result.stderr
-    assert not (venv / "setup.log").exists()
-
-
-def environment_with(folder: Path, *distributions: str, pip: bool = False) -> Path:
-    """A virtual environment that seems to hold these distributions of mmcv 2.1.0."""
+def new_environment(folder: Path, pip: bool = False) -> Path:
+    """Its folder of packages."""
     venv.create(folder, with_pip=pip)
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "mmcv").mkdir()
-    (site / "mmcv" / "__init__.py").touch()
-    for name in distributions:
-        info = site / f"{name.replace('-', '_')}-2.1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n")
-        files = ("mmcv/__init__.py", f"{info.name}/METADATA", f"{info.name}/RECORD")
-        (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
     return site
+
+
+def seem_to_install(site: Path, name: str) -> None:
+    """A distribution of mmcv 2.1.0."""
+    (site / "mmcv").mkdir(exist_ok=True)
+    (site / "mmcv" / "__init__.py").touch()
+    info = site / f"{name.replace('-', '_')}-2.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n")
+    files = ("mmcv/__init__.py", f"{info.name}/METADATA", f"{info.name}/RECORD")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+@pytest.mark.parametrize(("line", "other"), [("upstream", "onedl-mmcv"), ("onedl", "mmcv")])
+def test_setup_does_not_mix_the_lines(tmp_path: Path, line: str, other: str) -> None:
+    seem_to_install(new_environment(tmp_path / "env"), other)
+    result = run_setup("--line", line, "--venv", str(tmp_path / "env"))
+    assert result.returncode == 1
+    assert f"holds packages of the other line: {other}\n" in result.stderr
+    assert not (tmp_path / "env" / "setup.log").exists()
 
 
 upstream_python = pytest.mark.skipif(
@@ -342,8 +306,7 @@ def test_setup_without_a_compiler(tmp_path: Path) -> None:
     """Only a compiled mmcv needs one; without pip either ends at its first step at the latest."""
     if shutil.disk_usage(tmp_path).free < 9 * 2**30:
         pytest.skip("the set-up wants 8 GB of disk before anything else")
-    environment_with(tmp_path / "env")
-    shutil.rmtree(next((tmp_path / "env").glob("lib/python*/site-packages/mmcv")))
+    site = new_environment(tmp_path / "env")
     arguments = ("--venv", str(tmp_path / "env"))
     result = run_setup(*arguments, CXX="no-such-compiler")
     assert result.returncode == 1
@@ -354,30 +317,25 @@ def test_setup_without_a_compiler(tmp_path: Path) -> None:
     assert "no C++ compiler (no-such-compiler)" in result.stderr
     assert "bash tools/setup_env.sh --mmcv lite" in result.stderr
 
-
-@upstream_python
-def test_setup_keeps_a_compiled_mmcv(tmp_path: Path) -> None:
-    environment_with(tmp_path / "env", "mmcv")
-    result = run_setup("--venv", str(tmp_path / "env"))
+    seem_to_install(site, "mmcv")  # a compiled one is kept
+    result = run_setup(*arguments)
     assert "mmcv compiled" in result.stdout and "removing" not in result.stdout
 
 
 @upstream_python
-@pytest.mark.parametrize(
-    ("there", "asked", "named"),
-    [
-        (("mmcv", "mmcv-lite"), (), "has both mmcv and mmcv-lite, which overwrite each other"),
-        (("mmcv",), ("--mmcv", "lite"), "removing mmcv: this environment takes mmcv-lite"),
-        (("mmcv-lite",), ("--mmcv", "compiled"), "removing mmcv-lite: this environment takes mmcv"),
-    ],
-)
-def test_setup_never_mixes_mmcv_and_mmcv_lite(
-    tmp_path: Path, there: tuple[str, ...], asked: tuple[str, ...], named: str
-) -> None:
-    site = environment_with(tmp_path / "env", *there, pip=True)
-    result = run_setup("--venv", str(tmp_path / "env"), *asked, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
-    assert named in result.stdout
-    assert not list(site.glob("mmcv*"))
+def test_setup_never_mixes_mmcv_and_mmcv_lite(tmp_path: Path) -> None:
+    site = new_environment(tmp_path / "env", pip=True)
+    for there, asked, named in (
+        ("mmcv mmcv-lite", "", "has both mmcv and mmcv-lite, which overwrite each other"),
+        ("mmcv", "--mmcv lite", "removing mmcv: this environment takes mmcv-lite"),
+        ("mmcv-lite", "--mmcv compiled", "removing mmcv-lite: this environment takes mmcv"),
+    ):
+        for name in there.split():
+            seem_to_install(site, name)
+        offline = dict(PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+        result = run_setup("--venv", str(tmp_path / "env"), *asked.split(), **offline)
+        assert named in result.stdout
+        assert not list(site.glob("mmcv*"))
 
 
 def test_no_machine_path_and_no_registry_host_is_committed() -> None:

@@ -1,19 +1,21 @@
-"""mmengine's checkpoints load with torch's protection on, and nothing else does."""
+"""mmengine's checkpoints load with torch's protection on, nothing else does, and no old torch."""
 
 import os
 import pickle
 from collections import OrderedDict
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("mmengine")
-
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 
-from vig_mm.serialization import allow_mmengine_types
+from vig_mm.apis.launch import run
+from vig_mm.checkpoints.reading import read_checkpoint
+from vig_mm.errors import RequirementError
+from vig_mm.serialization import allow_mmengine_types, check_torch
 
 
 class Runs:
@@ -76,16 +78,6 @@ def test_names_of_the_other_numpy(checkpoint, tmp_path):
     assert log.mean() == 2.0
 
 
-def test_what_is_refused_is_not_loaded_unprotected(tmp_path):
-    """onedl-mmengine tries again without weights_only."""
-    written, path = tmp_path / "written", tmp_path / "evil.pth"
-    torch.save(dict(x=Runs(exec, f"open({str(written)!r}, 'w').close()")), path)
-    allow_mmengine_types()
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(torch.nn.Linear(1, 1), str(path))
-    assert not written.exists()
-
-
 def test_twice_is_once():
     allow_mmengine_types()
     once = len(torch.serialization.get_safe_globals())
@@ -94,18 +86,39 @@ def test_twice_is_once():
 
 
 @pytest.mark.parametrize(
-    "payload",
+    "call",
     [
-        Runs(os.system, "exit 1"),
-        Runs(eval, "1 + 1"),
-        Runs(getattr, HistoryBuffer, "__init__"),
-        Runs(getattr, np.ndarray, "tofile"),
+        (os.system, "exit 1"),
+        (exec, "open('written', 'w').close()"),
+        (getattr, HistoryBuffer, "__init__"),
+        (getattr, np.ndarray, "tofile"),
     ],
-    ids=["system", "eval", "other attribute", "numpy attribute"],
+    ids=["system", "exec", "other attribute", "numpy attribute"],
 )
-def test_anything_else_is_refused(payload, tmp_path):
+def test_anything_else_is_refused(call, tmp_path, monkeypatch):
+    """Also by mmengine's own function, which the fork has try again without `weights_only`."""
+    monkeypatch.chdir(tmp_path)
     allow_mmengine_types()
-    path = tmp_path / "evil.pth"
-    torch.save(dict(state_dict={}, meta=payload), path)
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path)  # as mmengine calls it
+    torch.save(dict(state_dict={}, meta=Runs(*call)), "evil.pth")
+    for load in (torch.load, partial(load_checkpoint, torch.nn.Linear(1, 1))):
+        with pytest.raises(pickle.UnpicklingError):
+            load("evil.pth")
+    assert not (tmp_path / "written").exists()
+
+
+def test_tools_and_checkpoints_refuse_torch_before_2_6(monkeypatch, tmp_path):
+    requirements = Path(__file__).resolve().parents[1] / "requirements"
+    assert "torch>=2.6\n" in (requirements / "core.txt").read_text()
+    check_torch()  # this one is taken
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, file)
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
+    reason = r"torch 2\.5\.1\+cu124 is too old: .*CVE-2025-32434.*pip install 'torch>=2\.6'"
+    with pytest.raises(RequirementError, match=reason):
+        read_checkpoint(file)
+    started = []
+    with pytest.raises(SystemExit, match=reason):
+        run(lambda: started.append(1))
+    assert not started
+    monkeypatch.setattr(torch, "__version__", "2.10.0a0+git123")
+    check_torch()

@@ -8,15 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
-from iteration import train_and_predict
 from mmengine.hub import get_config
+from one_iteration import train_and_predict
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = re.findall(
@@ -26,65 +20,44 @@ COMMANDS = re.findall(
 HIERARCHICAL = dict(
     type="vig_mm.HierViG", embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4)
 )
+THREE_MAPS = dict(HIERARCHICAL, out_indices=(1, 2, 3))
+LAST_MAP = dict(HIERARCHICAL, out_indices=-1)
 PLAIN = dict(type="vig_mm.ViG", embed_dims=32, depth=4, num_heads=2)
 CHANNELS = [16, 32, 64, 128]
+NECK, THREE_NECK = {"neck.in_channels": CHANNELS}, {"neck.in_channels": CHANNELS[1:]}
+HEAD, LINEAR = {"decode_head.in_channels": CHANNELS}, {"head.in_channels": CHANNELS[-1]}
+TWO_HEADS = HEAD | {"auxiliary_head.in_channels": CHANNELS[2]}
+FOUR_BLOCKS = {
+    "neck.in_channels": [32] * 4,
+    "neck.out_channels": 32,
+    "decode_head.in_channels": [32] * 4,
+    "auxiliary_head.in_channels": 32,
+    "pretrained": None,
+}
+ADE = "8xb2-160k_ade20k-512x512.py"
 
 # stock config -> (backbone, what else has to change)
 STOCK = {
-    "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py": (
-        HIERARCHICAL,
-        {"neck.in_channels": CHANNELS},
-    ),
+    "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py": (HIERARCHICAL, NECK),
     "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py": (
-        dict(HIERARCHICAL, out_indices=(1, 2, 3)),
-        {"neck.in_channels": CHANNELS[1:], "neck.start_level": 0},
+        THREE_MAPS,
+        THREE_NECK | {"neck.start_level": 0},
     ),
-    "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py": (
-        dict(HIERARCHICAL, out_indices=(1, 2, 3)),
-        {"neck.in_channels": CHANNELS[1:]},
-    ),
-    "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py": (
-        dict(HIERARCHICAL, out_indices=(1, 2, 3)),
-        {"neck.in_channels": CHANNELS[1:]},
-    ),
-    "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py": (
-        HIERARCHICAL,
-        {"decode_head.in_channels": CHANNELS, "auxiliary_head.in_channels": CHANNELS[2]},
-    ),
+    "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py": (THREE_MAPS, THREE_NECK),
+    "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py": (THREE_MAPS, THREE_NECK),
+    f"mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_{ADE}": (HIERARCHICAL, TWO_HEADS),
     "mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py": (
         HIERARCHICAL,
-        {
-            "decode_head.in_channels": CHANNELS,
-            "auxiliary_head.in_channels": CHANNELS[2],
-            "pretrained": None,
-        },
+        TWO_HEADS | {"pretrained": None},
     ),
-    "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py": (
-        HIERARCHICAL,
-        {"decode_head.in_channels": CHANNELS},
-    ),
-    "mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py": (
-        HIERARCHICAL,
-        {"decode_head.in_channels": CHANNELS},
-    ),
-    "mmseg::vit/vit_deit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py": (
+    f"mmseg::segformer/segformer_mit-b0_{ADE}": (HIERARCHICAL, HEAD),
+    f"mmseg::mask2former/mask2former_r50_{ADE}": (HIERARCHICAL, HEAD),
+    f"mmseg::vit/vit_deit-b16_mln_upernet_{ADE}": (
         dict(PLAIN, out_indices=(0, 1, 2, 3)),
-        {
-            "neck.in_channels": [32] * 4,
-            "neck.out_channels": 32,
-            "decode_head.in_channels": [32] * 4,
-            "auxiliary_head.in_channels": 32,
-            "pretrained": None,
-        },
+        FOUR_BLOCKS,
     ),
-    "mmpretrain::resnet/resnet50_8xb32_in1k.py": (
-        dict(HIERARCHICAL, out_indices=-1),
-        {"head.in_channels": CHANNELS[-1]},
-    ),
-    "mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py": (
-        dict(HIERARCHICAL, out_indices=-1),
-        {"head.in_channels": CHANNELS[-1]},
-    ),
+    "mmpretrain::resnet/resnet50_8xb32_in1k.py": (LAST_MAP, LINEAR),
+    "mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py": (LAST_MAP, LINEAR),
     "mmpretrain::convnext/convnext-tiny_32xb128_in1k.py": (
         PLAIN,
         {"head.in_channels": 32, "neck.type": "GlobalAveragePooling"},
@@ -165,16 +138,16 @@ def imagenet(root: Path) -> list[str]:
     return ["train_cfg.max_epochs=1"]
 
 
-@pytest.mark.parametrize(
-    ("library", "data"),
-    [("mmdet", coco), ("mmseg", ade20k), ("mmpretrain", imagenet)],
-    ids=["mmdet", "mmseg", "mmpretrain"],
-)
-def test_documented_command(library, data, tmp_path):
+DATA = dict(mmdet=coco, mmseg=ade20k, mmpretrain=imagenet)
+
+
+@pytest.mark.parametrize("library", DATA)
+def test_documented_command(library, tmp_path):
     """An iteration and a validation, with as few changes as a short run on tiny images needs."""
     (command,) = (c for c in COMMANDS if f"import {library};" in c)
     (tmp_path / "tools").symlink_to(ROOT / "tools")
-    options = ["default_hooks.logger.interval=1", "default_hooks.checkpoint=None", *data(tmp_path)]
+    options = ["default_hooks.logger.interval=1", "default_hooks.checkpoint=None"]
+    options += DATA[library](tmp_path)
     for loader in ("train_dataloader", "val_dataloader"):
         options += [f"{loader}.num_workers=0", f"{loader}.persistent_workers=False"]
     command = command.strip() + " " + " ".join(f"'{option}'" for option in options)

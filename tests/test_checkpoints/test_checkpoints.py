@@ -1,20 +1,18 @@
 """Public and mm checkpoints: what loads, what is refused, what is said about it."""
 
 import argparse
-import logging
 import os
 import random
-import subprocess
+import runpy
 import sys
 import threading
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from golden import public_state
-from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 
 import vig_mm
@@ -31,21 +29,21 @@ CONVERT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 TINY = dict(vig_tiny=("ViG", {}), vig_h_tiny=("HierViG", dict(out_indices=(3,))))
 
 
-@pytest.fixture(scope="module", params=TINY)
+@cache
+def drawn(model):
+    """The public state dict of a tiny model, in float32."""
+    return {k: x.float() for k, x in public_state(model).items()}
+
+
+def public_file(path, model):
+    torch.save({"model": drawn(model)}, path)
+    return drawn(model)
+
+
+@pytest.fixture(params=TINY)
 def public(request):
-    """(name, float32 public state dict) of the two tiny models."""
-    return request.param, {k: x.float() for k, x in public_state(request.param).items()}
-
-
-@pytest.fixture
-def log(caplog):
-    logger = MMLogger.get_instance("vig_mm-test", logger_name="vig_mm-test")
-    logger.propagate = True
-    logger.addHandler(caplog.handler)
-    MMLogger.get_instance("vig_mm-test")
-    with caplog.at_level(logging.INFO):
-        yield caplog
-    logger.removeHandler(caplog.handler)
+    """The name of a tiny model and its public state dict."""
+    return request.param, drawn(request.param)
 
 
 def pretrained(name, path, **kwargs):
@@ -91,9 +89,8 @@ def test_round_trip_of_names(public):
 
 
 def test_dense_outputs_start_fresh_and_it_is_said(tmp_path, log):
-    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
-    torch.save({"model": state}, tmp_path / "vig_h_t.pth")
-    backbone = pretrained("vig_h_tiny", tmp_path / "vig_h_t.pth", out_indices=(0, 3))
+    state = public_file(tmp_path / "x.pth", "vig_h_tiny")
+    backbone = pretrained("vig_h_tiny", tmp_path / "x.pth", out_indices=(0, 3))
     assert torch.equal(backbone.norm0.weight, torch.ones(96))
     assert torch.equal(backbone.norm3.weight, state["classifier.norm.weight"])
     assert "output norms that start fresh: norm0.weight, norm0.bias" in log.text
@@ -102,27 +99,23 @@ def test_dense_outputs_start_fresh_and_it_is_said(tmp_path, log):
 
 def test_truncated_backbone_takes_a_longer_file(tmp_path):
     """Stages after the last output are not built; the file may have them."""
-    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
+    state = public_file(tmp_path / "x.pth", "vig_h_tiny")
     backbone = pretrained("vig_h_tiny", tmp_path / "x.pth", out_indices=(0, 1))
     key = "layers.1.blocks.1.op.qkv_proj.weight"
     assert torch.equal(backbone.state_dict()[key], state[key])
 
 
 def test_missing_weights_are_named(tmp_path, log):
-    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    state = dict(drawn("vig_tiny"))
     del state["blocks.3.attn.g_proj.bias"], state["pos_embed"]
     torch.save({"model": state}, tmp_path / "x.pth")
     pretrained("vig_tiny", tmp_path / "x.pth")
-    warning = [r for r in log.records if r.levelno == logging.WARNING]
-    assert len(warning) == 1
-    text = warning[0].getMessage()
-    assert "MISSING" in text and "blocks.3.attn.g_proj.bias" in text and "pos_embed" in text
+    (warning,) = (r.getMessage() for r in log.records if r.levelname == "WARNING")
+    assert all(x in warning for x in ("MISSING", "blocks.3.attn.g_proj.bias", "pos_embed"))
 
 
-def test_pos_embed_is_resized(tmp_path, log):
-    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
+def test_pos_embed_is_resized(tmp_path):
+    state = public_file(tmp_path / "x.pth", "vig_tiny")
     backbone = pretrained("vig_tiny", tmp_path / "x.pth", img_size=512)
     expected = torch.nn.functional.interpolate(
         state["pos_embed"].view(1, 14, 14, 192).permute(0, 3, 1, 2), size=(32, 32), mode="bicubic"
@@ -137,7 +130,7 @@ def test_pos_embed_is_resized(tmp_path, log):
 
 
 def test_prefix(tmp_path):
-    state = {k: x.float() for k, x in public_state("vig_tiny").items()}
+    state = drawn("vig_tiny")
     torch.save({"state_dict": {f"student.{k}": x for k, x in state.items()}}, tmp_path / "x.pth")
     cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"), prefix="student")
     backbone = vig_mm.ViG(init_cfg=cfg)
@@ -146,28 +139,21 @@ def test_prefix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, source, words",
+    "name, changes, source, message",
     [
-        ("vig_tiny", "vig_small", ["another size", "embed_dims=192", "(1, 196, 384)", "arch"]),
-        ("vig_h_tiny", "vig_h_small", ["another size", "not in this", "layers.2.blocks.5"]),
-        ("vig_h_tiny", "vig_tiny", ["nothing", "HierViG", "pos_embed"]),
+        ("vig_tiny", dict(embed_dims=96), "vig_tiny", r"size.*embed_dims=96.*196, 192\).*arch"),
+        ("vig_h_tiny", dict(depths=(2, 2, 3, 2)), "vig_h_tiny", "size.*not in.*layers.2.blocks.3"),
+        ("vig_h_tiny", {}, "vig_tiny", "^nothing.*fits HierViG.*pos_embed"),
     ],
 )
-def test_another_model_is_refused(name, source, words, tmp_path):
-    state = {k: x.half() for k, x in public_state(source).items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError) as caught:
-        pretrained(name, tmp_path / "x.pth")
-    assert all(word in str(caught.value) for word in [*words, "x.pth"]), str(caught.value)
-
-
-def test_unrelated_weights_are_an_error(tmp_path):
-    torch.save({"state_dict": {"conv1.weight": torch.ones(3)}}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match="nothing in .*resnet.pth.* fits ViG.*conv1.weight"):
-        pretrained("vig_tiny", tmp_path / "resnet.pth")
+def test_another_model_is_refused(name, changes, source, message, tmp_path):
+    public_file(tmp_path / "x.pth", source)
+    with pytest.raises(CheckpointError, match=message):
+        pretrained(name, tmp_path / "x.pth", **changes)
 
 
 ONES = {"w": torch.ones(2)}
+ADAM = {"state": {0: {"exp_avg": torch.ones(2)}}}
 
 
 @pytest.mark.parametrize(
@@ -175,33 +161,33 @@ ONES = {"w": torch.ones(2)}
     [
         ({"net": ONES}, r"the keys 'net'\. .* in checkpoint\['net'\]: save .*'model': checkpoint"),
         ({"ema": {"model": ONES}, "epoch": 3}, r"in checkpoint\['ema'\]\['model'\]: save"),
+        ({"optimizer": ADAM, "ema": ONES}, r"There are tensors in checkpoint\['ema'\]: save"),
         ({"state_dict": {}, "meta": {}}, "'state_dict' is empty. Give a file"),
         ({"state_dict": {"w": 1.0}}, "'state_dict' holds float, no tensors. Give a file"),
         ({"state_dict": None}, "the keys 'state_dict'. Give a file"),
         ({0: torch.ones(2)}, "1 of its 1 tensors have no name but 0"),
         ({"state_dict": {**ONES, 7: torch.ones(2)}}, "1 of its 2 tensors have no name but 7"),
     ],
-    ids=["other key", "nested", "empty", "numbers", "none", "bare list", "one without a name"],
+    ids=[
+        "other key",
+        "nested",
+        "optimizer",
+        "empty",
+        "numbers",
+        "none",
+        "bare list",
+        "one without a name",
+    ],
 )
 def test_no_weights_is_one_message(content, reason):
     with pytest.raises(CheckpointError, match=f"^'x.pth': .*{reason}"):
         weights(content, path="x.pth")
 
 
-def test_an_optimizer_is_no_place_for_weights():
-    content = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "ema": ONES}
-    with pytest.raises(CheckpointError) as caught:
-        weights(content, "state_dict")
-    assert str(caught.value).endswith("There are tensors in checkpoint['ema']")
-
-
-UNFIT = {
-    "nan": (torch.tensor([1.0, float("nan")]), "1 of its weights hold NaN or infinity: weight"),
-    "infinity": (torch.tensor([1.0, float("inf")]), "hold NaN or infinity: weight"),
+UNFIT = {  # besides those of tests/test_checks/test_unfit_weights.py
+    "infinity": (torch.tensor([1.0, float("inf")]), "1 of its .* hold NaN or infinity: weight"),
     "too large": (torch.full((2,), 1e300, dtype=torch.float64), "hold NaN or infinity: weight"),
-    "int8": (torch.ones(2, dtype=torch.int8), r"weight \(torch.int8\)"),
     "complex": (torch.ones(2, dtype=torch.complex64), r"weight \(torch.complex64\)"),
-    "meta": (torch.ones(2, device="meta"), r"weight \(meta, no values\)"),
     "sparse": (torch.ones(2).to_sparse(), r"weight \(torch.sparse_coo\)"),
 }
 
@@ -215,24 +201,13 @@ def test_weights_must_be_finite_numbers(kind):
         check_numbers(state, dict(norm.named_parameters()), "x.pth")
 
 
-def test_buffers_and_other_precisions_are_fine():
-    norm = torch.nn.BatchNorm1d(2)
-    norm.running_var.fill_(float("inf"))
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        state = {**norm.state_dict(), "weight": torch.ones(2, dtype=dtype)}
-        check_numbers(state, dict(norm.named_parameters()), "x.pth")
-
-
-@pytest.mark.parametrize("kind", ["nan", "int8"])
-def test_backbone_takes_finite_numbers_only(kind, tmp_path):
+def test_backbone_takes_numbers_only(tmp_path):
     """The grid of positions, too, which is resized before it is loaded."""
     state = vig_mm.ViG(depth=1).state_dict()
-    broken = {"nan": lambda x: x * float("nan"), "int8": lambda x: x.to(torch.int8)}[kind]
-    torch.save({**state, "pos_embed": broken(state["pos_embed"])}, tmp_path / "x.pth")
-    init = dict(type="Pretrained", checkpoint=str(tmp_path / "x.pth"))
-    backbone = vig_mm.ViG(depth=1, img_size=64, init_cfg=init)
+    state["pos_embed"] = state["pos_embed"].to(torch.int8)
+    torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="x.pth' cannot be used: 1 of its .*: pos_embed"):
-        backbone.init_weights()
+        pretrained("vig_tiny", tmp_path / "x.pth", depth=1, img_size=64)
 
 
 class _Payload:
@@ -298,7 +273,7 @@ def test_broken_bytes_are_one_kind_of_error(zipped, tmp_path):
     whole = path.read_bytes()
     chance = random.Random(0)
     refused = 0
-    for _ in range(200):
+    for _ in range(100):
         data = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
@@ -307,7 +282,7 @@ def test_broken_bytes_are_one_kind_of_error(zipped, tmp_path):
             assert isinstance(read_checkpoint(path), dict)
         except CheckpointError:
             refused += 1
-    assert refused > 100
+    assert refused > 50
 
 
 def test_prepare_checkpoint(public, tmp_path):
@@ -364,42 +339,30 @@ def test_an_address_is_fetched_once_and_read_safely(served, tmp_path):
     with pytest.raises(CheckpointError, match="safely"):
         read_checkpoint(f"{address}/payload.pth")
     assert not (tmp_path / "executed").exists()
-
-
-def test_an_address_that_leads_nowhere(served):
-    _, address, _ = served
     with pytest.raises(CheckpointError, match="none.pth.*cannot be downloaded.*404"):
         read_checkpoint(f"{address}/none.pth")
     with pytest.raises(CheckpointError, match="only files and http"):
         read_checkpoint("petrel://bucket/x.pth")
 
 
-def run_convert(*args):
-    return subprocess.run(
-        [sys.executable, CONVERT, *map(str, args)], capture_output=True, text=True, timeout=300
-    )
+def test_convert_tool(tmp_path, monkeypatch):
+    """There and back; what has no public form is one message."""
 
+    def convert(*names: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(CONVERT), *(str(tmp_path / name) for name in names)])
+        runpy.run_path(str(CONVERT), run_name="__main__")
 
-def test_convert_tool_there_and_back(tmp_path):
-    state = {k: x.float() for k, x in public_state("vig_h_tiny").items()}
-    src, mm, back = (tmp_path / name for name in ("src.pth", "mm.pth", "back.pth"))
-    torch.save({"model": state}, src)
-    result = run_convert(src, mm)
-    assert result.returncode == 0, result.stderr
-    assert set(torch.load(mm)["state_dict"]) == set(to_classifier(state))
-    assert run_convert(mm, back).returncode == 0
-    restored = torch.load(back)["model"]
+    state = public_file(tmp_path / "src.pth", "vig_h_tiny")
+    convert("src.pth", "mm.pth")
+    assert set(torch.load(tmp_path / "mm.pth")["state_dict"]) == set(to_classifier(state))
+    convert("mm.pth", "back.pth")
+    restored = torch.load(tmp_path / "back.pth")["model"]
     assert set(restored) == set(state)
     assert all(torch.equal(restored[k], state[k]) for k in state)
 
-
-def test_convert_tool_refuses(tmp_path):
-    torch.save(
-        {"state_dict": {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}},
-        tmp_path / "detector.pth",
-    )
+    detector = {"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}
+    torch.save({"state_dict": detector}, tmp_path / "detector.pth")
     for src, word in (("missing.pth", "missing.pth"), ("detector.pth", "neck.b")):
-        result = run_convert(tmp_path / src, tmp_path / "out.pth")
-        assert result.returncode != 0
-        assert word in result.stderr and "Traceback" not in result.stderr
+        with pytest.raises(SystemExit, match=f"^error: .*{word}"):
+            convert(src, "out.pth")
         assert not (tmp_path / "out.pth").exists()

@@ -3,14 +3,8 @@
 import re
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 import numpy as np
+import pytest
 from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 

@@ -1,24 +1,19 @@
-"""The checks before a run, over every config that mmdet, mmseg and mmpretrain ship.
+"""The checks before a run, over every kind of config that mmdet, mmseg and mmpretrain ship.
 
 No data is there and no model is built: what is asked is that no check ends in a traceback, or
 refuses what the libraries run. Data that is not there is the one thing that the checks may say.
 """
 
-import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -35,7 +30,6 @@ from vig_mm.engine.loops.resume import make_resumable
 from vig_mm.errors import UsageError
 
 LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
-ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "val", "test")
 ABSENT = ("missing", "not-coco")  # kinds of findings where no data is there
 
@@ -47,27 +41,23 @@ KNOWN = {
 
 
 def stock() -> dict[str, list[Path]]:
-    """Configs of each library's folders; those of `_base_` are parts."""
-    found = defaultdict(list)
+    """Configs of each library's folders; those of `_base_` are parts.
+
+    Of those whose names differ in numbers alone (depth, schedule, size), the first.
+    """
+    found, seen = defaultdict(list), set()
     for name in LIBRARIES:
         root = Path(importlib.util.find_spec(name).origin).parent / ".mim/configs"
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).parts
-            if "_base_" not in parts and len(parts) > 1:
+            kind = (name, *parts[:-1], re.sub(r"\d+", "", path.stem))
+            if "_base_" not in parts and len(parts) > 1 and kind not in seen:
+                seen.add(kind)
                 found[f"{name}/{parts[0]}"].append(path)
     return found
 
 
 STOCK = stock()
-
-
-@pytest.fixture(scope="module")
-def train():
-    """tools/train.py"""
-    spec = importlib.util.spec_from_file_location("tools_train", ROOT / "tools/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(path: Path) -> Config | None:
@@ -87,13 +77,23 @@ def read(path: Path) -> Config | None:
     return cfg
 
 
-def without_files(model: Any) -> Any:
-    """A model's config without the names of weights that a user puts there by hand."""
-    if isinstance(model, dict):
-        return {k: without_files(v) for k, v in model.items() if k != "checkpoint" or "://" in v}
-    if isinstance(model, list | tuple):
-        return [without_files(one) for one in model]
-    return model
+def pruned(part: Any, drop: Callable[[str, Any], bool]) -> Any:
+    """A model's config without the entries of which ``drop(key, value)`` holds."""
+    if isinstance(part, dict):
+        return {key: pruned(x, drop) for key, x in part.items() if not drop(key, x)}
+    if isinstance(part, list | tuple):
+        return [pruned(one, drop) for one in part]
+    return part
+
+
+def by_hand(key: str, value: Any) -> bool:
+    """Weights that a user puts there."""
+    return key == "checkpoint" and "://" not in value
+
+
+def stored(key: str, value: Any) -> bool:
+    """Weights of any kind."""
+    return key == "init_cfg" or (key == "pretrained" and isinstance(value, str))
 
 
 def refuses(one: Finding) -> bool:
@@ -114,7 +114,7 @@ def problems(cfg: Config, train) -> list[str]:
     ask(prepare_distributed, cfg)
     for check in (check_optimizer, check_recipe, check_options):
         ask(check, cfg)
-    ask(check_initial_weights, without_files(cfg.model))
+    ask(check_initial_weights, pruned(cfg.model, by_hand))
     try:
         found = DataCheck(cfg, SPLITS).findings
         said += [f"{one.kind}: {one.text}" for one in found if refuses(one)]
@@ -132,7 +132,8 @@ def problems(cfg: Config, train) -> list[str]:
 
 
 @pytest.mark.parametrize("family", STOCK)
-def test_checks_accept_stock_configs(family, train, tmp_path, monkeypatch):
+def test_checks_accept_stock_configs(family, load_tool, tmp_path, monkeypatch):
+    train = load_tool("train")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "PYTHONWARNINGS", "ignore")
     wrong = {}
@@ -162,21 +163,11 @@ CHANNELS = [
 @pytest.mark.parametrize("family", CHANNELS)
 def test_maps_of_stock_models_fit(family):
     cfg = next(cfg for cfg in map(read, STOCK[family]) if cfg is not None)
-    cfg.model = without_weights(cfg.model)
+    cfg.model = pruned(cfg.model, stored)
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry, torch.device("meta"):
         check_channels(registry.build(cfg.model), cfg.model)
 
 
-def without_weights(model: Any) -> Any:
-    """A model's config that loads nothing."""
-    if isinstance(model, dict):
-        kept = {k: without_weights(v) for k, v in model.items() if k != "init_cfg"}
-        return kept | ({"pretrained": None} if isinstance(kept.get("pretrained"), str) else {})
-    if isinstance(model, list | tuple):
-        return [without_weights(one) for one in model]
-    return model
-
-
 def test_there_are_stock_configs():
     """Where a package has left its configs out, the test above would have looked at nothing."""
-    assert sum(map(len, STOCK.values())) > 1500
+    assert sum(map(len, STOCK.values())) > 1000

@@ -1,6 +1,7 @@
 """The built-in digits data: exact ground truth, same seed same bytes, whole sets only."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from vig_mm.datasets import CLASSES, make_digits  # noqa: E402
 from vig_mm.datasets.digits.layouts import LOOKS, ade_labels, make_scene  # noqa: E402
 from vig_mm.datasets.digits.scenes import SOLID, SPLITS, Scene, compose, load_sources  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 ADE_SPLITS = {"train": "training", "val": "validation"}
 SIZES = {"coco": (96, 128), "ade": (64, 80), "imagenet": (48, 40)}
 SMALL = {
@@ -50,30 +52,27 @@ def open_coco(root: Path, split: str):
     return COCO(str(root / "coco" / "annotations" / f"{split}.json"))
 
 
-# --- the same arguments, the same files --------------------------------------------------------
-
-
 def test_same_seed_same_bytes_whatever_the_global_state(root, tmp_path):
     np.random.seed(123)
     make_digits(tmp_path / "again", **SMALL)
     assert contents(tmp_path / "again") == contents(root)
 
 
-def test_another_seed_other_images(root, tmp_path):
-    make_digits(tmp_path / "other", **{**SMALL, "seed": 4, "coco": (0, 0), "imagenet": (0, 0)})
-    first, other = contents(root), contents(tmp_path / "other")
-    images = [name for name in other if name.endswith(".jpg")]
-    assert len(images) == 16
-    assert all(first[name] != other[name] for name in images)
-
-
-def test_a_smaller_set_starts_with_the_same_images(root, tmp_path):
-    make_digits(tmp_path / "less", **{**SMALL, "coco": (3, 0), "ade": (0, 2), "imagenet": (1, 0)})
-    less, more = contents(tmp_path / "less"), contents(root)
-    images = [name for name in less if name.endswith((".jpg", ".png"))]
-    assert len(images) == 3 + 2 * 2 + 10
-    assert all(less[name] == more[name] for name in images)
-    assert not (tmp_path / "less" / "coco" / "annotations" / "val.json").exists()
+@pytest.mark.parametrize(
+    "changes, images",
+    [
+        (dict(seed=4, coco=(0, 0), imagenet=(0, 0)), 16),
+        (dict(coco=(3, 0), ade=(0, 2), imagenet=(1, 0)), 3 + 2 + 10),
+    ],
+    ids=["another seed", "a smaller set"],
+)
+def test_only_the_seed_changes_the_images(changes, images, root, tmp_path):
+    make_digits(tmp_path / "set", **{**SMALL, **changes})
+    first, other = contents(root), contents(tmp_path / "set")
+    names = [name for name in other if name.endswith(".jpg")]
+    assert len(names) == images
+    assert all((first[name] == other[name]) is ("seed" not in changes) for name in names)
+    assert not (tmp_path / "set" / "coco" / "annotations" / "val.json").exists()
 
 
 def test_train_and_val_share_no_digit_and_no_photo_region(sources):
@@ -86,9 +85,6 @@ def test_train_and_val_share_no_digit_and_no_photo_region(sources):
     for train, val in zip(sources["train"].photos, sources["val"].photos, strict=True):
         assert train.shape[1] + val.shape[1] == 640
         assert not np.shares_memory(train, val)
-
-
-# --- ground truth ------------------------------------------------------------------------------
 
 
 def test_a_later_layer_takes_exactly_what_it_covers():
@@ -105,18 +101,10 @@ def test_a_later_layer_takes_exactly_what_it_covers():
     assert scene.labels == [7, 2]
     colours = np.array([[0, 0, 0], [200, 0, 0], [0, 200, 0]], np.uint8)
     np.testing.assert_array_equal(np.asarray(scene.image()), colours[expected])
-
-
-def test_a_layer_that_hides_too_much_is_not_pasted():
-    scene = Scene(np.zeros((8, 8, 3), np.float32))
-    below, above = np.zeros((2, 8, 8), np.float32)
-    below[:, :4] = 1
-    above[:, 1:6] = 1
-    assert scene.try_paste(below, np.float32([200, 0, 0]), 7, 0.5)
-    before = scene.image().tobytes()
-    assert not scene.try_paste(above, np.float32([0, 200, 0]), 2, 0.5)
-    assert scene.labels == [7] and scene.image().tobytes() == before
-    assert scene.owners.max() == 1
+    # one that hides too much is not pasted
+    assert not scene.try_paste(np.ones((8, 8), np.float32), np.float32([0, 0, 200]), 1, 0.5)
+    np.testing.assert_array_equal(scene.owners, expected)
+    assert scene.labels == [7, 2]
 
 
 def test_a_soft_edge_belongs_to_the_larger_share_and_is_ignored_in_ade():
@@ -178,114 +166,43 @@ def test_no_digit_pixel_is_unlabelled(sources):
 
 def test_some_images_are_empty(root):
     coco = open_coco(root, "train")
-    empty = [i for i in coco.imgs if not coco.getAnnIds(i)]
-    assert empty == [11]
+    assert [i for i in coco.imgs if not coco.getAnnIds(i)] == [11]
     label = np.asarray(Image.open(root / "ade" / "annotations" / "training" / "000011.png"))
     assert (label == 1).all()
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_ade_labels(root, sources, split):
-    folder = root / "ade"
-    names = sorted(p.stem for p in (folder / "images" / ADE_SPLITS[split]).iterdir())
-    labels = sorted(p.stem for p in (folder / "annotations" / ADE_SPLITS[split]).iterdir())
+    folders = {kind: root / "ade" / kind / ADE_SPLITS[split] for kind in ("images", "annotations")}
+    names, labels = (sorted(p.stem for p in folder.iterdir()) for folder in folders.values())
     assert names == labels and len(names) == SMALL["ade"][SPLITS.index(split)]
     seen = set()
     for index, name in enumerate(names):
-        image = Image.open(folder / "images" / ADE_SPLITS[split] / f"{name}.jpg")
-        annotation = Image.open(folder / "annotations" / ADE_SPLITS[split] / f"{name}.png")
+        image = Image.open(folders["images"] / f"{name}.jpg")
+        annotation = Image.open(folders["annotations"] / f"{name}.png")
         assert annotation.mode == "L" and annotation.size == image.size == SIZES["ade"][::-1]
         label = np.asarray(annotation)
         scene = make_scene("ade", split, index, sources, SMALL["seed"], SIZES["ade"])
+        np.testing.assert_array_equal(label, ade_labels(scene))
         for layer, digit in enumerate(scene.labels, start=1):
             mine = (scene.owners == layer) & (scene.shares[layer] >= SOLID)
             assert mine.any() and (label[mine] == digit + 2).all()
-        np.testing.assert_array_equal(label == 0, scene.shares.max(axis=0) < SOLID)
-        np.testing.assert_array_equal(label == 1, scene.shares[0] >= SOLID)
         assert (label == 0).mean() < 0.2
         seen |= set(np.unique(label).tolist())
     assert {0, 1} < seen <= set(range(12))
 
 
-def test_imagenet_folders(root):
+def test_imagenet_folders(root, sources):
     for split, count in zip(SPLITS, SMALL["imagenet"], strict=True):
         folder = root / "imagenet" / split
-        assert sorted(p.name for p in folder.iterdir()) == sorted(CLASSES)
-        for name in CLASSES:
-            files = sorted((folder / name).iterdir())
-            assert [p.name for p in files] == [f"{i + 1:06d}.jpg" for i in range(count)]
-            assert all(Image.open(p).size == SIZES["imagenet"][::-1] for p in files)
-
-
-def test_imagenet_shows_its_own_class(sources):
+        expected = {f"{name}/{i + 1:06d}.jpg" for name in CLASSES for i in range(count)}
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {path.relative_to(folder).as_posix() for path in files} == expected
+        assert all(Image.open(path).size == SIZES["imagenet"][::-1] for path in files)
     for label in range(10):
         scene = make_scene("imagenet", "val", 0, sources, 0, (64, 64), label)
         assert [which for which in scene.labels if which is not None] == [label]
         assert (scene.owners == 1).sum() > 60
-
-
-# --- what reads it -----------------------------------------------------------------------------
-
-
-def test_mmdet_loads_the_same_masks(root):
-    pytest.importorskip("mmdet")
-    from mmdet.datasets import CocoDataset
-    from mmdet.datasets.transforms import LoadAnnotations
-
-    dataset = CocoDataset(
-        data_root=str(root / "coco"),
-        ann_file="annotations/train.json",
-        data_prefix={"img": "train"},
-        metainfo={"classes": CLASSES},
-        pipeline=[],
-    )
-    assert len(dataset) == SMALL["coco"][0]  # the empty image too
-    coco = open_coco(root, "train")
-    load = LoadAnnotations(with_bbox=True, with_mask=True)
-    total = 0
-    for i in range(len(dataset)):
-        info = dataset.get_data_info(i)
-        results = load({**info, "ori_shape": SIZES["coco"]})
-        anns = coco.loadAnns(coco.getAnnIds(info["img_id"]))
-        assert not results["gt_ignore_flags"].any()
-        assert results["gt_bboxes_labels"].tolist() == [ann["category_id"] - 1 for ann in anns]
-        for mask, ann in zip(results["gt_masks"].masks, anns, strict=True):
-            np.testing.assert_array_equal(mask, coco.annToMask(ann))
-        total += len(anns)
-    assert total == len(coco.anns)
-
-
-def test_mmseg_reads_eleven_classes(root):
-    pytest.importorskip("mmseg")
-    from mmseg.datasets.transforms import LoadAnnotations
-
-    path = root / "ade" / "annotations" / "training" / "000001.png"
-    raw = np.asarray(Image.open(path)).astype(int)
-    results = {
-        "seg_map_path": str(path),
-        "seg_fields": [],
-        "reduce_zero_label": True,
-        "label_map": None,
-    }
-    got = LoadAnnotations(reduce_zero_label=True)(results)["gt_seg_map"]
-    np.testing.assert_array_equal(got, np.where(raw == 0, 255, raw - 1))
-
-
-def test_pycocotools_gives_the_truth_itself_full_marks(root):
-    from pycocotools.cocoeval import COCOeval
-
-    coco = open_coco(root, "val")
-    keys = ("image_id", "category_id", "bbox", "segmentation")
-    found = [{**{key: ann[key] for key in keys}, "score": 0.9} for ann in coco.anns.values()]
-    for kind in ("bbox", "segm"):
-        evaluator = COCOeval(coco, coco.loadRes(found), kind)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-        assert evaluator.stats[0] == pytest.approx(1.0)
-
-
-# --- the folder --------------------------------------------------------------------------------
 
 
 def test_reuse_refuse_overwrite(tmp_path):
@@ -303,7 +220,7 @@ def test_reuse_refuse_overwrite(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_set_that_lost_a_file_is_not_reused(tmp_path):
+def test_sets_that_are_not_whole_and_strange_folders(tmp_path):
     root = tmp_path / "set"
     make_digits(root, **ONE)
     (root / "imagenet" / "train" / "six" / "000001.jpg").unlink()
@@ -312,13 +229,14 @@ def test_a_set_that_lost_a_file_is_not_reused(tmp_path):
     assert make_digits(root, **ONE, overwrite=True) is True
     assert make_digits(root, **ONE) is False
 
-
-def test_a_strange_folder_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="is not empty and holds no meta.json"):
             make_digits(tmp_path, **ONE, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+    for root in (tmp_path / "thesis.txt", tmp_path / "thesis.txt" / "below"):
+        with pytest.raises(ValueError, match="thesis.txt is a file, root .* must be a folder"):
+            make_digits(root, **ONE)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):
@@ -344,27 +262,11 @@ def test_a_killed_run_leaves_no_set(tmp_path):
         "    if done == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"make_digits({str(tmp_path / 'set')!r}, progress=stop, **{ONE!r})\n"
     )
-    repo = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120)
     assert done.returncode == -9
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.rglob("meta.json"))
     assert make_digits(tmp_path / "set", **ONE) is True
-
-
-def test_progress_counts_every_image(tmp_path):
-    calls = []
-    arguments = {**ONE, "ade": (2, 1), "ade_size": (32, 32)}
-    make_digits(tmp_path / "set", **arguments, progress=lambda *call: calls.append(call))
-    assert calls == [
-        ("ade/train", 1, 2),
-        ("ade/train", 2, 2),
-        ("ade/val", 1, 1),
-        *[("imagenet/train", i, 10) for i in range(1, 11)],
-    ]
-
-
-# --- bad input ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -387,13 +289,6 @@ def test_bad_arguments(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_root_is_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="file is a file, root .* must be a folder"):
-            make_digits(root, **ONE)
-
-
 def test_smallest_sizes_and_narrow_images(tmp_path):
     arguments = {"coco": (3, 1), "ade": (3, 1), "imagenet": (1, 1)}
     sizes = {"coco_size": (32, 32), "ade_size": (32, 300), "imagenet_size": (300, 32)}
@@ -401,20 +296,20 @@ def test_smallest_sizes_and_narrow_images(tmp_path):
     assert all(open_coco(tmp_path / "set", "train").getAnnIds(i) for i in (1, 2, 3))
 
 
-def test_missing_scikit_learn_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"sklearn.datasets.*pip install 'vig-mm\[mm,tools\]'"):
-        make_digits(tmp_path / "set", **ONE)
-    assert list(tmp_path.iterdir()) == []
+def hide(monkeypatch, *modules: str) -> None:
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
 
 
-def test_pycocotools_is_needed_for_coco_only(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+def test_what_is_not_installed_is_one_clear_error(tmp_path, monkeypatch):
+    hide(monkeypatch, "pycocotools", "pycocotools.mask")
     with pytest.raises(ImportError, match="cannot import pycocotools.mask"):
         make_digits(tmp_path / "set", coco=(1, 1), ade=(0, 0), imagenet=(0, 0))
-    assert make_digits(tmp_path / "set", **ONE) is True
+    make_digits(tmp_path / "one", **ONE)
+    hide(monkeypatch, "sklearn", "sklearn.datasets")
+    with pytest.raises(ImportError, match=r"sklearn.datasets.*pip install 'vig-mm\[mm,tools\]'"):
+        make_digits(tmp_path / "set", **ONE)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
 def test_import_needs_the_standard_library_only():
@@ -424,28 +319,18 @@ def test_import_needs_the_standard_library_only():
         "sys.modules.update(dict.fromkeys(names))\n"
         "import vig_mm.datasets\n"
     )
-    repo = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=repo, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-# --- the tool ----------------------------------------------------------------------------------
+def test_tool(tmp_path, monkeypatch, capsys):
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["make_digits.py", str(tmp_path / "set"), *arguments])
+        runpy.run_path(str(ROOT / "tools/data/make_digits.py"), run_name="__main__")
+        return capsys.readouterr().out
 
-
-def test_tool(tmp_path):
-    repo = Path(__file__).parents[2]
-    tool = "import runpy, sys; sys.path.insert(0, '.'); sys.argv = sys.argv[1:]; "
-    tool += "runpy.run_path(sys.argv[0], run_name='__main__')"
-
-    def run(*arguments: str):
-        command = [sys.executable, "-c", tool, "tools/data/make_digits.py", *arguments]
-        return subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=120)
-
-    small = (str(tmp_path / "set"), "--coco", "0", "0", "--ade", "0", "0", "--imagenet", "1", "0")
-    first = run(*small)
-    assert first.returncode == 0 and "made in" in first.stdout
+    small = "--coco 0 0 --ade 0 0 --imagenet 1 0".split()
+    assert "made in" in run(*small)
     assert make_digits(tmp_path / "set", **{**ONE, "imagenet_size": (64, 64)}) is False
-    assert "already there, reused" in run(*small).stdout
-    other = run(*small, "--seed", "1")
-    assert other.returncode == 1
-    assert "error: digits data" in other.stderr and "Traceback" not in other.stderr
-    assert "example" in run("--help").stdout
+    assert "already there, reused" in run(*small)
+    with pytest.raises(SystemExit, match="^error: digits data"):
+        run(*small, "--seed", "1")

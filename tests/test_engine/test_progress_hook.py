@@ -6,87 +6,55 @@ import re
 import select
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("mmengine")
+from mmengine.runner import loops
+from toy import toy_runner
 
 from vig_mm.engine.hooks import ProgressBarHook
 
-# 4 epochs of 20 iterations (or 80 iterations), then a test of 30.
-RUN = textwrap.dedent("""
-    import sys, torch
-    from mmengine.model import BaseModel
-    from mmengine.runner import Runner
-    import vig_mm.registry
 
-    class Model(BaseModel):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-        def forward(self, inputs, mode):
-            y = self.layer(inputs)
-            return dict(loss=0 * y.mean() + 2.5) if mode == "loss" else [y]
-
-    class Metric:
-        dataset_meta = None
-        def process(self, **kwargs): pass
-        def evaluate(self, size): return {}
-
-    def loader(n):
-        data = [torch.ones(1)] * n
-        return torch.utils.data.DataLoader(data, collate_fn=lambda x: {"inputs": x[0]})
-
-    train, test, work_dir, fd = sys.argv[1:]
-    cfg = dict(by_epoch=False, max_iters=80)
-    if train == "epochs":
-        cfg = dict(by_epoch=True, max_epochs=4)
-    runner = Runner(
-        Model(), work_dir=work_dir, train_dataloader=loader(20), train_cfg=cfg,
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
-        test_dataloader=loader(30), test_cfg=dict(), test_evaluator=Metric(),
-        default_hooks=dict(progress=dict(type="vig_mm.ProgressBarHook", fd=int(fd))),
-    )
+def train_and_test(work_dir: Path, by_epoch: bool, fd: int, last: int = 30) -> None:
+    """20 iterations of training, 5 an epoch, then some of a test's 30."""
+    options = dict(by_epoch=by_epoch, length=4 if by_epoch else 20, checkpoint=dict(interval=100))
+    runner = toy_runner(work_dir, **options, progress=dict(type="vig_mm.ProgressBarHook", fd=fd))
     runner.train()
-    if test == "test":
-        runner.test()
-    if test == "dies":
-        raise RuntimeError
-""")
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, ProgressBarHook))
+    hook.before_test(SimpleNamespace(test_dataloader=range(30)))
+    for i in range(last):
+        hook.after_test_iter(runner, i)
+    if last < 30:
+        sys.exit(1)  # a traceback would be drawn, too
+    hook.after_test(runner)
 
 
-def command(tmp_path: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-c", RUN, *arguments[:2], str(tmp_path), arguments[2]]
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+def test_lines_where_there_is_no_terminal(by_epoch: bool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loops.time, "sleep", lambda seconds: None)  # two seconds at every pass
+    with open(tmp_path / "drawn.txt", "w") as file:
+        train_and_test(tmp_path, by_epoch, file.fileno())
+    lines = (tmp_path / "drawn.txt").read_text().splitlines()
+    training = [line for line in lines if "testing" not in line]
+    first, last = ("epoch 1/4", "epoch 4/4") if by_epoch else ("training", "training")
+    loss = r"loss -?\d+\.\d{3}"
+    assert re.fullmatch(rf"  {first}, 1/20, {loss}", training[0])
+    assert re.fullmatch(rf"  {first}, 3/20, {loss}, \d+:\d\d to go", training[1])
+    assert re.fullmatch(rf"  {last}, 20/20, {loss}, 0:00 to go", training[-1])
+    testing = lines[len(training) :]
+    assert testing[-1] == "  testing, 30/30, 0:00 to go"
+    assert 10 <= len(training) <= 11 and 10 <= len(testing) <= 11
+    (log,) = tmp_path.glob("*/*.log")
+    assert "(train)" in log.read_text()  # mmengine's own is as ever
 
 
-@pytest.mark.parametrize("train", ["epochs", "iterations"])
-def test_lines_where_there_is_no_terminal(tmp_path: Path, train: str) -> None:
-    result = subprocess.run(
-        command(tmp_path, train, "test", "2"), capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("  ")]
-    where = "epoch 1/4" if train == "epochs" else "training"
-    assert lines[0] == f"  {where}, 1/80, loss 2.500"
-    assert re.fullmatch(rf"  {where}, \d+/80, loss 2\.500, \d+:\d\d to go", lines[1])
-    last = "epoch 4/4" if train == "epochs" else "training"
-    train_lines = [line for line in lines if "testing" not in line]
-    assert re.fullmatch(rf"  {last}, 80/80, loss 2\.500, 0:00 to go", train_lines[-1])
-    assert 10 <= len(train_lines) <= 11
-    test_lines = [line for line in lines if "testing" in line]
-    assert 10 <= len(test_lines) <= 11 and test_lines[-1] == "  testing, 30/30, 0:00 to go"
-    assert "Epoch(train)" in result.stdout or "Iter(train)" in result.stdout
-
-
-def on_terminal(arguments: list[str]) -> tuple[int, str]:
+def on_terminal(*arguments: str | Path) -> tuple[int, str]:
     """Exit status, and what a process draws on a terminal that is its descriptor 3 alone."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        ["bash", "-c", 'exec "$@" 3<&0 >/dev/null 2>&1', "bash", *arguments], stdin=slave
-    )
+    command = ["bash", "-c", 'exec "$@" 3<&0 >/dev/null 2>&1', "bash", *arguments]
+    process = subprocess.Popen(command, stdin=slave, env=os.environ | dict(COLUMNS="120"))
     os.close(slave)
     drawn, end = b"", time.monotonic() + 200
     while time.monotonic() < end:
@@ -102,20 +70,20 @@ def on_terminal(arguments: list[str]) -> tuple[int, str]:
 
 
 def test_bar_on_a_terminal(tmp_path: Path) -> None:
-    status, drawn = on_terminal(command(tmp_path, "epochs", "test", "3"))
-    assert status == 0
-    assert "epoch 4/4" in drawn and "100%" in drawn and "loss 2.500" in drawn and "to go" in drawn
+    """Of a run that ends within its test: the cursor is back."""
+    status, drawn = on_terminal(sys.executable, "-W", "ignore", __file__, tmp_path)
+    assert status == 1
+    assert "epoch 4/4" in drawn and "100%" in drawn and "loss " in drawn and "to go" in drawn
     assert "testing" in drawn
     assert drawn.count("\n") <= 6  # drawn over itself, not line by line
     assert "Epoch(train)" not in drawn
-
-
-def test_cursor_is_back_after_an_error(tmp_path: Path) -> None:
-    status, drawn = on_terminal(command(tmp_path, "epochs", "dies", "3"))
-    assert status == 1
     assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l") >= 0
 
 
 def test_descriptor_that_is_not_open() -> None:
     with pytest.raises(ValueError, match="file descriptor 987 is not open"):
         ProgressBarHook(fd=987)
+
+
+if __name__ == "__main__":
+    train_and_test(Path(sys.argv[1]), by_epoch=True, fd=3, last=15)

@@ -62,12 +62,3 @@ def test_errors():
         neck([torch.randn(1, 48, 4, 4)])
     with pytest.raises(ValueError, match="takes one map, got 2.*out_indices=-1"):
         neck([torch.randn(1, 32, 4, 4)] * 2)
-
-
-def test_norm_for_other_heads():
-    """LayerNorm over channels by `norm_cfg`, as the heads of ViTDet want it."""
-    from mmcv.cnn import ConvModule
-
-    conv = ConvModule(3, 8, 1, norm_cfg=dict(type="vig_mm.LayerNorm2d"), act_cfg=None)
-    out = conv(torch.randn(2, 3, 5, 4))
-    torch.testing.assert_close(out.mean(1), torch.zeros(2, 5, 4), atol=1e-5, rtol=0)

@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import vig_mm.ops  # noqa: F401 (before mmcv.ops, also in processes that are started)
+
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = Path(__file__).with_name("run_tools.py")
 

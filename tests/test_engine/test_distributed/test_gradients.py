@@ -15,28 +15,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from launches import free_port
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
-
-import vig_mm.ops  # noqa: F401 (before mmcv.ops, also in the processes started here)
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
 from batches import batch
+from known_cases import CONFIGS, ROOT
+from launches import free_port
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from vig_mm import HierViG, ViG, ViGAdapter
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 PLAIN = dict(arch="tiny", embed_dims=64, depth=4, num_heads=2, img_size=64, drop_path_rate=0.0)
 ADAPTER = dict(deform_heads=2, conv_inplane=16, norm_cfg=dict(type="BN"), out_indices=(0, 1, 2, 3))
 PYRAMID = dict(embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), drop_path_rate=0.0)
@@ -45,14 +37,9 @@ BACKBONES = {
     "ViGAdapter": (ViGAdapter, PLAIN | ADAPTER),
     "HierViG": (HierViG, PYRAMID),
 }
-SWITCHES = {"plain": {}, "with_cp": dict(with_cp=True), "frozen": dict(frozen_stages=2)}
-SWITCHES["both"] = SWITCHES["with_cp"] | SWITCHES["frozen"]
-TASKS = {
-    "classifier": "mmpretrain/vig-h-mini_digits.py",
-    "segmentor": "mmseg/vig-h-mini_upernet_digits.py",
-    "detector": "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py",
-}
-CASES = [f"{kind}-{switch}" for kind in BACKBONES for switch in SWITCHES] + [*TASKS, "rpn"]
+SWITCHES = {"plain": {}, "saving": dict(with_cp=True, frozen_stages=2)}
+SCOPES = dict(classifier="mmpretrain", segmentor="mmseg", detector="mmdet", rpn="mmdet")
+CASES = [f"{kind}-{switch}" for kind in BACKBONES for switch in SWITCHES] + [*SCOPES]
 
 
 def nms_in_float32(boxes: Tensor, scores: Tensor, *args) -> tuple[Tensor, Tensor]:
@@ -105,7 +92,7 @@ def build(case: str) -> tuple[nn.Module, Callable[[slice], object]]:
         images = torch.randn(4, 3, 64, 64).double()
         return quiet(model.double()), lambda part: images[part]
 
-    cfg = Config.fromfile(CONFIGS / TASKS.get(kind, TASKS["detector"]))
+    cfg = Config.fromfile(ROOT / "configs" / CONFIGS[SCOPES[kind]])
     if cfg.default_scope == "mmdet":
         cfg.model.train_cfg.rpn.sampler.num = cfg.model.train_cfg.rcnn.sampler.num = 10**6
     if cfg.default_scope == "mmseg":
@@ -139,10 +126,9 @@ def quiet(model: nn.Module) -> nn.Module:
 
 def gradients(case: str, part: slice, wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Tensor]:
     model, data = build(case)
-    scope = {"classifier": "mmpretrain", "segmentor": "mmseg"}.get(case, "mmdet")
     wrapped = wrap(model)  # has to live until the backward pass is over, or nothing is averaged
     with (
-        DefaultScope.overwrite_default_scope(scope),
+        DefaultScope.overwrite_default_scope(SCOPES.get(case, "mmdet")),
         mock.patch.object(rpn_head, "batched_nms", nms_in_float32),
     ):
         wrapped(data(part)).backward()

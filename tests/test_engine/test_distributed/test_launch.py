@@ -75,50 +75,50 @@ def script(name: str, *arguments: str, folder: Path, ok: bool = True, **env: str
 
 
 MACHINES = dict(NNODES="4", NODE_RANK="3", MASTER_ADDR="10.0.0.1", PORT="1234")
-TORCHRUN = ["python", "-m", "torch.distributed.run"]
+ALONE = dict(NNODES="1", NODE_RANK="0", MASTER_ADDR="127.0.0.1", PORT="29500")
+NEEDED = {"train": ["c.py"], "test": ["c.py", "c.pth"]}
 
 
-@pytest.mark.parametrize("name", ["dist_train.sh", "dist_test.sh"])
-def test_torchrun_scripts_hand_everything_on(name: str, recorded: Path) -> None:
-    needed = ["c.py"] if name == "dist_train.sh" else ["c.py", "c.pth"]
+@pytest.mark.parametrize("kind", NEEDED)
+def test_torchrun_scripts_hand_everything_on(kind: str, recorded: Path) -> None:
     more = ["--cfg-options", "a.b=[1, 2]"]  # one argument with a blank in it
-    tool = str(ROOT / "tools" / name.removeprefix("dist_").replace(".sh", ".py"))
-    for env, place in (
-        (MACHINES, ["4", "3", "10.0.0.1", "1234"]),
-        ({}, ["1", "0", "127.0.0.1", "29500"]),
-    ):
+    tool = str(ROOT / "tools" / f"{kind}.py")
+    for env, place in ((MACHINES, MACHINES), ({}, ALONE)):
         options = ["--nnodes", "--node_rank", "--master_addr", "--master_port"]
-        expected = [f"{option}={value}" for option, value in zip(options, place, strict=True)]
-        expected += ["--nproc_per_node=8", tool, *needed, "--launcher", "pytorch", *more]
-        assert script(name, *needed, "8", *more, folder=recorded, **env) == TORCHRUN + expected
+        expected = ["python", "-m", "torch.distributed.run"]
+        expected += map("=".join, zip(options, place.values(), strict=True))
+        expected += ["--nproc_per_node=8", tool, *NEEDED[kind], "--launcher", "pytorch", *more]
+        lines = script(f"dist_{kind}.sh", *NEEDED[kind], "8", *more, folder=recorded, **env)
+        assert lines == expected
 
 
-@pytest.mark.parametrize("name", ["slurm_train.sh", "slurm_test.sh"])
-def test_slurm_scripts_hand_everything_on(name: str, recorded: Path) -> None:
-    fourth = "work" if name == "slurm_train.sh" else "c.pth"
-    tool = str(ROOT / "tools" / name.removeprefix("slurm_").replace(".sh", ".py"))
+@pytest.mark.parametrize("kind", NEEDED)
+def test_slurm_scripts_hand_everything_on(kind: str, recorded: Path) -> None:
+    fourth = "work" if kind == "train" else "c.pth"
+    arguments = ("part", "job", "c.py", fourth)
+    tool = str(ROOT / "tools" / f"{kind}.py")
     env = dict(GPUS="16", GPUS_PER_NODE="4", CPUS_PER_TASK="7", SRUN_ARGS="--qos high --time=9:0")
-    lines = script(name, "part", "job", "c.py", fourth, "--tta", folder=recorded, **env)
-    asked = ["srun", "-p", "part", "--job-name=job", "--gres=gpu:4", "--ntasks=16"]
-    asked += ["--ntasks-per-node=4", "--cpus-per-task=7", "--kill-on-bad-exit=1"]
-    asked += ["--qos", "high", "--time=9:0", "python", "-u", tool, "c.py"]
-    asked += ["--work-dir", "work"] if name == "slurm_train.sh" else ["c.pth"]
-    assert lines == [*asked, "--launcher", "slurm", "--tta"]
+    lines = script(f"slurm_{kind}.sh", *arguments, "--tta", folder=recorded, **env)
+    asked = "srun -p part --job-name=job --gres=gpu:4 --ntasks=16 --ntasks-per-node=4 "
+    asked += "--cpus-per-task=7 --kill-on-bad-exit=1 --qos high --time=9:0 python -u"
+    placed = ["--work-dir", "work"] if kind == "train" else ["c.pth"]
+    assert lines == [*asked.split(), tool, "c.py", *placed, "--launcher", "slurm", "--tta"]
 
     # fewer GPUs than a node has: all of them on one
-    lines = script(name, "part", "job", "c.py", fourth, folder=recorded, GPUS="2")
+    lines = script(f"slurm_{kind}.sh", *arguments, folder=recorded, GPUS="2")
     assert {"--gres=gpu:2", "--ntasks=2", "--ntasks-per-node=2"} <= set(lines)
 
 
-@pytest.mark.parametrize("kind", ["dist_train", "dist_test", "slurm_train", "slurm_test"])
-def test_a_missing_argument_is_one_message(kind: str, recorded: Path) -> None:
-    lines = script(f"{kind}.sh", "c.py", folder=recorded, ok=False)
-    assert lines[0].startswith(f"tools/{kind}.sh: error: ") and "CONFIG" in lines[0]
-    assert len(lines) == 2 and "environment" in lines[1]
-    if kind.startswith("dist"):
-        needed = ["c.py", "c.pth"][: 1 if kind == "dist_train" else 2]
-        lines = script(f"{kind}.sh", *needed, "--resume", folder=recorded, ok=False)
-        assert "GPUS must be a number, got '--resume'" in lines[0]
+def test_unfit_arguments_are_one_message(recorded: Path) -> None:
+    for name in ("dist_train", "dist_test", "slurm_train", "slurm_test"):
+        error, hint = script(f"{name}.sh", "c.py", folder=recorded, ok=False)
+        assert error.startswith(f"tools/{name}.sh: error: ") and "CONFIG" in error
+        assert "environment" in hint
+    for kind, needed in NEEDED.items():
+        error, _ = script(f"dist_{kind}.sh", *needed, "--resume", folder=recorded, ok=False)
+        assert "GPUS must be a number, got '--resume'" in error
+    error, _ = script("dist_train.sh", "c.py", "8", folder=recorded, ok=False, NNODES="2")
+    assert "NNODES=2 needs NODE_RANK (0 to 1) and MASTER_ADDR" in error
 
 
 def test_slurm_script_trains_on_two_cpus(work: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_slurm_script_trains_on_two_cpus(work: Path, tmp_path: Path) -> None:
         [
             "bash", ROOT / "tools/slurm_train.sh", "part", "job",
             ROOT / "configs/mmpretrain/vig-h-mini_digits.py", work / "slurm", "--cfg-options",
-            "train_dataloader.batch_size=5", "train_cfg.max_epochs=1", "train_cfg.val_interval=1",
+            "train_dataloader.batch_size=10", "train_cfg.max_epochs=1", "train_cfg.val_interval=1",
             "train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False",
             "val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False",
         ],
@@ -146,9 +146,4 @@ def test_slurm_script_trains_on_two_cpus(work: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert "accuracy/top1" in log
     trained = torch.load(work / "slurm/epoch_1.pth", weights_only=False)
-    assert trained["meta"]["iter"] == 1  # 10 images, 5 a process
-
-
-def test_several_machines_need_their_places(recorded: Path) -> None:
-    lines = script("dist_train.sh", "c.py", "8", folder=recorded, ok=False, NNODES="2")
-    assert "NNODES=2 needs NODE_RANK (0 to 1) and MASTER_ADDR" in lines[0]
+    assert trained["meta"]["iter"] == 1  # 20 images, 10 a process

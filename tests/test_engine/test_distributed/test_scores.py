@@ -4,15 +4,9 @@ import json
 import pickle
 from pathlib import Path
 
+import known_cases
 import pytest
 import torch
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
-import known_cases
 from launches import run_tools
 
 # A third picture, so that a sampler fills up with one that the other process has, too.

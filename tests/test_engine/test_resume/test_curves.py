@@ -5,16 +5,9 @@ import time
 
 import pytest
 import torch
-
-pytest.importorskip("mmcv")
-pytest.importorskip("mmdet")
-pytest.importorskip("mmseg")
-pytest.importorskip("mmpretrain")
-
+from known_cases import CONFIGS
 from tool_runs import small_config
 from trainings import Training, curve, last, lines, train_py, training_state
-
-from vig_mm.datasets import make_digits
 
 COMMON = {
     "model.backbone.drop_path_rate": 0.3,  # random numbers in the training process
@@ -22,56 +15,34 @@ COMMON = {
     "log_processor.window_size": 1,
     "train_cfg.val_begin": 1000,
 }
-# what each task has besides, and how many iterations that makes
+ITERATIONS = 8
+# what each task has besides
 TASKS = {
-    "mmdet": (
-        "mmdet/mask-rcnn_vig-h-mini_fpn_digits.py",
-        {
-            "train_dataloader.num_workers": 2,
-            "train_dataloader.persistent_workers": True,
-            "train_cfg.max_epochs": 3,
-            "default_hooks.checkpoint.max_keep_ckpts": 1,
-        },
-        12,
-    ),
-    "mmseg": (
-        "mmseg/vig-h-mini_upernet_digits.py",
-        {
-            "train_dataloader.num_workers": 1,
-            "train_dataloader.persistent_workers": False,
-            "train_cfg.max_iters": 12,
-            "default_hooks.checkpoint.interval": 3,
-        },
-        12,
-    ),
-    "mmpretrain": (
-        "mmpretrain/vig-h-mini_digits.py",
-        {
-            "train_dataloader.batch_size": 5,
-            "train_cfg.max_epochs": 3,
-            "train_cfg.val_begin": 1,
-            "train_cfg.val_interval": 1,
-            # within epochs, which have four iterations
-            "default_hooks.checkpoint": dict(
-                type="CheckpointHook", by_epoch=False, interval=3, save_best="accuracy/top1"
-            ),
-            "custom_hooks": [
-                dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.01)
-            ],
-            "model.train_cfg": dict(augments=[dict(type="Mixup", alpha=0.8)], probs=[1.0]),
-        },
-        12,
-    ),
+    "mmdet": {
+        "train_dataloader.num_workers": 2,
+        "train_dataloader.persistent_workers": True,
+        "train_cfg.max_epochs": 2,
+        "default_hooks.checkpoint.max_keep_ckpts": 1,
+    },
+    "mmseg": {
+        "train_dataloader.num_workers": 1,
+        "train_dataloader.persistent_workers": False,
+        "train_cfg.max_iters": ITERATIONS,
+        "default_hooks.checkpoint.interval": 3,
+    },
+    "mmpretrain": {
+        "train_dataloader.batch_size": 5,
+        "train_cfg.max_epochs": 2,
+        "train_cfg.val_begin": 1,
+        "train_cfg.val_interval": 1,
+        # within epochs, which have four iterations
+        "default_hooks.checkpoint": dict(
+            type="CheckpointHook", by_epoch=False, interval=3, save_best="accuracy/top1"
+        ),
+        "custom_hooks": [dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.01)],
+        "model.train_cfg": dict(augments=[dict(type="Mixup", alpha=0.8)], probs=[1.0]),
+    },
 }
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A working directory with data/digits in it."""
-    folder = tmp_path_factory.mktemp("work")
-    sizes = dict(coco_size=(96, 128), ade_size=(64, 64), imagenet_size=(48, 48))
-    make_digits(folder / "data/digits", coco=(8, 2), ade=(9, 2), imagenet=(2, 1), **sizes)
-    return folder
 
 
 def same(a, b) -> bool:
@@ -87,25 +58,24 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("scope", TASKS)
 def test_killed_and_resumed(scope, work):
-    base, changes, length = TASKS[scope]
-    config = small_config(base, work, {**COMMON, **changes})
+    config = small_config(CONFIGS[scope], work, {**COMMON, **TASKS[scope]})
     whole, killed = work / f"{scope}_whole", work / f"{scope}_killed"
 
     # without a seed one is drawn, and stands in the checkpoint
     seed = [] if scope == "mmpretrain" else ["--seed", "3"]
     Training(work, train_py, config, "--work-dir", whole, *seed).wait()
     expected = curve(whole)
-    assert list(expected) == list(range(1, length + 1))
+    assert list(expected) == list(range(1, ITERATIONS + 1))
     drawn = last(whole)["meta"]["seed"]
 
     training = Training(work, train_py, config, "--work-dir", killed, "--seed", drawn)
-    moment = random.randrange(5, length - 1)
+    moment = random.randrange(5, ITERATIONS - 1)
     training.wait_until(lambda: lines(killed) >= moment)
     time.sleep(random.random() / 5)
     training.kill()
     reached = curve(killed)
     print(f"killed after iteration {max(reached)}")
-    assert moment <= max(reached) < length
+    assert moment <= max(reached) < ITERATIONS
     assert reached == {step: expected[step] for step in reached}  # the same seed, the same curve
 
     output = Training(work, train_py, config, "--work-dir", killed, "--resume").wait()

@@ -10,7 +10,6 @@ from toy import CpuAmpOptimWrapper, processes, toy, toy_runner
 from trainings import Training
 
 from vig_mm.checkpoints.reading import read_checkpoint
-from vig_mm.engine.loops.seeds import seed_generators
 from vig_mm.registry import LOOPS
 
 
@@ -111,13 +110,3 @@ def test_loader_must_be_a_config():
         LOOPS.build(
             dict(type="vig_mm.EpochBasedTrainLoop", runner=None, dataloader=[], max_epochs=1)
         )
-
-
-def test_keys_have_streams_of_their_own():
-    keys = [(1, 0, 0, 0), (1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0), (2, 0, 0, 0)]
-    drawn = set()
-    for key in keys:
-        for every_device in (True, False):
-            seed_generators(key, every_device)
-            drawn.add(torch.rand(()).item())
-    assert len(drawn) == len(keys)

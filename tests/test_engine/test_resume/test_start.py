@@ -1,18 +1,21 @@
 """Which checkpoint `--resume` takes, and what tools/train.py puts into a config."""
 
-import logging
 import shutil
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import MMLogger
 from mmengine.runner import IterBasedTrainLoop
 from toy import toy
 
 from vig_mm.checkpoints.reading import CheckpointError, read_checkpoint
-from vig_mm.engine.loops.resume import latest_checkpoint, make_resumable, take_seed
+from vig_mm.engine.loops.resume import (
+    check_optimizer_state,
+    latest_checkpoint,
+    make_resumable,
+    take_seed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +33,12 @@ def work(trained, tmp_path):
     return tmp_path / "work"
 
 
-@pytest.fixture
-def log(caplog):
-    logger = MMLogger.get_instance("resume-test", logger_name="resume-test")
-    logger.addHandler(caplog.handler)
-    MMLogger.get_instance("resume-test")
-    with caplog.at_level(logging.INFO):
-        yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
+
+
+BROKEN = {"empty": b"", "bytes": b"\xff\xfe", "zeros": b"\0" * 20, "x": b"x" * 5000}
+POINTERS = {"none": None, "moved": b"/somewhere/else/iter_4.pth\n", **BROKEN}
 
 
 def test_named(work, trained):
@@ -49,9 +46,15 @@ def test_named(work, trained):
     assert latest_checkpoint(work) == str(trained / "iter_5.pth")
 
 
-def test_moved_folder(work):
-    (work / "last_checkpoint").write_text("/somewhere/else/iter_4.pth\n")
-    assert latest_checkpoint(work) == str(work / "iter_4.pth")
+@pytest.mark.parametrize("what", POINTERS)
+def test_pointer(what, work, log):
+    (work / "last_checkpoint").unlink()
+    if what != "none":
+        (work / "last_checkpoint").write_bytes(POINTERS[what])
+    expected = "iter_4.pth" if what == "moved" else "iter_5.pth"
+    assert latest_checkpoint(work) == str(work / expected)
+    said = "is not a file" in log.text and "going on from" in log.text
+    assert said is (what in BROKEN)
 
 
 def zeros(path):
@@ -76,26 +79,11 @@ def test_next_whole_one(harm, work, log):
     assert "iter_5.pth' is not a" in log.text and "going on from" in log.text
 
 
-@pytest.mark.parametrize("pointer", [None, ""])
-def test_without_pointer(pointer, work):
-    (work / "last_checkpoint").unlink()
-    if pointer is not None:
-        (work / "last_checkpoint").write_text(pointer)
-    assert latest_checkpoint(work) == str(work / "iter_5.pth")
-
-
 def test_dangling_link(work):
     """Say, to a disk that is not mounted."""
     (work / "last_checkpoint").write_text(str(work / "iter_5.pth"))
     (work / "iter_9.pth").symlink_to("nowhere.pth")
     assert latest_checkpoint(work) == str(work / "iter_5.pth")
-
-
-@pytest.mark.parametrize("broken", [b"\xff\xfe", b"\0" * 20, b"x" * 5000], ids=["bytes", "0", "x"])
-def test_broken_pointer(broken, work, log):
-    (work / "last_checkpoint").write_bytes(broken)
-    assert latest_checkpoint(work) == str(work / "iter_5.pth")
-    assert "is not a file" in log.text and "going on from" in log.text
 
 
 def test_none_is_whole(work, log):
@@ -125,12 +113,6 @@ def test_seed(trained, log):
     assert "goes on with its own seed 5, not with 7" in log.text
 
 
-def test_weights_cannot_be_resumed(tmp_path):
-    torch.save(dict(state_dict=dict(weight=torch.ones(1)), meta={}), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="no meta.iter, meta.epoch, optimizer, message_hub"):
-        take_seed(Config(dict(load_from=str(tmp_path / "weights.pth"))))
-
-
 @pytest.mark.parametrize(
     "changes, lacking",
     [
@@ -138,15 +120,45 @@ def test_weights_cannot_be_resumed(tmp_path):
         (dict(meta="iter, epoch"), "meta.iter, meta.epoch"),
         (dict(meta=dict(iter="2", epoch=1)), "meta.iter"),
         (dict(optimizer={}), "optimizer"),
-        (dict(message_hub=None), "message_hub"),
+        (dict(meta={}, optimizer=0, message_hub=None), "meta.iter, meta.epoch, opt.*, message_hub"),
     ],
-    ids=["no meta", "meta of another kind", "iter of another kind", "optimizer", "log"],
+    ids=["no meta", "meta of another kind", "iter of another kind", "optimizer", "weights alone"],
 )
 def test_what_a_checkpoint_must_hold(changes, lacking, trained, tmp_path):
     path = tmp_path / "x.pth"
     torch.save({**read_checkpoint(trained / "iter_2.pth"), **changes}, path)
     with pytest.raises(CheckpointError, match=f"x.pth': it holds no {lacking}[.] To start"):
         take_seed(Config(dict(load_from=str(path))))
+
+
+def test_other_parameter_groups(trained, tmp_path):
+    start, path = read_checkpoint(trained / "iter_3.pth"), tmp_path / "start.pth"
+    groups = start["optimizer"]["param_groups"]
+    groups.append({**groups[0], "params": [1, 2]})
+    torch.save(start, path)
+    with pytest.raises(
+        CheckpointError,
+        match="start.pth': its optimizer has 2 parameter groups of 3 weights, this run's has 1 of "
+        "1.*other parameter groups than .* load_from=FILE, without --resume",
+    ):
+        toy(tmp_path / "rest", load_from=str(path), length=1)
+
+
+def params():
+    return [torch.nn.Parameter(torch.ones(1))]
+
+
+def test_another_optimizer():
+    state = torch.optim.AdamW(params()).state_dict()
+    with pytest.raises(CheckpointError, match="'x.pth': .* another opt.* betas.*SGD has .*mom"):
+        check_optimizer_state(torch.optim.SGD(params()), state, "x.pth")
+    # newer versions of torch have more options; a schedule leaves one of its own
+    for less, more in (("foreach", "initial_lr"), (None, "of_the_future")):
+        state = torch.optim.AdamW(params()).state_dict()
+        (group,) = state["param_groups"]
+        group[more] = 1
+        group.pop(less, None)
+        check_optimizer_state(torch.optim.AdamW(params()), state, "x.pth")
 
 
 OURS = ("vig_mm.EpochBasedTrainLoop", "vig_mm.SafeCheckpointHook")

@@ -77,6 +77,7 @@ def toy_runner(
     size: int = 1,
     checkpoint: dict | None = None,
     wrapper: dict | None = None,
+    **hooks: dict,
 ) -> Runner:
     """A Runner with nothing done yet.
 
@@ -85,6 +86,7 @@ def toy_runner(
         load_from: Checkpoint to resume.
         checkpoint: Options of the checkpoint hook.
         wrapper: Options of the optimizer's wrapper.
+        hooks: Further default hooks.
     """
     kind, most = ("Epoch", "max_epochs") if by_epoch else ("Iter", "max_iters")
     hook = dict(type="vig_mm.SafeCheckpointHook", by_epoch=False, interval=1)
@@ -99,7 +101,7 @@ def toy_runner(
         ),
         train_cfg={"type": f"vig_mm.{kind}BasedTrainLoop", most: length},
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.01, momentum=0.9), **(wrapper or {})),
-        default_hooks=dict(checkpoint={**hook, **(checkpoint or {})}),
+        default_hooks=dict(checkpoint={**hook, **(checkpoint or {})}, **hooks),
         randomness=dict(seed=seed),
         load_from=load_from,
         resume=load_from is not None,

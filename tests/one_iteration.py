@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from batches import batch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from torch import nn
 
 
 def train_and_predict(
@@ -13,7 +16,8 @@ def train_and_predict(
     size: tuple[int, int],
     work_dir: Path,
     test_size: tuple[int, int] | None = None,
-) -> None:
+    whole: bool = False,
+) -> tuple[nn.Module, OptimWrapper]:
     """Build, train one iteration on two random images, predict two, and check all three.
 
     Args:
@@ -21,6 +25,10 @@ def train_and_predict(
         size: (H, W) of the images.
         work_dir: Where mmengine writes its log.
         test_size: (H, W) of the images to predict; None is `size`.
+        whole: every parameter has to take part, not only those of the backbone.
+
+    Returns:
+        The model and its optimizer.
     """
     needed = ("default_scope", "model", "data_preprocessor")  # it prints all it is given, slowly
     runner = Runner(
@@ -39,7 +47,8 @@ def train_and_predict(
     model.init_weights()
     model.train()
     backbone, reached = getattr(model, "backbone", model), set()
-    for name, parameter in backbone.named_parameters():
+    wanted = dict((model if whole else backbone).named_parameters())
+    for name, parameter in wanted.items():
         parameter.register_hook(lambda grad, name=name: reached.add(name))
     stem = next(backbone.parameters())
     before = stem.detach().clone()
@@ -47,7 +56,8 @@ def train_and_predict(
     losses = model.train_step(data, optimizer)
     assert all(value.isfinite().all() for value in losses.values())
     # distributed training stops at a parameter that takes no part
-    assert reached == dict(backbone.named_parameters()).keys()
+    assert reached == wanted.keys()
+    assert all(parameter.isfinite().all() for parameter in wanted.values())
     assert not torch.equal(stem, before)
 
     if test_size is not None:
@@ -57,10 +67,13 @@ def train_and_predict(
     assert len(predictions) == 2
     for sample in predictions:
         if cfg.default_scope == "mmdet":
-            assert sample.pred_instances.scores.isfinite().all()
-            assert len(sample.pred_instances.bboxes) == len(sample.pred_instances.scores)
+            found = sample.pred_instances
+            assert found.scores.isfinite().all()
+            assert len(found.bboxes) == len(found.scores)
+            assert "masks" not in found or found.masks.shape == (len(found), *(test_size or size))
         elif cfg.default_scope == "mmseg":
             assert sample.pred_sem_seg.shape == (test_size or size)
             assert sample.seg_logits.data.isfinite().all()
         else:
-            assert sample.pred_score.isfinite().all()
+            assert sample.pred_score.sum().item() == pytest.approx(1, abs=1e-5)
+    return model, optimizer
