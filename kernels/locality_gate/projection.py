@@ -1,5 +1,7 @@
 """The gate, the linear layer behind it and the residual branch as one step, and its gradients."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def gate_projection(
         ``[B, N, C]``, contiguous, in the dtype of x.
     """
 
-    blend = torch_locality_gate
+    blend: Callable[..., Tensor] = torch_locality_gate
     if backend == "cpu":
         from ..cpu.locality_gate import gate_forward as blend
 

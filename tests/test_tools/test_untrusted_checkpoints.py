@@ -87,7 +87,9 @@ TOOLS = {
 }
 
 
-@pytest.mark.parametrize("name, evil", zip(TOOLS, cycle(KINDS), strict=False), indirect=["evil"])
+@pytest.mark.parametrize(
+    "name, evil", list(zip(TOOLS, cycle(KINDS), strict=False)), indirect=["evil"]
+)
 def test_tools(name, evil, work, run_tool, monkeypatch):
     monkeypatch.setenv(UNPROTECTED, "1")  # it must not help
     (work / "latest").mkdir(exist_ok=True)
