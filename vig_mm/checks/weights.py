@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -138,5 +139,8 @@ def _as_loaded(model: nn.Module, state: StateDict) -> StateDict:
             start = f"{prefix}{name}."
             load(child, {k: x for k, x in part.items() if k.startswith(start)}, start)
 
-    load(copy.deepcopy(model, empty), dict(state), "")
+    with warnings.catch_warnings():
+        # the copy has no values, and is to get none
+        warnings.filterwarnings("ignore", ".* copying from a non-meta parameter")
+        load(copy.deepcopy(model, empty), dict(state), "")
     return loaded
