@@ -14,7 +14,7 @@ from vig_mm.registry import type_name
 
 
 class StartHook(Hook):
-    """Logs one block before the first iteration, and its warnings once more at the end.
+    """Logs a few lines before the first iteration, and their warnings once more at the end.
 
     mmengine logs hundreds of lines between the checks and the first iteration.
 
@@ -30,18 +30,13 @@ class StartHook(Hook):
         self._warnings = list(warnings)
 
     def before_train(self, runner: Any) -> None:
-        lines = [*filter(None, [self._start]), *self._warnings]
         log = runner.logger.warning if self._warnings else runner.logger.info
-        if lines:
-            log(_block("before the first iteration", lines))
+        for line in [*filter(None, [self._start]), *self._warnings]:
+            log(f"before the first iteration: {line}")
 
     def after_train(self, runner: Any) -> None:
-        if self._warnings:
-            runner.logger.warning(_block("this training began with warnings", self._warnings))
-
-
-def _block(title: str, lines: list[str]) -> str:
-    return title + ":" + "".join(f"\n  - {line}" for line in lines)
+        for line in self._warnings:
+            runner.logger.warning(f"this training began with a warning: {line}")
 
 
 def backbone_start(cfg: Config, model: nn.Module) -> str | None:
