@@ -290,6 +290,7 @@ def test_what_cannot_be_asked():
             cam.draw(asked, None, [method], wanted)
     subject = two_stage()
     del subject.sample.proposals
+    subject.model.rpn_head.test_cfg.max_per_img = 5
     with pytest.raises(UsageError, match="calls this layer [45] times"):
         cam.draw(subject, ["rpn_head.rpn_cls"], [cam.GRAD], "2", score_thr=0)
     assert cam.draw(nothing, None, [cam.EIGEN], None).width > 2 * 320
