@@ -83,7 +83,8 @@ benchmark() {
 }
 
 run_tests() {
-    local options=(-c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q --tb=short)
+    # a warning that only a GPU's libraries give is no error here
+    local options=(-c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q --tb=short -W default)
     if ! "$python" -c 'import pytest' 2>/dev/null; then
         echo "pytest is not installed: no tests (the benchmark checks every shape it measures)"
         return
