@@ -45,8 +45,12 @@ PROCESSES = {"sm_80": (80,), "sm_90": (90,), "others": (86, 89, 100, 120)}
 CHOSEN_WITH = ("3.5.", "3.6.")
 CHOSEN = version("triton").startswith(CHOSEN_WITH)
 MAX_SPILLS = {"exact_gradient_kernel": 128, "gradient_kernel": 2**20}
-# one register, since operands are rounded to tf32; no model has such heads
-SPILLS_ONE = ("heads of 128, 128 fp32", "output_kernel", 80)
+KNOWN_SPILLS = {
+    # one register, since operands are rounded to tf32; no model has such heads
+    ("heads of 128, 128 fp32", "output_kernel", 80): 4,
+    # without a norm's bias
+    ("plain_192_autocast", "feed_forward_kernel", 90): 8,
+}
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 BOTH = (80, 90)
 
@@ -101,7 +105,7 @@ def cases() -> dict[str, Case]:
         "hier_768_autocast": hier(768, 128, (7, 7), FP32, BF16),
         "hier_1024_fp32": hier(1024, 2, (25, 42), FP32, None),
         "plain_192_autocast": plain(192, *small, FP32, BF16, targets=(80, 86, 90, 100, 120)),
-        "plain_768_fp16": plain(768, 8, (14, 14), FP16, None),
+        "plain_768_fp16": plain(768, *small, FP16, None),
         "heads of 64, 128 bf16": heads(2, 4200, 4, 64, 128, BF16),
         "heads of 128, 128 fp32": heads(2, 4200, 4, 128, 128, FP32),
         "one chunk of 16, 128 fp16": largest(16, 128, FP16, targets=(86, 120)),
@@ -174,17 +178,21 @@ def test_launches_compile_without_spills(process, tmp_path):
     results = [json.loads(line) for line in run.stdout.splitlines()]
     for result in results:
         print(result)
-        kernel, target = result["kernel"], result["target"]
-        assert result["shared"] <= SHARED_LIMITS[target] * 1024, result
-        assert not result["drops_nan"] and not result["unrounded"], result
-        limit = max(MAX_SPILLS.get(kernel, 0), 0 if CHOSEN else 404)
-        if (result["case"], kernel, target) == SPILLS_ONE:
-            limit = 4
-        # the largest are here for their memory: fp32 in one chunk spills, as was known
-        assert result["spills"] <= limit or result["may_spill"], result
+    assert not [result for result in results if not fits(result)]
     compiled = {(result["target"], result["kernel"]) for result in results}
     for target in PROCESSES[process] if process != "others" else ():
         assert {(target, name) for name in kernel_names()} <= compiled
+
+
+def fits(result: dict) -> bool:
+    """Whether a GPU has the memory, nothing spills that did not, and arithmetic is as it should."""
+    kernel, target = result["kernel"], result["target"]
+    limit = KNOWN_SPILLS.get((result["case"], kernel, target), MAX_SPILLS.get(kernel, 0))
+    limit = limit if CHOSEN else max(limit, 404)
+    # the largest are here for their memory: fp32 in one chunk spills, as was known
+    spills = result["spills"] > limit and not result["may_spill"]
+    wrong = result["drops_nan"] or result["unrounded"]
+    return result["shared"] <= SHARED_LIMITS[target] * 1024 and not spills and not wrong
 
 
 def kernel_names() -> set[str]:
