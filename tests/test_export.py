@@ -155,6 +155,15 @@ def tool(run_tool, load_tool, default_scope, tmp_path):
     return call
 
 
+# a backbone of one block
+CUT = {"depths": [1], "num_heads": [1], "out_indices": [0]}
+CUT = {f"model.backbone.{key}": value for key, value in CUT.items()}
+
+
+def cfg_options(changes):
+    return ["--cfg-options", *(f"{key}={value}" for key, value in changes.items())]
+
+
 def metadata(path):
     return {x.key: json.loads(x.value) for x in onnx.load(path).metadata_props}
 
@@ -162,11 +171,14 @@ def metadata(path):
 def test_classifier_with_a_checkpoint(tool, tmp_path):
     """Of images with four bands."""
     torch.manual_seed(1)
-    model, _ = tool.module.build_model(Config.fromfile(FOUR_BANDS), "none")
+    cfg, changes = Config.fromfile(FOUR_BANDS), CUT | {"model.head.in_channels": 32}
+    cfg.merge_from_dict(changes)
+    model, _ = tool.module.build_model(cfg, "none")
     classes = [str(i) for i in range(10)]
     content = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes)))
     torch.save(content, tmp_path / "trained.pth")
-    printed = tool(FOUR_BANDS, "trained.pth", "a/b.onnx", "--size", 64, 96)
+    arguments = (FOUR_BANDS, "trained.pth", "a/b.onnx", "--size", 64, 96)
+    printed = tool(*arguments, *cfg_options(changes))
     assert "dynamic: batch, height, width" in printed
     (errors,) = compare_onnx(model, tmp_path / "a/b.onnx", [(2, 45, 83)])  # bands: 4
     assert errors["logits"] < 1e-4
@@ -191,13 +203,11 @@ def test_segmentor(tool, tmp_path):
 
 def test_backbone_only(tool, tmp_path):
     """Of a detector, whose backbone is cut to one block; and the report of several exports."""
-    cut = ("depths=[1]", "num_heads=[1]", "out_indices=[0]")
-    options = ["--cfg-options", *(f"model.backbone.{option}" for option in cut)]
     report = tmp_path / "all.json"
     others = [dict(config=config, part="backbone") for config in ("z.py", "!.py")]
     report.write_text(json.dumps({"exports": others}))
     arguments = (DETECTOR, "none", "backbone.onnx", "--backbone-only", "--report", "all.json")
-    printed = tool(*arguments, "--size", 64, 96, *options)
+    printed = tool(*arguments, "--size", 64, 96, *cfg_options(CUT))
     assert "outputs map0" in printed and "dynamic: batch, height, width" in printed
     path = tmp_path / "backbone.onnx"
     image = torch.randn(1, 3, 77, 90).numpy()

@@ -212,7 +212,6 @@ def test_device_and_dtype(name: str) -> None:
 
 
 @every_model
-@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # it has one size
 def test_traced_compiled_and_exported(name: str) -> None:
     model = create(name, num_classes=5).eval()
     x = image(name, batch=1)
