@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models import load_checkpoint
 
 import vig_mm.timm  # noqa: F401
-from vig_mm.checkpoints.conversion import to_classifier
+from vig_mm.checkpoints.conversion import prepare_checkpoint, to_classifier
 from vig_mm.checkpoints.pretrained import load_pretrained_backbone
 from vig_mm.models import HierViG, ViG
 
@@ -122,13 +122,10 @@ def test_another_image_size_resizes_the_positions(public: dict) -> None:
         model.load_state_dict(state)
 
 
-def test_files_of_openmmlab_load(public: dict, tmp_path: Path) -> None:
-    """A whole classifier under `state_dict`, a compiled and distributed one, a detector."""
-    name, reference = public["name"], public["reference"]
-    state = to_classifier(public["state"])
+def mm_classifier(name: str) -> torch.nn.Module:
     init_default_scope("mmpretrain")
     kind, width = ("HierViG", 768) if name.startswith("hier") else ("ViG", 192)
-    classifier = MMPRETRAIN_MODELS.build(
+    return MMPRETRAIN_MODELS.build(
         dict(
             type="ImageClassifier",
             backbone=dict(type=f"vig_mm.{kind}", out_indices=-1),
@@ -136,6 +133,13 @@ def test_files_of_openmmlab_load(public: dict, tmp_path: Path) -> None:
             head=dict(type="LinearClsHead", num_classes=1000, in_channels=width),
         )
     )
+
+
+def test_files_of_openmmlab_load(public: dict, tmp_path: Path) -> None:
+    """A whole classifier under `state_dict`, a compiled and distributed one, a detector."""
+    name, reference = public["name"], public["reference"]
+    state = to_classifier(public["state"])
+    classifier = mm_classifier(name)
     classifier.load_state_dict(state)  # strictly: such are its names
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(classifier.eval()(x, mode="tensor")[0], reference(x)[0])
@@ -157,17 +161,22 @@ def test_files_of_openmmlab_load(public: dict, tmp_path: Path) -> None:
     assert all(torch.equal(x, reference.state_dict()[k]) for k, x in own.items())
 
 
-@pytest.mark.parametrize("form", ["pth", "safetensors"])
+@pytest.mark.parametrize("form", ["pth", "bare pth", "safetensors"])
 def test_weights_of_timm_go_back_to_openmmlab(public: dict, tmp_path: Path, form: str) -> None:
     reference = public["reference"]
-    file = tmp_path / f"model.{form}"
-    if form == "pth":
-        torch.save({"state_dict": reference.state_dict()}, file)
+    file, state = tmp_path / f"model.{form.split()[-1]}", reference.state_dict()
+    if form == "safetensors":
+        save_file(state, file)
     else:
-        save_file(reference.state_dict(), file)
+        torch.save(state if form.startswith("bare") else {"state_dict": state}, file)
     assert_same(timm.create_model(public["name"], checkpoint_path=str(file)), reference)
     backbone = (HierViG if public["name"].startswith("hier") else ViG)(out_indices=-1)
     load_pretrained_backbone(backbone, str(file))
     own = backbone.state_dict()
     assert set(own) == {k for k in reference.state_dict() if not k.startswith("head.")}
     assert all(torch.equal(x, reference.state_dict()[k]) for k, x in own.items())
+    classifier = mm_classifier(public["name"]).eval()
+    loaded = torch.load(prepare_checkpoint(str(file), str(tmp_path)), weights_only=True)
+    classifier.load_state_dict(loaded["state_dict"])  # strictly: the head, too
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(classifier(x, mode="tensor")[0], reference.eval()(x)[0])

@@ -1,8 +1,8 @@
 """Conversion of checkpoints between the public ViG form and the mm form: prefixes are renamed.
 
 Public files hold the weights under ``model`` (and ``model_ema``); the names inside are those of our
-backbones, plus the head's. mm files hold them under ``state_dict``, a backbone's behind
-``backbone.`` when a whole model was saved.
+backbones, plus the head's; so are those of timm's models, whose head is ``head.fc``. mm files hold
+them under ``state_dict``, a backbone's behind ``backbone.`` when a whole model was saved.
 """
 
 import os
@@ -27,17 +27,18 @@ from .reading import (
 # public name -> name in an mm classifier; what no rule names gets ``backbone.`` in front
 _TO_CLASSIFIER = (
     (r"^classifier\.norm\.", "backbone.norm3."),
-    (r"^classifier\.head\.", "head.fc."),
-    (r"^head\.", "head.fc."),
+    (r"^(classifier\.head|head\.fc|head)\.", "head.fc."),
 )
 
 
 def is_public(checkpoint: dict) -> bool:
-    """Whether this is a public ViG file rather than an mm one.
+    """Whether this is a public ViG file, or one of timm's classifiers, rather than an mm one.
 
     An mm model's weights may lie where public files have theirs; their names tell.
     """
-    found = _public_parts(checkpoint)
+    bare = checkpoint.get("state_dict", checkpoint)
+    timm = [bare] if isinstance(bare, dict) and "head.fc.weight" in bare else []
+    found = _public_parts(checkpoint) or timm
     return bool(found) and not any(_is_wrapped(state) for state in found)
 
 
@@ -113,7 +114,7 @@ def to_public(state: StateDict) -> StateDict:
 def prepare_checkpoint(path: str, work_dir: str) -> str:
     """A file that mmengine can load: ``path`` itself, or an mm copy.
 
-    Copied are files with public keys, and those of the format safetensors.
+    Copied are files with public keys or names, and those of the format safetensors.
 
     Args:
         work_dir: where the copy is written as ``<name>_mm.pth``: a public file's is a classifier's,
@@ -121,12 +122,13 @@ def prepare_checkpoint(path: str, work_dir: str) -> str:
     """
     path = local_file(str(path))
     checkpoint = read_checkpoint(path)
-    if not _public_parts(checkpoint) and not is_safetensors(path):
+    public = is_public(checkpoint)
+    if not public and not _public_parts(checkpoint) and not is_safetensors(path):
         return path
     state, key = weights(checkpoint, path=path)
     kind = "an mm model's file with public keys" if key else "a safetensors file"
-    if is_public(checkpoint):
-        state, kind = to_classifier(state), "a public ViG file"
+    if public:
+        state, kind = to_classifier(state), "a public ViG file or one of timm's"
     target = Path(work_dir) / f"{Path(path).stem}_mm.pth"
     target.parent.mkdir(parents=True, exist_ok=True)
     # every process of a distributed run does this: replace in one step, never half a file
