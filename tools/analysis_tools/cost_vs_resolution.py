@@ -30,14 +30,19 @@ import torch.nn.functional as F
 from common import (
     Budget,
     add_device,
+    at_least,
     describe,
+    existing,
     fill_page,
     gcvit_windows,
     machine,
+    make_parser,
     markdown,
     measure,
+    new_figure,
     problem,
     read_json,
+    save_figure,
     set_device,
     significant,
     weight_bytes,
@@ -319,10 +324,6 @@ def draw(files: list[dict], path: Path) -> None:
 
     The latency is that of every file, such as one in float32 and one in bfloat16.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     contents = [(files[0], *panel) for panel in PANELS[:-1]]
@@ -330,9 +331,7 @@ def draw(files: list[dict], path: Path) -> None:
         title, unit, value = PANELS[-1]
         precision = f", {data['settings']['precision']}" if len(files) > 1 else ""
         contents.append((data, title + precision, unit, value))
-    figure, panels = plt.subplots(
-        len(contents), 1, figsize=(7.2, 3.7 * len(contents) + 1), layout="constrained"
-    )
+    figure, panels = new_figure(len(contents), 1, (7.2, 3.7 * len(contents) + 1))
     sizes = sorted({row["size"] for row in files[0]["results"]})
     for panel, (data, title, unit, value) in zip(panels.flat, contents, strict=True):
         points: dict[str, dict[int, float]] = {}
@@ -362,21 +361,19 @@ def draw(files: list[dict], path: Path) -> None:
     device = about.get("gpu", f"{about['cpu']}, {about['threads']} threads")
     precisions = " and ".join(data["settings"]["precision"] for data in files)
     figure.suptitle(f"{device}, {precisions}, {about['date']}", fontsize=13)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "work_dirs/cost/cost.json", page=True)
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), metavar="NAME",
         help=f"default: all, {', '.join(MODELS)}",
     )  # fmt: skip
-    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), metavar="PIXELS")
-    parser.add_argument("--batch", type=int, help="of 224x224 images (CPU: 4, GPU: 128)")
+    parser.add_argument(
+        "--sizes", nargs="+", type=at_least(32), default=list(SIZES), metavar="PIXELS"
+    )
+    parser.add_argument("--batch", type=at_least(1), help="of 224x224 images (CPU: 4, GPU: 128)")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), help="CPU: float32, GPU: bfloat16"
     )
@@ -389,24 +386,15 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep comparisons that --out has of this machine"
     )
-    parser.add_argument("--out", type=Path, default="work_dirs/cost/cost.json", metavar="JSON")
     parser.add_argument(
-        "--plot", type=Path, nargs="+", metavar="JSON",
+        "--plot", type=existing, nargs="+", metavar="JSON",
         help="measure nothing, show these files of one machine, one a precision",
     )  # fmt: skip
     parser.add_argument("--picture", type=Path, metavar="PNG", help="default: beside the JSON")
-    parser.add_argument("--page", type=Path, metavar="MD", help="page whose table is to be renewed")
     add_device(parser)
     args = parser.parse_args()
     if unknown := [name for name in args.models if name not in MODELS]:
         parser.error(f"--models: unknown {', '.join(unknown)}; there are {', '.join(MODELS)}")
-    if min(args.sizes) < 32:
-        parser.error(f"--sizes: at least 32 pixels, got {min(args.sizes)}")
-    if args.batch is not None and args.batch < 1:
-        parser.error(f"--batch: at least 1, got {args.batch}")
-    for path in args.plot or ():
-        if not path.is_file():
-            parser.error(f"--plot: {path} is not a file; measure first (see --help)")
     set_device(parser, args)
     args.batch = args.batch or BATCH[args.device]
     args.precision = args.precision or ("bfloat16" if args.device == "cuda" else "float32")

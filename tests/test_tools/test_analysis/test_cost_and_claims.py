@@ -171,9 +171,9 @@ def test_takeaways(tool):
     ("arguments", "message"),
     [
         (("--models", "ViG-X"), "unknown ViG-X; there are ViG-T, "),
-        (("--sizes", "16"), "at least 32 pixels, got 16"),
-        (("--batch", "0"), "--batch: at least 1, got 0"),
-        (("--plot", "nowhere.json"), "nowhere.json is not a file"),
+        (("--sizes", "16"), "must be at least 32, got 16"),
+        (("--batch", "0"), "must be at least 1, got 0"),
+        (("--plot", "nowhere.json"), "must be an existing file, got nowhere.json"),
     ],
     ids=("model", "size", "batch", "plot"),
 )
