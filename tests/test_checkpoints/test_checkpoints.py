@@ -296,6 +296,15 @@ def test_prepare_checkpoint(public, tmp_path):
     assert set(torch.load(converted)["state_dict"]) == set(to_classifier(state))
 
 
+def test_prepare_checkpoint_leaves_other_models_alone(tmp_path):
+    """A model whose head has the name of timm's, such as timm's own ConvNeXt."""
+    state = {"stages.0.weight": torch.ones(1), "head.fc.weight": torch.ones(1)}
+    for content in (state, {"state_dict": state}):
+        torch.save(content, tmp_path / "x.pth")
+        file = str(tmp_path / "x.pth")
+        assert prepare_checkpoint(file, str(tmp_path / "work")) == file
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_prepare_checkpoint_keeps_the_names_of_an_mm_model(prefix, public, tmp_path):
     """Its weights under a public file's key."""

@@ -32,13 +32,15 @@ _TO_CLASSIFIER = (
 
 
 def is_public(checkpoint: dict) -> bool:
-    """Whether this is a public ViG file, or one of timm's classifiers, rather than an mm one.
+    """Whether this is a public ViG file, or of ViG as a classifier of timm, not an mm one.
 
     An mm model's weights may lie where public files have theirs; their names tell.
     """
+    found = _public_parts(checkpoint)
     bare = checkpoint.get("state_dict", checkpoint)
-    timm = [bare] if isinstance(bare, dict) and "head.fc.weight" in bare else []
-    found = _public_parts(checkpoint) or timm
+    if not found and isinstance(bare, dict) and "head.fc.weight" in bare:
+        # other models have such a head, too; decay gates are ViG's alone
+        found = [bare] if any(".gk_proj." in str(name) for name in bare) else []
     return bool(found) and not any(_is_wrapped(state) for state in found)
 
 
