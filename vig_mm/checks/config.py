@@ -40,18 +40,24 @@ class ConfigOptions(DictAction):
 
 
 def seed(text: str) -> int:
-    """The value of ``--seed``, for argparse; an error if not all generators take it."""
+    """The value of ``--seed``, for argparse.
+
+    Raises:
+        ArgumentTypeError: It is no number that all generators take.
+    """
     if not (text.isascii() and text.isdigit() and int(text) < _SEEDS):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {_SEEDS - 1}")
     return int(text)
 
 
 def read_config(path: str) -> Config:
-    """Read a config file and those in its ``_base_``, without its custom imports; a `UsageError` if
-    one is missing, cannot be parsed, or is no config.
+    """Read a config file and those in its ``_base_``, without its custom imports.
 
     What the code in a config raises stays as it is: the traceback shows the line. Where it has no
     `default_scope`, it gets that of its types.
+
+    Raises:
+        UsageError: A file is missing, cannot be parsed, or is no config.
     """
     if not os.path.isfile(path):
         raise UsageError(f"config {path!r} is not a file (seen from {os.getcwd()!r})")
@@ -139,7 +145,11 @@ def pipeline_of(cfg: Config, split: str) -> list[dict]:
 
 
 def check_folder(path: str, option: str) -> None:
-    """See that there is a folder, or room for one, and no file; `option`: where to change it."""
+    """See that there is a folder, or room for one; `option`: where it can be changed.
+
+    Raises:
+        UsageError: The path, or a part of it, is something else, such as a file.
+    """
     absolute = Path(path).absolute()
     for part in (absolute, *absolute.parents):
         if os.path.lexists(part) and not os.path.isdir(part):
@@ -148,7 +158,11 @@ def check_folder(path: str, option: str) -> None:
 
 
 def check_loop(cfg: Config, mode: str) -> None:
-    """See that a config has what it takes to train, or to test (`mode`): some have one alone."""
+    """See that a config can train, or test (`mode`): some models' can only do the other.
+
+    Raises:
+        UsageError: Names what the config lacks.
+    """
     if absent := [part for part in _PARTS[mode] if cfg.get(part) is None]:
         other = "test" if mode == "train" else "train"
         can = all(cfg.get(part) is not None for part in _PARTS[other])
@@ -165,7 +179,11 @@ def check_loop(cfg: Config, mode: str) -> None:
 
 
 def check_optimizer(cfg: Config) -> None:
-    """See that the optimizer's type is known; what mmengine says otherwise does not name it."""
+    """See that the optimizer's type is known; what mmengine says otherwise does not name it.
+
+    Raises:
+        UsageError: It is not; names one that comes close.
+    """
     wrapper = cfg.get("optim_wrapper") or {}
     # one for each part of a model, where mmengine's OptimWrapperDict takes several
     several = [one for one in wrapper.values() if isinstance(one, dict) and "optimizer" in one]

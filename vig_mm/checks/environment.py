@@ -107,8 +107,12 @@ def tell_mmengine_of_forks() -> None:
 def require(scope: str) -> None:
     """Check mmengine, mmcv with its operators and the library of a config (`scope`, of `SCOPES`).
 
-    A `RequirementError` names everything that is missing or does not fit, the versions found, and
-    the command that puts it right. Several distributions of mmcv are warned of.
+    Warns of several distributions of mmcv in one environment.
+
+    Raises:
+        ValueError: `scope` is none of `SCOPES`.
+        RequirementError: names everything that is missing or does not fit, the versions found, and
+            the command that puts it right.
     """
     if scope not in SCOPES:
         raise ValueError(f"default_scope is {scope!r}, but must be one of {', '.join(SCOPES)}")

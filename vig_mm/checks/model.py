@@ -33,8 +33,10 @@ def parts(model: Any) -> Iterator[tuple[str, dict]]:
 
 
 def check_options(cfg: Config) -> None:
-    """Check that each part of a model knows each option in a whole config, before `--tta` does; a
-    `ModelError` names all unknown options and the known ones.
+    """Check that each part of a model knows each option in a whole config, before `--tta` does.
+
+    Raises:
+        ModelError: names all unknown options and the known ones.
     """
     problems: list[str] = []
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
@@ -66,9 +68,15 @@ def check_options(cfg: Config) -> None:
 def check_channels(model: nn.Module, cfg: dict) -> None:
     """Check that neck and heads take the maps that come to them, by running one blank image.
 
-    A `ModelError` names every part that fails on its input and states other `in_channels` than come
-    in, and what to set. What fails otherwise is left to the run itself; so is a backbone that does
-    not take the image. Model and config are without wrappers; the mode is left as it was.
+    A part is reported when it fails on its input and states other `in_channels` than come in.
+    What fails otherwise is left to the run itself; so is a backbone that does not take the image.
+
+    Args:
+        model: A built model, not wrapped. Its mode is left as it was.
+        cfg: The config of the model, without any wrapper's.
+
+    Raises:
+        ModelError: names every part that does not fit, what comes in, and what to set.
     """
     stated = [
         key

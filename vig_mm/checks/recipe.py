@@ -25,8 +25,10 @@ _RECIPES = {  # learning rate, images of a batch, weight decay, warm-up
 
 
 def check_recipe(cfg: Config) -> None:
-    """See that schedules end after they begin, and that heads by kind of class fit the data; a
-    `UsageError` names everything that does not.
+    """See that schedules end after they begin, and that heads by kind of class fit the data.
+
+    Raises:
+        UsageError: Names everything that does not.
     """
     problems = []
     for where, entry in _schedules(cfg.get("param_scheduler")):
@@ -80,8 +82,11 @@ def _kinds_of_classes(cfg: Config) -> Iterator[str]:
 
 
 def recipe_notes(cfg: Config, model: nn.Module) -> list[str]:
-    """What of a whole config, and of its model without wrappers, trains a ViG badly without a word;
-    for the log.
+    """What of a config trains a ViG badly without a word; for the log.
+
+    Args:
+        cfg: The whole config.
+        model: What is built of it, not wrapped. Its mode is left as it was.
     """
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, ViGBackbone):

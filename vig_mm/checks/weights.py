@@ -33,9 +33,12 @@ def bare_model(model: nn.Module) -> nn.Module:
 def check_initial_weights(cfg: Any, ours: bool = False) -> None:
     """Read the files that parts of a model's config take their first weights from, at any depth.
 
-    A `CheckpointError` tells before anything is built, as other backbones than ours leave that to
-    mmengine, whose errors do not name the file. Addresses are left to the loader. `ours`: whether
-    the entry is of a backbone of vig_mm, which reads more formats than mmengine.
+    Before anything is built, and because other backbones than ours leave that to mmengine, whose
+    errors do not name the file. Addresses are left to the loader. `ours`: whether the entry is of a
+    backbone of vig_mm, which reads more formats than mmengine.
+
+    Raises:
+        CheckpointError: a file is missing or is no checkpoint that can be loaded safely.
     """
     if isinstance(cfg, dict):
         path = cfg.get("checkpoint") if type_name(cfg) in ("Pretrained", "PretrainedInit") else None
@@ -65,9 +68,8 @@ def check_weights(
 ) -> list[str]:
     """See that an mm checkpoint fits a Runner's model; mmengine only logs what does not.
 
-    A `CheckpointError` names what is missing, of another shape, or no finite number. What the
-    modules' own hooks rename or resize while they load, such as position embeddings of another
-    image size, fits.
+    What the modules' own hooks rename or resize while they load, such as position embeddings of
+    another image size, fits.
 
     Args:
         partly: Whether it is enough that something fits, as when fine-tuning.
@@ -75,6 +77,9 @@ def check_weights(
 
     Returns:
         For the log, one line for each part of the model that nothing in the file fits.
+
+    Raises:
+        CheckpointError: names what is missing, of another shape, or no finite number.
     """
     model = bare_model(model)
     state, _ = weights(read_checkpoint(path), path=path)
@@ -109,7 +114,7 @@ def check_weights(
             f"{path!r} does not fit this config's model: of its {len(own)} weights {details}. "
             "Give the checkpoint that was trained with this config, or the config of its training."
         )
-    fitting = {name: state[name] for name in own.keys() - unfit}
+    fitting = {name: state[name] for name in own if name not in unfit}
     check_numbers(fitting, dict(model.named_parameters(remove_duplicate=False)), path)
     sizes = Counter(name.partition(".")[0] for name in own)
     fresh = sizes.keys() - {name.partition(".")[0] for name in fitting}

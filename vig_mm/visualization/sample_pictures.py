@@ -62,7 +62,7 @@ class SamplePictures(ABC):
         sides: Sequence[str] = (PREDICTION,),
         truth_frame: Size | None = None,
     ) -> Image.Image:
-        """Draw a sample on its image; a `UsageError` if the prediction is none of the task.
+        """Draw a sample on its image.
 
         Args:
             image: RGB ``[h, w, 3]`` (uint8) of any size; predictions are those for the whole of it.
@@ -70,6 +70,9 @@ class SamplePictures(ABC):
             sides: which of `TRUTH` and `PREDICTION` to draw, from left to right.
             truth_frame: height and width of the image whose coordinates the annotations are in;
                 default: those of ``image``.
+
+        Raises:
+            UsageError: The prediction is none of the task: image retrieval, captions, depth.
         """
         shown = image.shape[:2]
         frames = {side: (truth_frame or shown) if side == TRUTH else shown for side in sides}

@@ -13,7 +13,11 @@ __all__ = ["DataCheck", "check_data", "prepare_data", "repair"]
 
 
 def prepare_data(cfg: Config, splits: tuple[str, ...], check: bool = True) -> list[str]:
-    """Check the data of a config unless that is not wanted, then repair it; what to log."""
+    """Check the data of a config unless that is not wanted, then repair it; what to log.
+
+    Raises:
+        DataError: See `check_data`.
+    """
     read: dict[str, dict | str] = {}  # large files are read once
     lines = check_data(cfg, splits, read) if check else []
     return lines + repair(cfg, splits, read)

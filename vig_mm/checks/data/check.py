@@ -45,7 +45,6 @@ def check_data(
 
     Each annotation file is read once, and of each loader a few label maps; no image is opened.
     Data sets of classes unknown here and data that is not in local files are left to the libraries.
-    A `DataError` has a line for each problem: which loader, what is wrong, where, what to do.
 
     Args:
         cfg: A whole mmdet, mmseg or mmpretrain config with `default_scope`.
@@ -54,6 +53,9 @@ def check_data(
 
     Returns:
         Lines for the log: grave warnings, and what a library leaves out of a data set.
+
+    Raises:
+        DataError: One line for each problem: which loader, what is wrong, where, what to do.
     """
     found = DataCheck(cfg, splits, read=read).findings
     if errors := dict.fromkeys(one.text for one in found if one.severity == "error"):

@@ -32,10 +32,7 @@ def convert(
     classes: list[str] | None = None,
     as_polygons: bool = False,
 ) -> tuple[dict, list[str]]:
-    """The content of a COCO file, with ids from 1 and boxes and polygons in pixels, of annotations
-    of another format (`kind`); and what a user should know of it.
-
-    A `FormatError` names what cannot be converted, or that there is no object.
+    """Read annotations of another format (`kind`) as COCO's.
 
     Args:
         source: File or folder, as the format has it.
@@ -43,6 +40,13 @@ def convert(
         split: Of a YOLO data.yaml.
         classes: Their order; None for that of the format, or of the alphabet.
         as_polygons: Take YOLO's oriented boxes for polygons.
+
+    Returns:
+        Content of a COCO file, with ids from 1 and boxes and polygons in pixels; and what a user
+        should know of it.
+
+    Raises:
+        FormatError: There is anything that is not converted, or no object; the message names it.
     """
     if kind in OTHERS:
         raise FormatError(f"{kind} is not read here; {OTHERS[kind]}")
