@@ -105,13 +105,20 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def run_names(paths: list[Path]) -> list[str]:
-    """Of each run what its path has besides those of the others, without `scalars.json`."""
+    """Of each run what its path has besides those of the others, without `scalars.json`.
+
+    Raises:
+        UsageError: a run is given twice.
+    """
     folders = [path.parents[1] if path.parent.name == "vis_data" else path for path in paths]
     shared = os.path.commonpath([folder.resolve().parent for folder in folders])
     # the folder of one start says nothing without the work dir's name
     while STARTED.match(os.path.relpath(folders[0].resolve(), shared)):
         shared = os.path.dirname(shared)
-    return [Path(os.path.relpath(folder.resolve(), shared)).as_posix() for folder in folders]
+    names = [Path(os.path.relpath(folder.resolve(), shared)).as_posix() for folder in folders]
+    if len(set(names)) < len(names):
+        raise UsageError("a run is given twice")
+    return names
 
 
 def choose(runs: list[Run], patterns: list[str] | None) -> list[tuple[str, bool]]:

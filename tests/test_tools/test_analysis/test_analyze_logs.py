@@ -77,6 +77,8 @@ def test_log_that_is_being_written_and_names(analyze_logs, tmp_path):
     assert analyze_logs.run_names(paths) == ["a/run", "b/run", "c/other"]
     assert analyze_logs.run_names(paths[1:]) == ["b/run", "c/other"]
     assert analyze_logs.run_names(paths[:1]) == ["run"]
+    with pytest.raises(UsageError, match="a run is given twice"):
+        analyze_logs.run_names([*paths, paths[2].parents[1]])
 
 
 def test_picture(analyze_logs, resumed, tmp_path, monkeypatch):
